@@ -1,0 +1,38 @@
+"""What a choice of bits costs, layer by layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwmodel.errors import InputError
+from hwmodel.precision import Precision
+
+
+@dataclass(frozen=True, slots=True)
+class CostTable:
+    """Additive costs of L layers at C precisions, shape (L, C) each, plus what every configuration pays.
+
+    `weight_bytes` are bytes of the packed file (codes, scales, zero-points, biases); a file has
+    `fixed_bytes + weight_bytes[range(L), choice].sum()` bytes, exactly. `code_bits` are the bits of the
+    weight codes alone (the weights-only figure of the papers × 8). `bops` are bit operations
+    (MACs × weight bits × activation bits). `latency_s` and `energy_j` are present where a device was given.
+    """
+
+    layers: tuple[str, ...]
+    precisions: tuple[Precision, ...]
+    weight_bytes: NDArray[np.int64]
+    code_bits: NDArray[np.int64]
+    bops: NDArray[np.float64]
+    fixed_bytes: int
+    latency_s: NDArray[np.float64] | None = None
+    energy_j: NDArray[np.float64] | None = None
+
+    def __post_init__(self) -> None:
+        shape = (len(self.layers), len(self.precisions))
+        for name in ("weight_bytes", "code_bits", "bops", "latency_s", "energy_j"):
+            array = getattr(self, name)
+            if array is not None and array.shape != shape:
+                raise InputError(f"cost table: {name} must have shape {shape}, got {array.shape}")

@@ -1,0 +1,167 @@
+"""What a layer is: shapes only, no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from hwmodel.errors import InputError
+
+LayerKind = Literal["conv", "linear"]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """One quantizable layer; a linear layer is a 1×1 convolution on a map of `positions` × 1 pixels.
+
+    `block` names the reconstruction unit that the layer belongs to. Layers with the same `tie` share one
+    gene: they always get the same precision. `uses` counts the calls of the layer in one forward pass.
+    `in_size` and `out_size` are (height, width) of one image's feature map.
+    """
+
+    name: str
+    kind: LayerKind
+    in_channels: int
+    out_channels: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    in_size: tuple[int, int]
+    out_size: tuple[int, int]
+    block: str
+    tie: str
+    uses: int = 1
+
+    def __post_init__(self) -> None:
+        for field in ("in_channels", "out_channels", "groups", "uses"):
+            if getattr(self, field) < 1:
+                raise InputError(f"layer {self.name!r}: {field} must be at least 1, got {getattr(self, field)}")
+        for field in ("kernel", "stride", "dilation"):
+            if min(getattr(self, field)) < 1:
+                raise InputError(f"layer {self.name!r}: {field} must be at least 1, got {getattr(self, field)}")
+        if min(*self.in_size, *self.out_size) < 0:
+            raise InputError(f"layer {self.name!r}: feature map sizes must not be negative")
+        if self.in_channels % self.groups or self.out_channels % self.groups:
+            raise InputError(
+                f"layer {self.name!r}: {self.groups} groups must divide {self.in_channels} and {self.out_channels} channels"
+            )
+
+    @property
+    def weights_per_channel(self) -> int:
+        """Weights of one output channel: the length of its dot product."""
+        return self.in_channels // self.groups * self.kernel[0] * self.kernel[1]
+
+    @property
+    def n_weights(self) -> int:
+        """Weights, biases not counted."""
+        return self.out_channels * self.weights_per_channel
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one image, over all uses."""
+        return self.uses * self.n_weights * self.out_size[0] * self.out_size[1]
+
+    @property
+    def n_activations(self) -> int:
+        """Input activations of one image and one use."""
+        return self.in_channels * self.in_size[0] * self.in_size[1]
+
+    @property
+    def n_outputs(self) -> int:
+        """Output activations of one image and one use."""
+        return self.out_channels * self.out_size[0] * self.out_size[1]
+
+    @property
+    def depthwise(self) -> bool:
+        """Every output channel reads one input channel."""
+        return self.groups > 1 and self.groups == self.in_channels
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready mapping, read back by `from_json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> LayerSpec:
+        """The inverse of `to_json`. Raises InputError where a key is unknown or missing."""
+        try:
+            fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+            return cls(**fields)
+        except TypeError as error:
+            raise InputError(f"not a layer description: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTable:
+    """The L quantizable layers of a network in execution order, and what was not counted.
+
+    `input_size` is (channels, height, width). `uncounted` maps the names of parts that are not quantized to the
+    reason; their parameters are stored in half precision.
+    """
+
+    model: str
+    input_size: tuple[int, int, int]
+    layers: tuple[LayerSpec, ...]
+    uncounted: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [layer.name for layer in self.layers]
+        if len(set(names)) != len(names):
+            raise InputError(f"layer names must be unique, got {len(names)} with {len(set(names))} distinct")
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[LayerSpec]:
+        return iter(self.layers)
+
+    def __getitem__(self, index: int) -> LayerSpec:
+        return self.layers[index]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The layers' names, in execution order."""
+        return tuple(layer.name for layer in self.layers)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one image."""
+        return sum(layer.macs for layer in self.layers)
+
+    @property
+    def n_weights(self) -> int:
+        """Weights of all layers, biases not counted."""
+        return sum(layer.n_weights for layer in self.layers)
+
+    @property
+    def genes(self) -> tuple[tuple[int, ...], ...]:
+        """Layer indices of each gene, in order of first appearance: layers of one tie group share a gene."""
+        groups: dict[str, list[int]] = {}
+        for index, layer in enumerate(self.layers):
+            groups.setdefault(layer.tie, []).append(index)
+        return tuple(tuple(group) for group in groups.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready mapping, read back by `from_json`."""
+        return {
+            "model": self.model,
+            "input_size": list(self.input_size),
+            "layers": [layer.to_json() for layer in self.layers],
+            "uncounted": [list(pair) for pair in self.uncounted],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> LayerTable:
+        """The inverse of `to_json`. Raises InputError where a key is missing."""
+        try:
+            channels, height, width = data["input_size"]
+            layers: Iterable[Mapping[str, Any]] = data["layers"]
+            return cls(
+                str(data["model"]),
+                (channels, height, width),
+                tuple(LayerSpec.from_json(layer) for layer in layers),
+                tuple((name, reason) for name, reason in data["uncounted"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise InputError(f"not a layer table: {error}") from None

@@ -1,0 +1,132 @@
+"""The bytes of a packed model file, exactly, without writing it.
+
+A packed file is a safetensors file: 8 bytes of header length, a JSON header, then the data. The data of a layer are its
+codes at their bit-width, and per output channel a half-precision scale, a zero-point at the codes' width and a
+half-precision bias. Parts that are not quantized are stored in half precision. The header is filled up to the
+longest that any configuration of the network can need, so that a file's size is a sum over layers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hwmodel.cost import CostTable
+from hwmodel.layer import LayerSpec, LayerTable
+from hwmodel.precision import WEIGHT_BITS, BitConfig, Precision
+
+HALF_BYTES = 2
+HEADER_LENGTH_BYTES = 8
+ALIGNMENT = 8  # safetensors pads its header to this
+FORMAT = "mpsearch-packed-1"
+
+
+def packed_bytes(count: int, bits: int) -> int:
+    """Bytes of `count` codes packed without gaps at `bits` bits each."""
+    return -(-count * bits // 8)
+
+
+def layer_bytes(layer: LayerSpec, bits: int) -> int:
+    """Bytes of one layer's data: codes, scales, zero-points and biases."""
+    channels = layer.out_channels
+    return packed_bytes(layer.n_weights, bits) + packed_bytes(channels, bits) + 2 * HALF_BYTES * channels
+
+
+@dataclass(frozen=True, slots=True)
+class PackedLayout:
+    """What determines a packed file's header: the model's `reference`, its layers, and `others`, the shapes of the
+    tensors that are stored in half precision."""
+
+    reference: str
+    table: LayerTable
+    others: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+    def header_bytes(self) -> int:
+        """The header of every packed file of this model, its length field included."""
+        longest = {layer.name: max(WEIGHT_BITS) for layer in self.table}
+        return HEADER_LENGTH_BYTES + _aligned(len(self.header(longest, "")))
+
+    def header(self, wbits: Mapping[str, int], padding: str) -> bytes:
+        """The JSON header for these weight bits by layer name, before safetensors' own padding to 8 bytes."""
+        entries: dict[str, object] = {"__metadata__": self.metadata(wbits, padding)}
+        start = 0
+        for name, (dtype, shape) in sorted(self.tensors(wbits).items(), key=_order):
+            end = start + int(np.prod(shape)) * (HALF_BYTES if dtype == "F16" else 1)
+            entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+            start = end
+        return json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+
+    def metadata(self, wbits: Mapping[str, int], padding: str) -> dict[str, str]:
+        """The header's text fields, in the order of their keys."""
+        layers = " ".join(f"{layer.name}:{wbits[layer.name]}" for layer in self.table)
+        return {
+            "format": FORMAT,
+            "input": "x".join(map(str, self.table.input_size)),
+            "layers": layers,
+            "model": self.reference,
+            "padding": padding,
+        }
+
+    def padding(self, wbits: Mapping[str, int]) -> str:
+        """The filling that makes the header as long as the longest."""
+        longest = self.header_bytes() - HEADER_LENGTH_BYTES
+        return " " * (longest - len(self.header(wbits, "")))
+
+    def tensors(self, wbits: Mapping[str, int]) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Data type and shape of every tensor in the file."""
+        channels = sum(layer.out_channels for layer in self.table)
+        tensors: dict[str, tuple[str, tuple[int, ...]]] = {
+            "biases": ("F16", (channels,)),
+            "codes": ("U8", (sum(packed_bytes(layer.n_weights, wbits[layer.name]) for layer in self.table),)),
+            "scales": ("F16", (channels,)),
+            "zero_points": ("U8", (sum(packed_bytes(layer.out_channels, wbits[layer.name]) for layer in self.table),)),
+        }
+        return tensors | {f"other.{name}": ("F16", shape) for name, shape in self.others}
+
+    def fixed_bytes(self) -> int:
+        """Bytes that do not depend on the bits: the header and the parts that are not quantized."""
+        return self.header_bytes() + sum(HALF_BYTES * int(np.prod(shape)) for _, shape in self.others)
+
+    def file_bytes(self, config: BitConfig) -> int:
+        """The size of the packed file of `config`."""
+        layers = sum(layer_bytes(layer, config[layer.name].w) for layer in self.table)
+        return self.fixed_bytes() + layers
+
+
+def _order(item: tuple[str, tuple[str, tuple[int, ...]]]) -> tuple[int, str]:
+    """safetensors stores wider types first, then by name."""
+    name, (dtype, _) = item
+    return (0 if dtype == "F16" else 1, name)
+
+
+def _aligned(count: int) -> int:
+    return -(-count // ALIGNMENT) * ALIGNMENT
+
+
+def weights_only_bytes(table: LayerTable, wbits: Sequence[int]) -> float:
+    """The papers' figure: bits of the weight codes alone, over 8; no scales, biases or header."""
+    return sum(layer.n_weights * bits for layer, bits in zip(table, wbits, strict=True)) / 8
+
+
+def bops(layer: LayerSpec, precision: Precision) -> float:
+    """Bit operations: MACs × weight bits × activation bits (as counted by HAWQ-V3, arXiv 2011.10680)."""
+    return float(layer.macs * precision.w * precision.a)
+
+
+def cost_table(layout: PackedLayout, precisions: Sequence[Precision]) -> CostTable:
+    """Sizes and bit operations of every layer at every candidate precision, arrays (L, C)."""
+    table = layout.table
+    size = [[layer_bytes(layer, precision.w) for precision in precisions] for layer in table]
+    codes = [[layer.n_weights * precision.w for precision in precisions] for layer in table]
+    operations = [[bops(layer, precision) for precision in precisions] for layer in table]
+    return CostTable(
+        table.names,
+        tuple(precisions),
+        np.array(size, np.int64),
+        np.array(codes, np.int64),
+        np.array(operations, np.float64),
+        layout.fixed_bytes(),
+    )

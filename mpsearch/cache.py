@@ -1,0 +1,49 @@
+"""The sensitivity table on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from hwmodel import InputError, Precision
+from mpsearch.sensitivity_table import SensitivityTable
+
+
+def save_table(path: Path, table: SensitivityTable) -> None:
+    """Writes a sensitivity table as safetensors, in one step."""
+    metadata = {
+        "layers": json.dumps(table.layers),
+        "precisions": json.dumps([str(precision) for precision in table.precisions]),
+        "samples": str(table.samples),
+        "seed": str(table.seed),
+        "metric": table.metric,
+        "fingerprint": table.fingerprint,
+    }
+    temporary = path.with_suffix(".tmp")
+    save_file({"intra": table.intra, "inter": table.inter}, temporary, metadata)
+    os.replace(temporary, path)
+
+
+def load_table(path: Path) -> SensitivityTable:
+    """Reads a sensitivity table. Raises InputError where the file is missing or damaged."""
+    if not path.is_file():
+        raise InputError(f"{path} is missing: make it with `mpsearch sensitivity`")
+    try:
+        with safe_open(path, "np") as file:
+            metadata = file.metadata() or {}
+            return SensitivityTable(
+                tuple(json.loads(metadata["layers"])),
+                tuple(Precision.parse(text) for text in json.loads(metadata["precisions"])),
+                file.get_tensor("intra"),
+                file.get_tensor("inter"),
+                samples=int(metadata["samples"]),
+                seed=int(metadata["seed"]),
+                metric=metadata["metric"],
+                fingerprint=metadata["fingerprint"],
+            )
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({error}); delete it to measure again") from None

@@ -1,0 +1,354 @@
+"""The command line. Results go to stdout, all else to stderr; exit codes: 0 done, 1 internal fault, 2 bad input."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hwmodel import InputError
+
+if TYPE_CHECKING:
+    from mpsearch.console import Console
+    from mpsearch.exact import Answer
+    from mpsearch.front import ParetoFront
+    from mpsearch.options import RunOptions
+    from mpsearch.pipeline import Run
+
+app = typer.Typer(
+    name="mpsearch",
+    help="Finds the bit-width of every layer of a trained network and finishes it by block reconstruction.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Model = Annotated[str, typer.Option(help="A torchvision classifier, file.py:factory or package.module:factory.")]
+Weights = Annotated[Path | None, typer.Option(help="safetensors or a torch checkpoint; a JSON may stand beside it.")]
+Data = Annotated[str | None, typer.Option(help="A folder with calib/ and val/, a .npz, or file.py:factory.")]
+Budget = Annotated[str, typer.Option(help="What the packed file may take: 1.5MB, 900kB, 2MiB.")]
+Bits = Annotated[str, typer.Option(help="Candidate weight bits.")]
+Edges = Annotated[str, typer.Option(help="First and last layer: 8, free, or auto (8 where the budget has room).")]
+Samples = Annotated[int, typer.Option(help="Calibration images.")]
+ValSamples = Annotated[int, typer.Option(help="Validation images; 0 for all.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Population = Annotated[int, typer.Option(help="Configurations a generation.")]
+Generations = Annotated[int, typer.Option(help="Generations at most.")]
+Steps = Annotated[int, typer.Option(help="Reconstruction steps a block.")]
+PolishSteps = Annotated[int, typer.Option(help="Steps of the end-to-end polish; 0 for none.")]
+Out = Annotated[Path | None, typer.Option(help="The run folder [default: runs/MODEL].")]
+Json = Annotated[bool, typer.Option("--json", help="Only JSON to stdout.")]
+Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    show_version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    """Options of every command."""
+    if show_version:
+        typer.echo(f"mpsearch {version('mpsearch')}")
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    size_budget: Budget,
+    model: Model = "mobilenetv2",
+    weights: Weights = None,
+    data: Data = None,
+    wbits: Bits = "2,3,4,6,8",
+    edges: Edges = "auto",
+    samples: Samples = 512,
+    val_samples: ValSamples = 0,
+    seed: Seed = 0,
+    population: Population = 200,
+    generations: Generations = 200,
+    steps: Steps = 200,
+    polish_steps: PolishSteps = 300,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """The main job: sensitivity, search, and the finished model at the budget."""
+    from mpsearch import report
+    from mpsearch.exact import answers
+
+    options = _options(
+        size_budget,
+        model,
+        weights,
+        data,
+        wbits,
+        edges,
+        samples,
+        val_samples,
+        seed,
+        population,
+        generations,
+        steps,
+        polish_steps,
+    )
+    job = _start(options, out)
+    table = job.layers_step()
+    job.check_budget()
+    sensitivity = job.sensitivity_step()
+    front = job.search_step(sensitivity)
+    best = front.best()
+    chosen = job.finalize_step(front.config(best), "budget")
+    summary = job.summary_step(chosen)
+    problem = job.problem(sensitivity)
+    beside = answers(problem, problem.genomes(front.choices[best : best + 1])[0])
+    comparison = report.answer_rows(beside, options.size_budget_bytes)
+    job.folder.write(
+        "report.txt",
+        report.as_text(
+            f"mpsearch {version('mpsearch')}: {job.model.reference}",
+            report.summary_rows(summary),
+            comparison,
+            report.bit_rows(table, [("bits", front.config(best))]),
+        ),
+    )
+    _draw(job, front, best, beside)
+    if as_json:
+        print(json.dumps(summary, indent=1))
+        return
+    job.console.out.print(comparison)
+    job.console.out.print(report.summary_rows(summary))
+    job.console.note(f"everything is in {job.folder.path}; look at front.png, or run: mpsearch front {job.folder.path}")
+
+
+@app.command()
+def layers(
+    model: Model = "mobilenetv2",
+    weights: Weights = None,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """The layer table: shapes, MACs, weights, blocks, and what is not quantized."""
+    from mpsearch import report
+
+    table = _start(_options("1GB", model, weights, data), None).table
+    if as_json:
+        print(json.dumps(table.to_json(), indent=1))
+        return
+    console = _console()
+    for view in report.layer_rows(table):
+        console.out.print(view)
+
+
+@app.command()
+def sensitivity(
+    size_budget: Budget,
+    model: Model = "mobilenetv2",
+    weights: Weights = None,
+    data: Data = None,
+    wbits: Bits = "2,3,4,6,8",
+    edges: Edges = "auto",
+    samples: Samples = 512,
+    seed: Seed = 0,
+    out: Out = None,
+) -> None:
+    """Measures the sensitivity cache of a run folder, which `search` and `finalize` go on from."""
+    job = _start(_options(size_budget, model, weights, data, wbits, edges, samples, 0, seed), out)
+    job.layers_step()
+    job.check_budget()
+    job.sensitivity_step()
+    job.console.note(f"the cache is in {job.folder.path}; go on with: mpsearch search {job.folder.path}")
+
+
+@app.command()
+def search(folder: Folder) -> None:
+    """Searches the Pareto front of a run folder."""
+    from mpsearch import report
+    from mpsearch.exact import answers
+
+    job = _resume(folder)
+    table = job.sensitivity_step()
+    front = job.search_step(table)
+    problem = job.problem(table)
+    found = problem.genomes(front.choices[front.best() : front.best() + 1])[0]
+    job.console.out.print(report.answer_rows(answers(problem, found), job.options.size_budget_bytes))
+
+
+@app.command()
+def finalize(
+    folder: Folder,
+    pick: Annotated[
+        str, typer.Option(help="Which points: budget, knee, a point's number, or all:N for N of them.")
+    ] = "budget",
+) -> None:
+    """Finishes points of a run folder's front: low-bit models with measured accuracy."""
+    from mpsearch.picks import picked
+
+    job = _resume(folder)
+    front = job.search_step(job.sensitivity_step())
+    for name, index in picked(front, pick):
+        done = job.finalize_step(front.config(index), name)
+        top1 = "" if done["top1_reconstructed"] is None else f", top-1 {done['top1_reconstructed']:.2f} %"
+        job.console.out.print(f"{name}: {done['size_bytes']:,} bytes, KL {done['kl_reconstructed']:.4f} nats{top1}")
+
+
+@app.command()
+def front(
+    folder: Folder,
+    points: Annotated[int, typer.Option(min=4, help="Points shown.")] = 12,
+    plot: Annotated[bool, typer.Option("--plot", help="Draw front.png again.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Shows a run's front: as a table, as a picture, and who got which bits."""
+    from mpsearch import report
+    from mpsearch.folder import RunFolder
+    from mpsearch.view import finished_configs, read_front, read_layers
+
+    place = RunFolder(folder)
+    found, table = read_front(place), read_layers(place)
+    if as_json:
+        print(found.to_json(), end="")
+        return
+    finished = finished_configs(place)
+    shown = found.thin(points)
+    console = _console()
+    console.out.print(report.front_rows(found, shown, [entry for _, entry in finished]))
+    console.out.print(report.bit_rows(table, [(str(index), found.config(index)) for index in shown]))
+    if plot:
+        from mpsearch.exact import answers
+
+        job = _resume(folder)
+        problem = job.problem(job.sensitivity_step())
+        _draw(job, found, found.best(), answers(problem))
+    console.note(f"the picture is {folder / 'front.png'}")
+
+
+@app.command()
+def export(
+    folder: Folder,
+    form: Annotated[str, typer.Option("--format", help="json or csv.")] = "json",
+    out: Annotated[Path | None, typer.Option(help="A file [default: stdout].")] = None,
+) -> None:
+    """Writes the bit assignments of a run's finished configurations."""
+    from mpsearch.export import export as exported
+    from mpsearch.folder import RunFolder
+    from mpsearch.view import finished_configs, read_configs, read_layers
+
+    if form not in ("json", "csv"):
+        raise InputError(f"--format must be json or csv, got {form!r}")
+    place = RunFolder(folder)
+    configs = read_configs(finished_configs(place))
+    text = exported(read_layers(place), configs, "csv" if form == "csv" else "json")
+    if out is None:
+        print(text, end="")
+    else:
+        try:
+            out.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"cannot write {out} ({error.strerror}); name another file with --out") from None
+
+
+@app.command("demo-data")
+def demo_data(out: Annotated[Path, typer.Option(help="A folder for the contact sheet.")]) -> None:
+    """Writes a contact sheet of the embedded data set, to look at."""
+    from mpsearch.demo import contact_sheet
+    from mpsearch.folder import RunFolder
+
+    RunFolder(out).prepare(())
+    contact_sheet(out / "contact_sheet.png")
+    typer.echo(out / "contact_sheet.png")
+
+
+def main() -> None:
+    """The entry point: turns errors into one line and an exit code."""
+    debug = "--debug" in sys.argv[1:]
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    with _errors(debug):
+        app(arguments, standalone_mode=True)
+
+
+@contextlib.contextmanager
+def _errors(debug: bool) -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        if debug:
+            raise
+        print(f"mpsearch: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("mpsearch: interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if debug:
+            raise
+        print(f"mpsearch: internal fault: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
+        sys.exit(1)
+
+
+def _options(
+    size_budget: str,
+    model: str,
+    weights: Path | None,
+    data: str | None,
+    wbits: str = "2,3,4,6,8",
+    edges: str = "auto",
+    samples: int = 512,
+    val_samples: int = 0,
+    seed: int = 0,
+    population: int = 200,
+    generations: int = 200,
+    steps: int = 200,
+    polish_steps: int = 300,
+) -> RunOptions:
+    from mpsearch.options import RunOptions, edge_policy, parse_bits
+    from mpsearch.units import parse_size
+
+    return RunOptions(
+        model=model,
+        size_budget_bytes=parse_size(size_budget),
+        weights=None if weights is None else str(weights),
+        data=data,
+        wbits=parse_bits(wbits),
+        edges=edge_policy(edges),
+        samples=samples,
+        val_samples=val_samples,
+        seed=seed,
+        population=population,
+        generations=generations,
+        steps=steps,
+        polish_steps=polish_steps,
+    )
+
+
+def _start(options: RunOptions, out: Path | None) -> Run:
+    from mpsearch.folder import RunFolder
+    from mpsearch.pipeline import Run
+
+    console = _console()
+    if options.demo:
+        console.note("embedded default: our own MobileNetV2 and rendered images; --weights and --data take yours")
+    name = options.model.rsplit(":", 1)[-1]
+    return Run(options, RunFolder(out or Path("runs") / name), console)
+
+
+def _resume(folder: Path) -> Run:
+    from mpsearch.options import RunOptions
+
+    return _start(RunOptions.from_toml(folder / "config.toml"), folder)
+
+
+def _console() -> Console:
+    from mpsearch.console import Console
+
+    return Console()
+
+
+def _draw(job: Run, found: ParetoFront, index: int, beside: Sequence[Answer]) -> None:
+    from mpsearch.plots import draw_front, front_info
+
+    info = front_info(found, index, job.options.size_budget_bytes, job.table, beside)
+    draw_front(info, job.folder.file("front.png"))

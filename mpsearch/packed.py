@@ -1,0 +1,135 @@
+"""The packed model file: weights at their real bit-width, written and read back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import Tensor, nn
+
+from hwmodel import BitConfig, InputError, LayerTable
+from hwmodel.size import FORMAT, PackedLayout, packed_bytes
+from mpsearch.models import build_architecture
+from recon.network import Network, trace
+from recon.quantizer import Grid, QuantizedWeight
+from recon.reconstruct import quantized
+
+
+def pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """Codes (n,), each below 2^bits, as bytes (ceil(n·bits/8),): little-endian, without gaps."""
+    planes = (codes[:, None] >> np.arange(bits, dtype=np.uint8)) & 1
+    return np.packbits(planes.astype(np.uint8).ravel(), bitorder="little")
+
+
+def unpack(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uint8]:
+    """The inverse of `pack`: `count` codes."""
+    planes = np.unpackbits(packed, count=count * bits, bitorder="little").reshape(count, bits)
+    weights = np.left_shift(1, np.arange(bits), dtype=np.int64)
+    return np.asarray(planes @ weights, np.uint8)
+
+
+def layout_of(network: Network, reference: str) -> PackedLayout:
+    """The layout of the packed files of a traced network that `reference` can rebuild."""
+    return PackedLayout(reference, network.table, tuple((name, tuple(t.shape)) for name, t in others(network).items()))
+
+
+def others(network: Network) -> dict[str, Tensor]:
+    """Parameters and buffers that no quantized layer holds, by name: they are stored in half precision."""
+    held = {part.data_ptr() for name in network.table.names for part in network.layer(name).parameters()}
+    state = network.model.state_dict()
+    return {name: t for name, t in state.items() if t.is_floating_point() and t.numel() and t.data_ptr() not in held}
+
+
+def save_packed(
+    path: Path,
+    network: Network,
+    reference: str,
+    config: BitConfig,
+    weights: Mapping[str, QuantizedWeight],
+    biases: Mapping[str, Tensor],
+) -> int:
+    """Writes a model in `config`'s bits; the number of bytes written, which `hwmodel.size` predicts exactly.
+
+    Raises InputError where a part that stays in half precision overflows it.
+    """
+    layout = layout_of(network, reference)
+    wbits = {name: config[name].w for name in config.layers}
+    names = network.table.names
+    codes = [pack(weights[name].codes.cpu().numpy().ravel(), wbits[name]) for name in names]
+    zeros = [pack(weights[name].grid.zero_point.cpu().numpy().astype(np.uint8), wbits[name]) for name in names]
+    tensors: dict[str, NDArray[np.generic]] = {
+        "biases": np.concatenate([biases[name].cpu().numpy() for name in names]).astype(np.float16),
+        "codes": np.concatenate(codes),
+        "scales": np.concatenate([weights[name].grid.scale.cpu().numpy() for name in names]).astype(np.float16),
+        "zero_points": np.concatenate(zeros),
+    }
+    for name, tensor in others(network).items():
+        half = tensor.detach().cpu().half()
+        if not torch.isfinite(half).all():
+            raise InputError(f"{name!r} is not quantized and too large for half precision (65504 at most)")
+        tensors[f"other.{name}"] = half.numpy()
+    metadata = layout.metadata(wbits, layout.padding(wbits))
+    temporary = path.with_suffix(".tmp")
+    save_file(tensors, temporary, metadata)
+    temporary.replace(path)
+    return path.stat().st_size
+
+
+def load_packed(path: Path | str) -> nn.Module:
+    """The low-bit model in a packed file, as a torch module in eval mode with float32 arithmetic.
+
+    Its outputs are those of the model that was written. The architecture is built from the reference in the file: for
+    `file.py:factory` that file must still be there. Raises InputError where the file is missing, damaged, or not a
+    packed model.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no packed model at {path}: expected a model-*.safetensors file of a run folder")
+    try:
+        with safe_open(path, "np") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is damaged or not a safetensors file ({error}); write it again") from None
+    if metadata.get("format") != FORMAT:
+        raise InputError(f"{path} is not a packed model: expected format {FORMAT!r}, got {metadata.get('format')!r}")
+    channels, height, width = (int(size) for size in metadata["input"].split("x"))
+    network = trace(build_architecture(metadata["model"]), (channels, height, width), metadata["model"])
+    wbits = {name: int(bits) for name, bits in (entry.rsplit(":", 1) for entry in metadata["layers"].split(" "))}
+    if tuple(wbits) != network.table.names:
+        raise InputError(f"{path} does not fit {metadata['model']}: its layers differ from the traced ones")
+    weights = _read_weights(network.table, network, wbits, tensors)
+    biases = _split(torch.from_numpy(tensors["biases"]).float(), network.table)
+    result = quantized(network, weights, biases)
+    state = {name.removeprefix("other."): torch.from_numpy(t) for name, t in tensors.items() if name[:6] == "other."}
+    result.model.load_state_dict(state, strict=False)
+    return result.model
+
+
+def _split(values: Tensor, table: LayerTable) -> dict[str, Tensor]:
+    parts = torch.split(values, [layer.out_channels for layer in table])
+    return dict(zip(table.names, parts, strict=True))
+
+
+def _read_weights(
+    table: LayerTable, network: Network, wbits: Mapping[str, int], tensors: Mapping[str, NDArray[np.generic]]
+) -> dict[str, QuantizedWeight]:
+    scales = _split(torch.from_numpy(tensors["scales"]).float(), table)
+    code_bytes, zero_bytes = tensors["codes"].astype(np.uint8), tensors["zero_points"].astype(np.uint8)
+    weights: dict[str, QuantizedWeight] = {}
+    code_start = zero_start = 0
+    for layer in table:
+        bits = wbits[layer.name]
+        code_end = code_start + packed_bytes(layer.n_weights, bits)
+        zero_end = zero_start + packed_bytes(layer.out_channels, bits)
+        codes = torch.from_numpy(unpack(code_bytes[code_start:code_end], bits, layer.n_weights))
+        zeros = torch.from_numpy(unpack(zero_bytes[zero_start:zero_end], bits, layer.out_channels)).float()
+        shape = network.layer(layer.name).weight.shape
+        weights[layer.name] = QuantizedWeight(Grid(bits, scales[layer.name], zeros), codes.view(shape))
+        code_start, zero_start = code_end, zero_end
+    return weights

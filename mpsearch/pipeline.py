@@ -1,0 +1,290 @@
+"""The steps of a run, in order: each writes one file into the run folder and is skipped when that is current."""
+
+from __future__ import annotations
+
+import resource
+import time
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hwmodel import BitConfig, BudgetError, CostTable, InputError, LayerTable, Precision
+from hwmodel.size import PackedLayout, cost_table
+from mpsearch.cache import load_table, save_table
+from mpsearch.console import Console
+from mpsearch.data import DataSource, load_data, normalize
+from mpsearch.edges import EDGE, pinned_edges
+from mpsearch.evaluate import Evaluation, evaluate, logits
+from mpsearch.finalize import Finished, finish
+from mpsearch.folder import Json, RunFolder, fingerprint
+from mpsearch.front import ParetoFront
+from mpsearch.models import LoadedModel, load_model
+from mpsearch.options import RunOptions
+from mpsearch.packed import layout_of
+from mpsearch.problem import BitProblem, build_problem
+from mpsearch.search import SearchSettings, search
+from mpsearch.sensitivity import METRIC, measure
+from mpsearch.sensitivity_table import SensitivityTable
+from mpsearch.summary import summarize
+from recon.checkpoint import Progress
+from recon.compute import avoid_slow_kernels, device
+from recon.network import Network, trace
+from recon.reconstruct import Settings
+
+CACHE = "sensitivity.safetensors"
+
+
+@dataclass
+class Run:
+    """One run: its options, its folder, and what its steps have loaded so far."""
+
+    options: RunOptions
+    folder: RunFolder
+    console: Console
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def model(self) -> LoadedModel:
+        """The float model."""
+        weights = Path(self.options.weights) if self.options.weights else None
+        return load_model(self.options.model, weights, demo=self.options.demo)
+
+    @cached_property
+    def network(self) -> Network:
+        """The traced model, on the compute device."""
+        model = self.model.model.to(device()).to(memory_format=torch.channels_last)
+        network = trace(model, self.model.input_size, self.model.reference)
+        avoid_slow_kernels(network.model)
+        return network
+
+    @cached_property
+    def data(self) -> DataSource:
+        """The calibration and validation images."""
+        return load_data(
+            self.options.data,
+            input_size=self.model.input_size,
+            calib_samples=self.options.samples,
+            val_samples=self.options.val_samples or None,
+            seed=self.options.seed,
+            classes=self.model.classes,
+        )
+
+    @cached_property
+    def calibration(self) -> torch.Tensor:
+        """The calibration images (N, C, H, W), normalised for the model."""
+        return normalize(self.data.calib.x, self.model.mean, self.model.std)
+
+    @property
+    def table(self) -> LayerTable:
+        """The layer table."""
+        return self.network.table
+
+    @cached_property
+    def layout(self) -> PackedLayout:
+        """What a packed file of this model looks like."""
+        return layout_of(self.network, self.model.reference)
+
+    @cached_property
+    def pinned(self) -> tuple[str, ...]:
+        """Edge layers held at 8 bits."""
+        return pinned_edges(self.table, self.options.size_budget_bytes, self.options.edges)
+
+    @cached_property
+    def precisions(self) -> tuple[Precision, ...]:
+        """Candidates, and 8 bits where an edge layer is held there."""
+        bits = set(self.options.wbits) | ({EDGE.w} if self.pinned else set())
+        return tuple(Precision(b) for b in sorted(bits))
+
+    @cached_property
+    def costs(self) -> CostTable:
+        """Sizes and bit operations per layer and candidate."""
+        return cost_table(self.layout, self.precisions)
+
+    @cached_property
+    def float_logits(self) -> torch.Tensor:
+        """The float model's logits on the validation images, what quantized ones are measured against."""
+        return logits(self.network.model, self._validation.x, self.model.mean, self.model.std)
+
+    @property
+    def _validation(self) -> Any:
+        if self.data.val is None:
+            raise InputError("measuring needs a val/ folder beside the calibration images")
+        return self.data.val
+
+    def check_folder(self) -> None:
+        """Makes the folder and refuses one that holds another model's run."""
+        self.folder.prepare()
+        if self.folder.file("layers.json").is_file():
+            there = self.folder.read_json("layers.json")
+            if there.get("fingerprint") != self.model.fingerprint:
+                model = there.get("table", {}).get("model", "another model")
+                raise InputError(
+                    f"{self.folder.path} holds a run of {model} with other weights, not of {self.model.reference} as "
+                    "given; name another folder with --out"
+                )
+        self.folder.write("config.toml", self.options.to_toml())
+
+    def layers_step(self) -> LayerTable:
+        """Writes the layer table."""
+        self.check_folder()
+        data = {"fingerprint": self.model.fingerprint, "table": self.table.to_json()}
+        self.folder.write_json("layers.json", data)
+        return self.table
+
+    @cached_property
+    def sensitivity_key(self) -> str:
+        """What the sensitivity cache depends on."""
+        bits = [str(precision) for precision in self.precisions]
+        return fingerprint(METRIC, self.model.fingerprint, self.data.calib.fingerprint, bits, self.options.seed)
+
+    def sensitivity_step(self) -> SensitivityTable:
+        """The sensitivity cache: read when current, else measured and written."""
+        path = self.folder.file(CACHE)
+        if path.is_file():
+            table = load_table(path)
+            if table.fingerprint == self.sensitivity_key:
+                self.console.current("sensitivity", "cache is current")
+                return table
+            self.console.note(f"{CACHE} is of other {self._difference(table)}: measured again")
+        with self._timed("sensitivity"), self.console.progress("sensitivity", len(self.calibration)) as advance:
+            table = measure(
+                self.network,
+                self.calibration,
+                self.precisions,
+                self.options.seed,
+                self.sensitivity_key,
+                lambda done, total: advance(done),
+            )
+        save_table(path, table)
+        return table
+
+    def _difference(self, table: SensitivityTable) -> str:
+        if table.precisions != self.precisions:
+            return f"candidate bits ({', '.join(str(p.w) for p in table.precisions)})"
+        if table.samples != len(self.calibration):
+            return f"images ({table.samples} of them)"
+        if table.seed != self.options.seed:
+            return f"seed ({table.seed})"
+        return "images, weights or quantizer"
+
+    def problem(self, sensitivity: SensitivityTable) -> BitProblem:
+        """The search problem under the budget."""
+        wanted = [Precision(bits) for bits in self.options.wbits]
+        allowed = {name: [EDGE] if name in self.pinned else wanted for name in self.table.names}
+        budgets = {"size_bytes": float(self.options.size_budget_bytes)}
+        return build_problem(self.table, self.costs, sensitivity, allowed, budgets)
+
+    def check_budget(self) -> None:
+        """Raises BudgetError, before anything is measured, where no configuration fits."""
+        candidates = [self.precisions.index(Precision(bits)) for bits in self.options.wbits]
+        least = self.costs.fixed_bytes
+        for layer, sizes in zip(self.table.names, self.costs.weight_bytes, strict=True):
+            least += int(sizes[self.precisions.index(EDGE)] if layer in self.pinned else min(sizes[candidates]))
+        if least > self.options.size_budget_bytes:
+            raise BudgetError(
+                f"the size budget is {self.options.size_budget_bytes:,} bytes, but the smallest file that candidate bits "
+                f"{','.join(map(str, self.options.wbits))} can reach has {least:,} bytes; raise --size-budget or allow "
+                "fewer bits with --wbits"
+            )
+
+    def search_step(self, sensitivity: SensitivityTable) -> ParetoFront:
+        """The Pareto front: read when current, else searched and written, with the costs it was searched with."""
+        options = self.options
+        settings = SearchSettings(population=options.population, generations=options.generations, seed=options.seed)
+        problem = self.problem(sensitivity)
+        key = fingerprint(
+            self.sensitivity_key, asdict(settings), problem.budgets, problem.choices, self.layout.fixed_bytes()
+        )
+        path = self.folder.file("front.json")
+        costs = self.folder.current("costs.json", key)
+        if costs is not None and path.is_file():
+            self.console.current("search", "front is current")
+            return ParetoFront.from_json(path.read_text(encoding="utf-8"))
+        with self._timed("search"), self.console.progress("search", settings.generations) as advance:
+            checkpoint = self.folder.file(f"search-{key}.npz")
+            front = search(problem, settings, checkpoint, lambda seen: advance(seen.generation))
+        self.folder.write("front.json", front.to_json())
+        self.folder.write_json("costs.json", {"key": key, **_costs_json(self.costs)})
+        return front
+
+    def finalize_step(self, config: BitConfig, name: str) -> Json:
+        """One finished model: `chosen/NAME.json` and `model-NAME.safetensors`, made unless current."""
+        options = self.options
+        settings = Settings(steps=options.steps, polish_steps=options.polish_steps, seed=options.seed)
+        key = fingerprint(
+            self.model.fingerprint,
+            self.data.calib.fingerprint,
+            self._validation.fingerprint,
+            config.to_json(),
+            asdict(settings),
+        )
+        path = self.folder.file(f"model-{name}.safetensors")
+        done = self.folder.current(f"chosen/{name}.json", key)
+        if done is not None and path.is_file() and path.stat().st_size == done["size_bytes"]:
+            self.console.current("finalize", f"{path.name} is current")
+            return done
+        work = Progress(self.folder.file(f"finalize-{name}.partial"), key)
+        with self._timed("finalize"), self.console.finalizing(len(self.network.units), settings) as watch:
+            finished = finish(
+                name,
+                self.network,
+                self.model.reference,
+                self.calibration,
+                config,
+                settings,
+                path,
+                work,
+                self.measure,
+                watch.block,
+                watch.polish,
+            )
+        data = {"key": key, **self._compared(finished)}
+        self.folder.write_json(f"chosen/{name}.json", data)
+        return data
+
+    def _compared(self, finished: Finished) -> Json:
+        truth = self.measure(self.network.model)
+        return {"top1_float": truth.top1, "validation_images": truth.count, **finished.to_json()}
+
+    def measure(self, model: torch.nn.Module) -> Evaluation:
+        """Accuracy and KL divergence from the float model on the validation images."""
+        return evaluate(model, self._validation, self.model.mean, self.model.std, reference_logits=self.float_logits)
+
+    def summary_step(self, chosen: Json) -> Json:
+        """Writes `summary.json`; seconds of steps that were current are kept from the run that made them."""
+        old = self.folder.read_json("summary.json") if self.folder.file("summary.json").is_file() else {}
+        seconds = {**old.get("seconds", {}), **{step: round(s, 2) for step, s in self.seconds.items()}}
+        peak = max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, old.get("peak_rss_bytes", 0))
+        summary = summarize(self.options, self.model, self.data, self.pinned, chosen, seconds, peak)
+        if not self.seconds and old:
+            return old
+        self.folder.write_json("summary.json", summary)
+        return summary
+
+    def _timed(self, step: str) -> _Timer:
+        return _Timer(step, self.seconds)
+
+
+class _Timer:
+    def __init__(self, step: str, seconds: dict[str, float]) -> None:
+        self.step, self.seconds = step, seconds
+
+    def __enter__(self) -> None:
+        self.started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds[self.step] = time.perf_counter() - self.started
+
+
+def _costs_json(costs: CostTable) -> Json:
+    return {
+        "layers": list(costs.layers),
+        "precisions": [str(precision) for precision in costs.precisions],
+        "fixed_bytes": costs.fixed_bytes,
+        "weight_bytes": costs.weight_bytes.tolist(),
+        "code_bits": costs.code_bits.tolist(),
+        "bops": costs.bops.tolist(),
+    }

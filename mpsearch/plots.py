@@ -1,0 +1,80 @@
+"""Pictures of a front: an info record first, a thin renderer that draws it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwmodel import BitConfig, LayerTable
+from mpsearch.exact import Answer
+from mpsearch.front import ParetoFront
+
+BIT_COLOURS = {2: "#440154", 3: "#3b528b", 4: "#21918c", 5: "#3aa876", 6: "#5ec962", 7: "#a5db36", 8: "#fde725"}
+
+
+@dataclass(frozen=True, slots=True)
+class FrontInfo:
+    """What the picture of a front shows: sizes in MB, losses in nats, and the bits of the chosen configuration."""
+
+    title: str
+    size_mb: NDArray[np.float64]
+    loss: NDArray[np.float64]
+    budget_mb: float
+    chosen: tuple[float, float]
+    references: tuple[tuple[str, float, float], ...]
+    layers: tuple[str, ...]
+    bits: tuple[int, ...]
+    weights: tuple[int, ...]
+
+
+def front_info(
+    front: ParetoFront, index: int, budget_bytes: float, table: LayerTable, answers: Sequence[Answer]
+) -> FrontInfo:
+    """The picture of `front` with point `index` chosen."""
+    loss, size = front.objectives[:, front.names.index("loss")], front.objectives[:, front.names.index("size_bytes")]
+    config: BitConfig = front.config(index)
+    return FrontInfo(
+        table.model.split("?")[0].removeprefix("torchvision:"),
+        size / 1e6,
+        loss,
+        budget_bytes / 1e6,
+        (float(size[index]) / 1e6, float(loss[index])),
+        tuple((answer.name, dict(answer.costs)["size_bytes"] / 1e6, answer.loss) for answer in answers),
+        table.names,
+        config.wbits,
+        tuple(layer.n_weights for layer in table),
+    )
+
+
+def draw_front(info: FrontInfo, path: Path) -> None:
+    """Writes the front above the chosen configuration's bits per layer, as a PNG."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    figure = Figure(figsize=(9, 7), dpi=120, layout="constrained")
+    top, bottom = figure.subplots(2, 1, height_ratios=[3, 1.5])
+    top.plot(info.size_mb, info.loss, ".-", color="#3b528b", ms=4, lw=1, label="Pareto front")
+    for name, size, loss in info.references:
+        top.plot(size, loss, "s" if name.startswith("W") else "D", ms=6, color="#999999", zorder=3)
+        top.annotate(name, (size, loss), textcoords="offset points", xytext=(7, 5), fontsize=8, color="#555555")
+    top.axvline(info.budget_mb, color="#d62728", lw=1, ls="--", label=f"budget {info.budget_mb:g} MB")
+    top.plot(*info.chosen, "*", color="#d62728", ms=15, zorder=4, label="chosen")
+    top.set(yscale="log", xlabel="packed file, MB", ylabel="predicted KL divergence, nats", title=info.title)
+    top.grid(alpha=0.3, which="both")
+    top.legend()
+    bars = range(len(info.layers))
+    bottom.bar(bars, info.bits, color=[BIT_COLOURS[bits] for bits in info.bits], width=0.9)
+    step = max(1, len(info.layers) // 27)
+    bottom.set_xticks(list(bars)[::step], list(info.layers)[::step], rotation=90, fontsize=6)
+    bottom.set(ylabel="weight bits", ylim=(0, 8.5), xlim=(-0.7, len(info.layers) - 0.3))
+    share = {bits: sum(w for w, b in zip(info.weights, info.bits, strict=True) if b == bits) for bits in set(info.bits)}
+    handles = [
+        Patch(color=BIT_COLOURS[bits], label=f"{bits} bits: {100 * count / sum(info.weights):.0f} % of weights")
+        for bits, count in sorted(share.items())
+    ]
+    bottom.legend(handles=handles, fontsize=7, ncols=len(handles), loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    figure.savefig(path, metadata={"Software": None})

@@ -1,0 +1,105 @@
+"""Tables for the terminal and for `report.txt`."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from hwmodel import BitConfig, LayerTable
+from mpsearch.exact import Answer
+from mpsearch.folder import Json
+from mpsearch.front import ParetoFront
+from mpsearch.summary import lines
+
+WIDTH = 110
+
+
+def layer_rows(table: LayerTable, uncounted: bool = True) -> list[Table]:
+    """The layer table, its totals, and what is not quantized."""
+    view = _table("layer", "kind", "shape", "stride", "out", ">MACs", ">weights", ">inputs", "block", "tie")
+    for layer in table:
+        kind = "depthwise" if layer.depthwise else layer.kind
+        shape = f"{layer.in_channels}→{layer.out_channels} {layer.kernel[0]}×{layer.kernel[1]}"
+        if layer.groups > 1 and not layer.depthwise:
+            shape += f" /{layer.groups}"
+        tie = "" if layer.tie == layer.name else layer.tie
+        size = "×".join(map(str, layer.out_size))
+        counts = (f"{layer.macs:,}", f"{layer.n_weights:,}", f"{layer.n_activations:,}")
+        view.add_row(layer.name, kind, shape, str(layer.stride[0]), size, *counts, layer.block, tie)
+    activations = sum(layer.n_activations for layer in table)
+    view.add_section()
+    view.add_row("total", "", "", "", "", f"{table.macs:,}", f"{table.n_weights:,}", f"{activations:,}", "", "")
+    tables = [view]
+    if uncounted and table.uncounted:
+        rest = _table("not quantized", "why")
+        for name, reason in table.uncounted:
+            rest.add_row(name, reason)
+        tables.append(rest)
+    return tables
+
+
+def answer_rows(answers: Sequence[Answer], budget_bytes: float) -> Table:
+    """Uniform, greedy, exact and found answers side by side."""
+    view = _table("answer", ">file bytes", ">of budget", ">bits a weight", ">predicted KL, nats", "")
+    for answer in answers:
+        costs = dict(answer.costs)
+        size = costs["size_bytes"]
+        fits = "" if answer.feasible else "over budget"
+        name = f"uniform {answer.name}" if answer.name.startswith("W") else answer.name
+        share = f"{100 * size / budget_bytes:.1f} %"
+        view.add_row(name, f"{size:,.0f}", share, f"{costs['mean_bits']:.2f}", f"{answer.loss:.4g}", fits)
+    return view
+
+
+def front_rows(front: ParetoFront, points: Sequence[int], finished: Sequence[Json] = ()) -> Table:
+    """Points of the front, one a line; where one was finished, what was measured stands beside."""
+    measured = {tuple(entry["config"].items()): entry for entry in finished}
+    view = _table(">point", ">file bytes", ">predicted KL, nats", ">measured KL", ">top-1 %", "")
+    for index in points:
+        loss, size = (front.objectives[index, front.names.index(name)] for name in ("loss", "size_bytes"))
+        entry = measured.get(tuple(front.config(index).to_json().items()))
+        found = (f"{entry['kl_reconstructed']:.4f}", _percent(entry["top1_reconstructed"])) if entry else ("", "")
+        note = ", ".join(["budget"] * (index == front.best()) + ["knee"] * (index == front.knee()))
+        view.add_row(str(index), f"{size:,.0f}", f"{loss:.4g}", *found, note)
+    return view
+
+
+def bit_rows(table: LayerTable, configs: Sequence[tuple[str, BitConfig]]) -> Table:
+    """Who got which bits: a line a layer, a column a configuration."""
+    view = _table("layer", ">weights", *[f">{name}" for name, _ in configs])
+    for layer in table:
+        view.add_row(layer.name, f"{layer.n_weights:,}", *[str(config[layer.name].w) for _, config in configs])
+    return view
+
+
+def summary_rows(summary: Json) -> Table:
+    """The summary for reading."""
+    view = Table(box=None, show_header=False, pad_edge=False)
+    for what, figure in lines(summary):
+        view.add_row(what, figure)
+    return view
+
+
+def as_text(*parts: Table | str) -> str:
+    """Tables and lines as plain text, 110 characters wide."""
+    stream = io.StringIO()
+    console = Console(file=stream, width=WIDTH, highlight=False, markup=False)
+    for part in parts:
+        console.print(part)
+        console.print()
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()).strip() + "\n"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _table(*columns: str) -> Table:
+    view = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        view.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", no_wrap=True)
+    return view

@@ -1,0 +1,140 @@
+"""The sensitivity cache: what each choice of bits costs in expected KL, alone and together with every other choice.
+
+With g = ∂log p(y|x)/∂z_l at the output of layer l, labels y drawn from the float model, and Δz the output error of
+layer l at precision c, one number per sample, s_{l,c} = ⟨g, Δz⟩, is the first-order change of the log-likelihood. The
+Fisher information is the Hessian of the KL divergence, so a configuration is expected to cost ½ E[(Σ_l s_{l,c_l})²]
+nats: all inter-layer terms from one backward pass and one local convolution per layer and choice. The intra-layer term
+keeps the diagonal alone, ½ E[Σ_i g_i² Δz_i²] (BRECQ, arXiv 2102.05426, eq. 10).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hwmodel import Precision
+from mpsearch.sensitivity_table import SensitivityTable
+from recon.compute import batches, channels_last, device, fast
+from recon.fisher import sampled_log_likelihood
+from recon.moments import InputMoments, mean_output
+from recon.network import Network
+from recon.obq import round_obq
+from recon.quantizer import decode, search_grid
+
+SENSITIVITY_BATCH = 16
+METRIC = "diagonal-fisher"
+
+Layer = nn.Conv2d | nn.Linear
+Errors = list[Tensor]
+
+
+def measure(
+    network: Network,
+    images: Tensor,
+    precisions: Sequence[Precision],
+    seed: int,
+    fingerprint: str,
+    on_batch: Callable[[int, int], None] = lambda done, total: None,
+) -> SensitivityTable:
+    """The sensitivity of every layer at every weight precision on images (N, C, H, W), normalised for the network.
+
+    Weights are rounded by `round_obq` with the mean output error taken out by the bias: closer to what finalization
+    leaves than plain rounding, which overrates low bits. `on_batch` is called with images done and in all.
+    """
+    names = network.table.names
+    errors = weight_errors(network, images, precisions)
+    generator = torch.Generator().manual_seed(seed)
+    choices = len(precisions)
+    intra = np.zeros((len(names), choices))
+    scores: list[Tensor] = []
+    for x in batches(images, SENSITIVITY_BATCH):
+        diagonal, score = _batch_terms(network, channels_last(x), errors, generator)
+        intra += diagonal.double().cpu().numpy()
+        scores.append(score.double().cpu())
+        on_batch(sum(len(s) for s in scores), len(images))
+    s = torch.cat(scores).flatten(1).numpy()
+    omega = s.T @ s / len(images)
+    own = np.kron(np.eye(len(names)), np.ones((choices, choices))).astype(bool)
+    inter = np.where(own, 0.0, 0.5 * omega)
+    return SensitivityTable(
+        names,
+        tuple(precisions),
+        0.5 * intra / len(images),
+        0.5 * (inter + inter.T),
+        samples=len(images),
+        seed=seed,
+        metric=METRIC,
+        fingerprint=fingerprint,
+    )
+
+
+def weight_errors(network: Network, images: Tensor, precisions: Sequence[Precision]) -> dict[str, Errors]:
+    """Per layer and precision the stacked weight error Q(W) − W (O, …), then the bias that takes out its mean (O,).
+
+    The list of a layer holds, per precision, the two tensors one after the other.
+    """
+    layers = {name: network.layer(name) for name in network.table.names}
+    with InputMoments(layers) as moments, torch.no_grad(), fast():
+        for x in batches(images):
+            network.model(channels_last(x))
+    errors: dict[str, Errors] = {}
+    for name, layer in layers.items():
+        weight, moment = layer.weight.detach(), moments.moment(name)
+        flat = weight.flatten(1)
+        power = moment.diagonal(dim1=1, dim2=2)
+        importance = power.repeat_interleave(len(flat) // len(power), 0)
+        errors[name] = []
+        for precision in precisions:
+            grid = search_grid(flat, precision.w, importance)
+            error = decode(round_obq(flat, grid, moment), grid) - flat
+            errors[name] += [error.view_as(weight), -mean_output(error, moments.mean(name))]
+    return errors
+
+
+def _batch_terms(
+    network: Network, x: Tensor, errors: dict[str, Errors], generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Σ_n Σ_i g² Δz² (L, C) and ⟨g, Δz⟩ (n, L, C) for a batch x (n, …)."""
+    calls: list[tuple[str, Layer, Tensor, Tensor]] = []
+
+    def keep(name: str, layer: Layer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...], z: Tensor) -> Tensor:
+            z = z if z.requires_grad else z.requires_grad_()
+            calls.append((name, layer, args[0].detach(), z))
+            return z
+
+        return hook
+
+    layers = {name: network.layer(name) for name in errors}
+    hooks = [layer.register_forward_hook(keep(name, layer)) for name, layer in layers.items()]
+    try:
+        with torch.enable_grad(), fast():
+            likelihood = sampled_log_likelihood(network.model(x), generator)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    gradients = torch.autograd.grad(likelihood, [z for *_, z in calls])
+    choices = len(next(iter(errors.values()))) // 2
+    index = {name: position for position, name in enumerate(errors)}
+    diagonal = torch.zeros(len(errors), choices, device=device())
+    score = torch.zeros(len(x), len(errors), choices, device=device())
+    with torch.no_grad(), fast():
+        for (name, layer, inputs, _), gradient in zip(calls, gradients, strict=True):
+            g = gradient.float()
+            for choice in range(choices):
+                error, bias = errors[name][2 * choice : 2 * choice + 2]
+                product = g * apply_weight(layer, inputs, error, bias).float()
+                score[:, index[name], choice] += product.flatten(1).sum(1)
+                diagonal[index[name], choice] += product.square().sum()
+    return diagonal, score
+
+
+def apply_weight(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """What `layer` would give for inputs x with another weight and bias."""
+    if isinstance(layer, nn.Linear):
+        return nn.functional.linear(x, weight, bias)
+    output: Tensor = layer._conv_forward(x, weight, bias)
+    return output

@@ -1,0 +1,59 @@
+"""What a choice of bits loses, layer by layer and pair by pair."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwmodel.errors import InputError
+from hwmodel.precision import Precision
+
+
+@dataclass(frozen=True, slots=True)
+class SensitivityTable:
+    """A quadratic model of the expected KL divergence (nats) of L layers at C precisions, in ascending order.
+
+    `intra` (L, C) is what a layer loses alone, at least 0. `inter` (L·C, L·C), index `l * C + c`, is symmetric and
+    zero inside a layer's own block. The predicted loss of a choice c is
+    `sum_l intra[l, c_l] + sum_{l != m} inter[l * C + c_l, m * C + c_m]`: both orders of a pair are counted.
+    Raises InputError where a shape, a value or the symmetry is wrong.
+    """
+
+    layers: tuple[str, ...]
+    precisions: tuple[Precision, ...]
+    intra: NDArray[np.float64]
+    inter: NDArray[np.float64]
+    samples: int
+    seed: int
+    metric: str
+    fingerprint: str
+
+    def __post_init__(self) -> None:
+        n_layers, n_choices = len(self.layers), len(self.precisions)
+        if list(self.precisions) != sorted(set(self.precisions)):
+            raise InputError(f"sensitivity table: precisions must ascend, got {', '.join(map(str, self.precisions))}")
+        for name, shape in (("intra", (n_layers, n_choices)), ("inter", (n_layers * n_choices,) * 2)):
+            array = getattr(self, name)
+            if array.shape != shape:
+                raise InputError(f"sensitivity table: {name} must have shape {shape}, got {array.shape}")
+            if not np.isfinite(array).all():
+                raise InputError(f"sensitivity table: {name} must be finite; look for NaN in the weights or images")
+        if self.intra.size and self.intra.min() < 0:
+            raise InputError(f"sensitivity table: intra must be at least 0, got {self.intra.min():g}")
+        if not np.array_equal(self.inter, self.inter.T):
+            raise InputError("sensitivity table: inter must be symmetric; pass (inter + inter.T) / 2")
+        blocks = self.inter.reshape(n_layers, n_choices, n_layers, n_choices)
+        if np.einsum("lclk->lck", blocks).any():
+            raise InputError("sensitivity table: inter must be zero inside a layer's own block; that part is intra")
+
+    def additive(self) -> SensitivityTable:
+        """The same table without interactions between layers."""
+        return replace(self, inter=np.zeros_like(self.inter))
+
+    def loss(self, choices: NDArray[np.integer]) -> float:
+        """The predicted loss (nats) of one choice (L,) of precision indices: the plain formula above."""
+        n_layers, n_choices = self.intra.shape
+        flat = np.arange(n_layers) * n_choices + choices
+        return float(self.intra.ravel()[flat].sum() + self.inter[np.ix_(flat, flat)].sum())

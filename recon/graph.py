@@ -1,0 +1,107 @@
+"""The computation of a model as a torch.fx graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from recon.calls import is_layer
+
+_PREFIX = "model."
+
+
+class _OneInput(nn.Module):
+    """Gives a model's further arguments their defaults."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Any:
+        return self.model(x)
+
+
+class _Tracer(fx.Tracer):
+    """Layers and modules of `opaque` types are leaves; remembers the innermost module that could not be traced."""
+
+    def __init__(self, opaque: set[type[nn.Module]]) -> None:
+        super().__init__()
+        self.opaque = opaque
+        self.culprit: nn.Module | None = None
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return is_layer(m) or type(m) in self.opaque or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            self.culprit = self.culprit or m
+            raise
+
+
+def trace_graph(model: nn.Module) -> fx.Graph | None:
+    """The graph of model(x), or None where the model's own forward cannot be traced.
+
+    Submodules that cannot be traced are single nodes.
+    """
+    opaque: set[type[nn.Module]] = set()
+    while True:
+        tracer = _Tracer(opaque)
+        root = _OneInput(model)
+        try:
+            graph = tracer.trace(root)
+        except Exception:  # a model may raise anything when it meets a symbolic value
+            if tracer.culprit is None or type(tracer.culprit) in {type(model), *opaque}:
+                return None
+            opaque.add(type(tracer.culprit))
+            continue
+        _name_by_model(root, graph)
+        _drop_identities(model, graph)
+        _drop_in_place(model, graph)
+        return graph
+
+
+def module_paths(node: fx.Node) -> list[str]:
+    """Names of the modules that were running when the node was called, outermost first, without the model itself."""
+    stack = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
+    inner = [path.removeprefix(_PREFIX) for path in stack if path.startswith(_PREFIX)]
+    return [path for path in inner if node.op != "call_module" or path != node.target]
+
+
+def _name_by_model(root: _OneInput, graph: fx.Graph) -> None:
+    """Names relative to the model, not to `root`. Tensors that its code created become attributes of the model."""
+    for node in graph.nodes:
+        if node.op not in ("call_module", "get_attr"):
+            continue
+        name = str(node.target)
+        if not name.startswith(_PREFIX):
+            setattr(root.model, f"traced{name}", getattr(root, name))
+            name = f"{_PREFIX}traced{name}"
+        node.target = name.removeprefix(_PREFIX)
+
+
+def _drop_identities(model: nn.Module, graph: fx.Graph) -> None:
+    for node in list(graph.nodes):
+        if node.op == "call_module" and isinstance(model.get_submodule(str(node.target)), nn.Identity):
+            node.replace_all_uses_with(node.all_input_nodes[0])
+            graph.erase_node(node)
+
+
+def _drop_in_place(model: nn.Module, graph: fx.Graph) -> None:
+    """Turns off `inplace` where nothing else reads the input, so that a unit never changes the tensor it is given."""
+    needed: set[nn.Module] = set()
+    modules: set[nn.Module] = set()
+    for node in graph.nodes:
+        alone = all(len(source.users) == 1 for source in node.all_input_nodes)
+        if node.op == "call_module":
+            (modules if alone else needed).add(model.get_submodule(str(node.target)))
+        elif node.kwargs.get("inplace") is True and alone:
+            node.kwargs = {**node.kwargs, "inplace": False}
+    for module in modules - needed:
+        if getattr(module, "inplace", False) is True:
+            module.inplace = False  # type: ignore[assignment]

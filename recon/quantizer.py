@@ -1,0 +1,104 @@
+"""The uniform affine weight quantizer: per-channel grids, their search, and the code ↔ weight maps.
+
+A weight is `scale * (code - zero_point)` with an integer code in [0, 2^bits - 1] and an integer zero-point in the
+same range, so zero is always on the grid (the convention of ONNX and of `torch.fake_quantize_per_channel_affine`).
+Scales are kept at half-precision values, because that is what the packed file stores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hwmodel import InputError
+
+SHRINK_STEPS = 60
+SMALLEST_SCALE = 2.0**-24  # the smallest positive half-precision number
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The quantization grid of one layer: `bits`, and per output channel (O,) `scale` and `zero_point`."""
+
+    bits: int
+    scale: Tensor
+    zero_point: Tensor
+
+    @property
+    def levels(self) -> int:
+        """The largest code."""
+        return int(2**self.bits - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedWeight:
+    """A layer's weight as it is stored: a grid and uint8 codes in the weight's own shape (O, …)."""
+
+    grid: Grid
+    codes: Tensor
+
+    def dequantize(self) -> Tensor:
+        """The float32 weight (O, …)."""
+        return decode(self.codes.float(), self.grid)
+
+
+def nearest(weight: Tensor, bits: int) -> QuantizedWeight:
+    """Plain rounding of a weight (O, …) on its own best grid: the baseline of every comparison."""
+    grid = search_grid(weight, bits)
+    return QuantizedWeight(grid, encode(weight.detach().float(), grid).to(torch.uint8))
+
+
+def to_half_grid(scale: Tensor) -> Tensor:
+    """Rounds scales (O,) to positive half-precision values, kept in float32. Raises InputError on overflow."""
+    half = scale.clamp_min(SMALLEST_SCALE).half().float()
+    if not torch.isfinite(half).all():
+        raise InputError("weights are too large for half-precision scales (65504 at most); rescale the model")
+    return half
+
+
+def encode(weight: Tensor, grid: Grid) -> Tensor:
+    """Nearest codes (O, …) of a weight (O, …), as float32."""
+    shape = (-1,) + (1,) * (weight.dim() - 1)
+    code = torch.round(weight / grid.scale.view(shape)) + grid.zero_point.view(shape)
+    return code.clamp(0, grid.levels)
+
+
+def decode(codes: Tensor, grid: Grid) -> Tensor:
+    """The weight (O, …) that codes (O, …) stand for."""
+    shape = (-1,) + (1,) * (codes.dim() - 1)
+    return (codes - grid.zero_point.view(shape)) * grid.scale.view(shape)
+
+
+def search_grid(weight: Tensor, bits: int, importance: Tensor | None = None) -> Grid:
+    """The grid with the least (weighted) squared rounding error, by search over shrunken min-max ranges.
+
+    `weight` is (O, …); `importance`, if given, is non-negative and broadcasts to the flattened weight (O, K): the
+    diagonal of the loss' Hessian, so that the search minimises Σ importance · (Q(w) − w)². A constant or all-zero
+    channel gets a grid on which it is exact up to the half-precision scale.
+    """
+    flat = weight.detach().flatten(1).float()
+    low = flat.amin(1).clamp_max(0)
+    high = flat.amax(1).clamp_min(0)
+    levels = 2**bits - 1
+    best_error = torch.full_like(low, torch.inf)
+    best_scale = torch.ones_like(low)
+    best_zero = torch.zeros_like(low)
+    for shrink in torch.linspace(1.0, 0.25 if bits < 5 else 0.7, SHRINK_STEPS).tolist():
+        scale = to_half_grid((high - low) * (shrink / levels))
+        for zero in _zero_points(low * shrink, scale, levels):
+            grid = Grid(bits, scale, zero)
+            squared = (decode(encode(flat, grid), grid) - flat).square_()
+            error = (squared if importance is None else squared * importance).sum(1)
+            better = error < best_error
+            best_error = torch.where(better, error, best_error)
+            best_scale = torch.where(better, scale, best_scale)
+            best_zero = torch.where(better, zero, best_zero)
+    return Grid(bits, best_scale, best_zero)
+
+
+def _zero_points(low: Tensor, scale: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+    """The two integers next to the exact zero-point: at 2 bits the choice matters."""
+    exact = -low / scale
+    return exact.floor().clamp(0, levels), exact.ceil().clamp(0, levels)

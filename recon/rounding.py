@@ -1,0 +1,125 @@
+"""Learned rounding of one layer's weight, as torch parametrizations.
+
+Both classes hold the grid's zero-points fixed and give a layer a differentiable quantized weight:
+
+`AdaRound` interpolates each weight between its two neighbours on the grid and is pushed to one of them by a
+regulariser (Nagel et al., "Up or Down?", ICML 2020, arXiv 2004.10568; the rounding of BRECQ).
+
+`StraightThrough` learns a continuous code whose rounding passes the gradient through (Bengio et al., 2013), together
+with the scale (Esser et al., LSQ, ICLR 2020, arXiv 1902.08153). It is always hard, needs no regulariser and decides in
+a tenth of the steps.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from recon.quantizer import Grid, QuantizedWeight, to_half_grid
+
+RoundingName = Literal["straight-through", "adaround"]
+GAMMA, ZETA = -0.1, 1.1  # the stretch of the rectified sigmoid (AdaRound, eq. 23)
+
+
+class Rounding(nn.Module):
+    """Base: a parametrization that replaces a layer's `weight` (O, …) by its quantized value.
+
+    `code` is what is learned (O, …); the scale is `scale · exp(log_scale)`, per channel.
+    """
+
+    code: nn.Parameter
+
+    def __init__(self, grid: Grid) -> None:
+        super().__init__()
+        self.grid = grid
+        self.log_scale = nn.Parameter(torch.zeros_like(grid.scale))
+
+    def integer(self) -> Tensor:
+        """The codes in use (O, …), integral, float32."""
+        raise NotImplementedError
+
+    def regulariser(self, progress: float) -> Tensor:
+        """What to add to the loss at `progress` (0 … 1) of the steps, before its weight."""
+        raise NotImplementedError
+
+    def soft_code(self) -> Tensor:
+        """The codes (O, …) that the forward pass uses; differentiable."""
+        raise NotImplementedError
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The quantized weight (O, …); the float weight that it replaces is not read."""
+        shape = (-1,) + (1,) * (weight.dim() - 1)
+        scale = self.grid.scale * self.log_scale.exp()
+        return (self.soft_code() - self.grid.zero_point.view(shape)) * scale.view(shape)
+
+    @torch.no_grad()
+    def freeze(self) -> QuantizedWeight:
+        """The weight as it will be stored: integer codes and half-precision scales."""
+        scale = to_half_grid(self.grid.scale * self.log_scale.exp())
+        return QuantizedWeight(Grid(self.grid.bits, scale, self.grid.zero_point), self.integer().to(torch.uint8))
+
+
+class StraightThrough(Rounding):
+    """A continuous code, rounded in the forward pass; starts at the float weight's own place on the grid."""
+
+    def __init__(self, weight: Tensor, grid: Grid) -> None:
+        super().__init__(grid)
+        shape = (-1,) + (1,) * (weight.dim() - 1)
+        self.code = nn.Parameter(weight.detach() / grid.scale.view(shape) + grid.zero_point.view(shape))
+
+    def integer(self) -> Tensor:
+        return self.code.detach().clamp(0, self.grid.levels).round()
+
+    def soft_code(self) -> Tensor:
+        code = self.code.clamp(0, self.grid.levels)
+        return code + (code.round() - code).detach()
+
+    def regulariser(self, progress: float) -> Tensor:
+        return self.code.new_zeros(())
+
+
+class AdaRound(Rounding):
+    """Up or down, by a rectified sigmoid; the scale is not learned."""
+
+    warmup = 0.2
+    beta_start, beta_end = 20.0, 2.0
+
+    def __init__(self, weight: Tensor, grid: Grid) -> None:
+        super().__init__(grid)
+        self.log_scale.requires_grad_(False)
+        shape = (-1,) + (1,) * (weight.dim() - 1)
+        place = weight.detach() / grid.scale.view(shape)
+        self.register_buffer("floor", place.floor() + grid.zero_point.view(shape))
+        fraction = (place - place.floor() - GAMMA) / (ZETA - GAMMA)
+        self.code = nn.Parameter(torch.logit(fraction))
+        self.floor: Tensor
+
+    def up(self) -> Tensor:
+        """How far each weight is rounded up (O, …), 0 … 1."""
+        return (torch.sigmoid(self.code) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
+
+    def integer(self) -> Tensor:
+        return (self.floor + (self.code.detach() >= 0)).clamp(0, self.grid.levels)
+
+    def soft_code(self) -> Tensor:
+        return (self.floor + self.up()).clamp(0, self.grid.levels)
+
+    def regulariser(self, progress: float) -> Tensor:
+        if progress < self.warmup:
+            return self.code.new_zeros(())
+        done = (progress - self.warmup) / (1 - self.warmup)
+        beta = self.beta_end + (self.beta_start - self.beta_end) * (1 - done)
+        return (1 - (2 * self.up() - 1).abs().pow(beta)).sum()
+
+
+def make_rounding(name: RoundingName, weight: Tensor, grid: Grid) -> Rounding:
+    """The rounding called `name` for a weight (O, …)."""
+    return AdaRound(weight, grid) if name == "adaround" else StraightThrough(weight, grid)
+
+
+def cosine(progress: float) -> float:
+    """A learning-rate factor that falls from 1 to 0 as `progress` goes from 0 to 1."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
