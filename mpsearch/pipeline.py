@@ -106,7 +106,7 @@ class Run:
     @cached_property
     def float_logits(self) -> torch.Tensor:
         """The float model's logits on the validation images, what quantized ones are measured against."""
-        return logits(self.network.model, self._validation.x, self.model.mean, self.model.std)
+        return logits(self.network.model, self._validation, self.model.mean, self.model.std)
 
     @property
     def _validation(self) -> Any:
