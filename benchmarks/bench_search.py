@@ -118,7 +118,7 @@ def quadratic(seed: int, fraction: float) -> dict[str, float]:
         "fraction": fraction,
         "seconds": seconds,
         "found": found,
-        "best_uniform": min((loss for name, loss in rows.items() if name.startswith("W")), default=float("nan")),
+        "best_uniform": min((loss for name, loss in rows.items() if name.startswith("uniform")), default=float("nan")),
         "greedy": rows["greedy"],
         "exact_additive": rows["exact additive"],
         "greedy_local_search": polished[0],

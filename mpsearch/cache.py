@@ -24,7 +24,7 @@ def save_table(path: Path, table: SensitivityTable) -> None:
         "fingerprint": table.fingerprint,
     }
     temporary = path.with_suffix(".tmp")
-    save_file({"intra": table.intra, "inter": table.inter}, temporary, metadata)
+    save_file({"intra": table.intra, "inter": table.inter, "diagonal": table.diagonal}, temporary, metadata)
     os.replace(temporary, path)
 
 
@@ -38,8 +38,9 @@ def load_table(path: Path) -> SensitivityTable:
             return SensitivityTable(
                 tuple(json.loads(metadata["layers"])),
                 tuple(Precision.parse(text) for text in json.loads(metadata["precisions"])),
-                file.get_tensor("intra"),
-                file.get_tensor("inter"),
+                intra=file.get_tensor("intra"),
+                inter=file.get_tensor("inter"),
+                diagonal=file.get_tensor("diagonal"),
                 samples=int(metadata["samples"]),
                 seed=int(metadata["seed"]),
                 metric=metadata["metric"],

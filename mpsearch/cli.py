@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="mpsearch",
     help="Finds the bit-width of every layer of a trained network and finishes it by block reconstruction.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
@@ -49,13 +48,15 @@ Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 
 @app.callback(invoke_without_command=True)
 def root(
+    context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
     show_version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
 ) -> None:
     """Options of every command."""
     if show_version:
         typer.echo(f"mpsearch {version('mpsearch')}")
-        raise typer.Exit
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 @app.command()
@@ -267,7 +268,7 @@ def main() -> None:
     debug = "--debug" in sys.argv[1:]
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     with _errors(debug):
-        app(arguments, standalone_mode=True)
+        sys.exit(app(arguments, standalone_mode=False))
 
 
 @contextlib.contextmanager
@@ -285,6 +286,9 @@ def _errors(debug: bool) -> Iterator[None]:
     except Exception as error:
         if debug:
             raise
+        if hasattr(error, "format_message"):  # a wrong command line; where typer keeps the class depends on its version
+            print(f"mpsearch: {error.format_message()} (mpsearch --help lists what there is)", file=sys.stderr)
+            sys.exit(2)
         print(f"mpsearch: internal fault: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
         sys.exit(1)
 

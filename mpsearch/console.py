@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 
 from recon.reconstruct import Settings
+from mpsearch.report import WIDTH
 from recon.report import BlockReport
 
 PLAIN_SECONDS = 10.0
@@ -22,7 +24,7 @@ class Console:
     """Two streams: `log` for people (stderr), `out` for results (stdout)."""
 
     log: RichConsole = field(default_factory=lambda: RichConsole(stderr=True, highlight=False, soft_wrap=True))
-    out: RichConsole = field(default_factory=lambda: RichConsole(highlight=False, soft_wrap=True))
+    out: RichConsole = field(default_factory=lambda: _results())
 
     def note(self, text: str) -> None:
         """One line about what is going on."""
@@ -62,6 +64,11 @@ class Console:
     def _bar(self) -> RichProgress:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         return RichProgress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.log, transient=True)
+
+
+def _results() -> RichConsole:
+    """Tables keep their columns where nothing says how wide the reader's window is."""
+    return RichConsole(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
 
 
 @dataclass

@@ -32,7 +32,9 @@ class Answer:
 
 def answers(problem: BitProblem, found: Genomes | None = None) -> tuple[Answer, ...]:
     """Uniform answers, greedy, the exact additive one and what a search `found` (G,), for a table."""
-    named: list[tuple[str, Genomes | None]] = [(str(precision), genome) for precision, genome in uniform(problem)]
+    named: list[tuple[str, Genomes | None]] = [
+        (f"uniform {precision}", genome) for precision, genome in uniform(problem)
+    ]
     named += [("greedy", greedy(problem)), ("exact additive", exact_additive(problem)), ("found", found)]
     return tuple(_answer(problem, name, genome) for name, genome in named if genome is not None)
 

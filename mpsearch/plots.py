@@ -59,8 +59,15 @@ def draw_front(info: FrontInfo, path: Path) -> None:
     top, bottom = figure.subplots(2, 1, height_ratios=[3, 1.5])
     top.plot(info.size_mb, info.loss, ".-", color="#3b528b", ms=4, lw=1, label="Pareto front")
     for name, size, loss in info.references:
-        top.plot(size, loss, "s" if name.startswith("W") else "D", ms=6, color="#999999", zorder=3)
-        top.annotate(name, (size, loss), textcoords="offset points", xytext=(7, 5), fontsize=8, color="#555555")
+        top.plot(size, loss, "s" if name.startswith("uniform") else "D", ms=6, color="#999999", zorder=3)
+        top.annotate(
+            name.removeprefix("uniform "),
+            (size, loss),
+            textcoords="offset points",
+            xytext=(7, 5),
+            fontsize=8,
+            color="#555555",
+        )
     top.axvline(info.budget_mb, color="#d62728", lw=1, ls="--", label=f"budget {info.budget_mb:g} MB")
     top.plot(*info.chosen, "*", color="#d62728", ms=15, zorder=4, label="chosen")
     top.set(yscale="log", xlabel="packed file, MB", ylabel="predicted KL divergence, nats", title=info.title)

@@ -245,7 +245,7 @@ def _milp(
     limits = np.array([limit for _, limit in budgets])
     over = np.zeros(len(limits))
     for _ in range(10):
-        with _stdout_to_stderr():
+        with _without_stdout():
             result = milp(
                 np.where(usable, objective, 0.0),
                 integrality=np.ones(len(objective), dtype=np.int64),
@@ -264,18 +264,19 @@ def _milp(
 
 
 @contextmanager
-def _stdout_to_stderr() -> Iterator[None]:
+def _without_stdout() -> Iterator[None]:
     """HiGHS prints debugging lines straight to the process's stdout, where only results belong."""
     flush = ctypes.CDLL(None).fflush
     sys.stdout.flush()
-    saved = os.dup(1)
-    os.dup2(2, 1)
+    saved, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
     try:
         yield
     finally:
         flush(None)  # what C has buffered
         os.dup2(saved, 1)
         os.close(saved)
+        os.close(nowhere)
 
 
 def _knapsack(problem: BitProblem, budgets: Sequence[tuple[str, float]]) -> LinearConstraint:

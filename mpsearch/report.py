@@ -44,21 +44,20 @@ def layer_rows(table: LayerTable, uncounted: bool = True) -> list[Table]:
 
 def answer_rows(answers: Sequence[Answer], budget_bytes: float) -> Table:
     """Uniform, greedy, exact and found answers side by side."""
-    view = _table("answer", ">file bytes", ">of budget", ">bits a weight", ">predicted KL, nats", "")
+    view = _table("answer", ">file bytes", ">of budget", ">mean bits", ">predicted KL", "")
     for answer in answers:
         costs = dict(answer.costs)
         size = costs["size_bytes"]
         fits = "" if answer.feasible else "over budget"
-        name = f"uniform {answer.name}" if answer.name.startswith("W") else answer.name
         share = f"{100 * size / budget_bytes:.1f} %"
-        view.add_row(name, f"{size:,.0f}", share, f"{costs['mean_bits']:.2f}", f"{answer.loss:.4g}", fits)
+        view.add_row(answer.name, f"{size:,.0f}", share, f"{costs['mean_bits']:.2f}", f"{answer.loss:.4g} nats", fits)
     return view
 
 
 def front_rows(front: ParetoFront, points: Sequence[int], finished: Sequence[Json] = ()) -> Table:
     """Points of the front, one a line; where one was finished, what was measured stands beside."""
     measured = {tuple(entry["config"].items()): entry for entry in finished}
-    view = _table(">point", ">file bytes", ">predicted KL, nats", ">measured KL", ">top-1 %", "")
+    view = _table(">point", ">file bytes", ">predicted KL", ">measured KL", ">top-1 %", "")
     for index in points:
         loss, size = (front.objectives[index, front.names.index(name)] for name in ("loss", "size_bytes"))
         entry = measured.get(tuple(front.config(index).to_json().items()))

@@ -3,8 +3,10 @@
 With g = ∂log p(y|x)/∂z_l at the output of layer l, labels y drawn from the float model, and Δz the output error of
 layer l at precision c, one number per sample, s_{l,c} = ⟨g, Δz⟩, is the first-order change of the log-likelihood. The
 Fisher information is the Hessian of the KL divergence, so a configuration is expected to cost ½ E[(Σ_l s_{l,c_l})²]
-nats: all inter-layer terms from one backward pass and one local convolution per layer and choice. The intra-layer term
-keeps the diagonal alone, ½ E[Σ_i g_i² Δz_i²] (BRECQ, arXiv 2102.05426, eq. 10).
+nats: all intra- and inter-layer terms from one backward pass and one local convolution per layer and choice.
+
+Beside them stands the diagonal Fisher's intra-layer term, ½ E[Σ_i g_i² Δz_i²] (BRECQ, arXiv 2102.05426, eq. 10). It
+ignores that a layer's output errors act together, and so judges most layers of a real network 2 to 40 times too low.
 """
 
 from __future__ import annotations
@@ -19,13 +21,17 @@ from hwmodel import Precision
 from mpsearch.sensitivity_table import SensitivityTable
 from recon.compute import batches, channels_last, device, fast
 from recon.fisher import sampled_log_likelihood
-from recon.moments import InputMoments, mean_output
+from recon.moments import MOMENT_IMAGES, InputMoments, mean_output
 from recon.network import Network
 from recon.obq import round_obq
 from recon.quantizer import decode, search_grid
 
 SENSITIVITY_BATCH = 16
-METRIC = "diagonal-fisher"
+METRIC = "fisher"
+# Inter-layer terms are means of products with either sign, noisy with a few hundred samples, and a search finds the
+# pairs that seem to cancel: they are shrunk. On the real MobileNetV2, among 42 configurations of 1.47-1.5 MB, Kendall's
+# tau between prediction and measured KL is 0.65 without them, 0.88 at one half and 0.72 in full.
+SHRINKAGE = 0.5
 
 Layer = nn.Conv2d | nn.Linear
 Errors = list[Tensor]
@@ -48,22 +54,23 @@ def measure(
     errors = weight_errors(network, images, precisions)
     generator = torch.Generator().manual_seed(seed)
     choices = len(precisions)
-    intra = np.zeros((len(names), choices))
+    diagonal = np.zeros((len(names), choices))
     scores: list[Tensor] = []
     for x in batches(images, SENSITIVITY_BATCH):
-        diagonal, score = _batch_terms(network, channels_last(x), errors, generator)
-        intra += diagonal.double().cpu().numpy()
+        squares, score = _batch_terms(network, channels_last(x), errors, generator)
+        diagonal += squares.double().cpu().numpy()
         scores.append(score.double().cpu())
         on_batch(sum(len(s) for s in scores), len(images))
     s = torch.cat(scores).flatten(1).numpy()
-    omega = s.T @ s / len(images)
+    half = 0.5 * s.T @ s / len(images)
     own = np.kron(np.eye(len(names)), np.ones((choices, choices))).astype(bool)
-    inter = np.where(own, 0.0, 0.5 * omega)
+    inter = np.where(own, 0.0, SHRINKAGE * half)
     return SensitivityTable(
         names,
         tuple(precisions),
-        0.5 * intra / len(images),
+        half.diagonal().reshape(len(names), choices),
         0.5 * (inter + inter.T),
+        0.5 * diagonal / len(images),
         samples=len(images),
         seed=seed,
         metric=METRIC,
@@ -78,7 +85,7 @@ def weight_errors(network: Network, images: Tensor, precisions: Sequence[Precisi
     """
     layers = {name: network.layer(name) for name in network.table.names}
     with InputMoments(layers) as moments, torch.no_grad(), fast():
-        for x in batches(images):
+        for x in batches(images[:MOMENT_IMAGES]):
             network.model(channels_last(x))
     errors: dict[str, Errors] = {}
     for name, layer in layers.items():

@@ -16,7 +16,7 @@ class SensitivityTable:
     """A quadratic model of the expected KL divergence (nats) of L layers at C precisions, in ascending order.
 
     `intra` (L, C) is what a layer loses alone, at least 0. `inter` (L·C, L·C), index `l * C + c`, is symmetric and
-    zero inside a layer's own block. The predicted loss of a choice c is
+    zero inside a layer's own block. `diagonal` (L, C) is the diagonal Fisher's view of `intra`, for comparison. The predicted loss of a choice c is
     `sum_l intra[l, c_l] + sum_{l != m} inter[l * C + c_l, m * C + c_m]`: both orders of a pair are counted.
     Raises InputError where a shape, a value or the symmetry is wrong.
     """
@@ -25,6 +25,7 @@ class SensitivityTable:
     precisions: tuple[Precision, ...]
     intra: NDArray[np.float64]
     inter: NDArray[np.float64]
+    diagonal: NDArray[np.float64]
     samples: int
     seed: int
     metric: str
@@ -34,14 +35,16 @@ class SensitivityTable:
         n_layers, n_choices = len(self.layers), len(self.precisions)
         if list(self.precisions) != sorted(set(self.precisions)):
             raise InputError(f"sensitivity table: precisions must ascend, got {', '.join(map(str, self.precisions))}")
-        for name, shape in (("intra", (n_layers, n_choices)), ("inter", (n_layers * n_choices,) * 2)):
+        alone = (n_layers, n_choices)
+        for name, shape in (("intra", alone), ("inter", (n_layers * n_choices,) * 2), ("diagonal", alone)):
             array = getattr(self, name)
             if array.shape != shape:
                 raise InputError(f"sensitivity table: {name} must have shape {shape}, got {array.shape}")
             if not np.isfinite(array).all():
                 raise InputError(f"sensitivity table: {name} must be finite; look for NaN in the weights or images")
-        if self.intra.size and self.intra.min() < 0:
-            raise InputError(f"sensitivity table: intra must be at least 0, got {self.intra.min():g}")
+        for name in ("intra", "diagonal"):
+            if getattr(self, name).min(initial=0) < 0:
+                raise InputError(f"sensitivity table: {name} must be at least 0, got {getattr(self, name).min():g}")
         if not np.array_equal(self.inter, self.inter.T):
             raise InputError("sensitivity table: inter must be symmetric; pass (inter + inter.T) / 2")
         blocks = self.inter.reshape(n_layers, n_choices, n_layers, n_choices)

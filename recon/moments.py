@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+MOMENT_IMAGES = 128  # enough: a layer's inputs have many positions an image
+
 
 def second_moment(layer: nn.Conv2d | nn.Linear, x: Tensor) -> tuple[Tensor, Tensor]:
     """E[p pᵀ] (G, K, K) and E[p] (G, K) of the input patches p that `layer` multiplies its weight with, for x (N, …).

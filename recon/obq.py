@@ -14,11 +14,13 @@ from recon.quantizer import Grid
 DAMPING = 0.01
 
 
-def round_obq(weight: Tensor, grid: Grid, moment: Tensor) -> Tensor:
-    """Codes (O, K) of `weight` (O, K) that minimise the output error under `moment` (G, K, K).
+def place_obq(weight: Tensor, grid: Grid, moment: Tensor) -> Tensor:
+    """Continuous codes (O, K) whose rounding minimises the output error of `weight` (O, K) under `moment` (G, K, K).
 
-    G is the number of groups of the convolution; output channels are split evenly among them. Weights are rounded
-    in order of falling input power. Algorithm 1 of Frantar et al., "GPTQ", ICLR 2023 (arXiv 2210.17323).
+    A continuous code is where its weight stood, with the errors of those before it added, when it was rounded: how near
+    it came to the other neighbour. G is the number of groups of the convolution; output channels are split evenly among
+    them. Weights are rounded in order of falling input power. Algorithm 1 of Frantar et al., "GPTQ", ICLR 2023
+    (arXiv 2210.17323).
     """
     channels, length = weight.shape
     groups = moment.shape[0]
@@ -37,11 +39,15 @@ def round_obq(weight: Tensor, grid: Grid, moment: Tensor) -> Tensor:
     left = weight.float().view(groups, -1, length).gather(2, rows)
     scale = grid.scale.view(groups, -1)
     zero = grid.zero_point.view(groups, -1)
-    codes = torch.empty_like(left)
+    places = torch.empty_like(left)
     for k in range(length):
         column = left[:, :, k]
-        code = (torch.round(column / scale) + zero).clamp(0, grid.levels)
-        codes[:, :, k] = code
-        error = (column - (code - zero) * scale) / upper[:, None, k, k]
+        places[:, :, k] = (column / scale + zero).clamp(0, grid.levels)
+        error = (column - (places[:, :, k].round() - zero) * scale) / upper[:, None, k, k]
         left[:, :, k:] -= error[:, :, None] * upper[:, None, k, k:]
-    return torch.empty_like(codes).scatter(2, rows, codes).view(channels, length)
+    return torch.empty_like(places).scatter(2, rows, places).view(channels, length)
+
+
+def round_obq(weight: Tensor, grid: Grid, moment: Tensor) -> Tensor:
+    """The codes (O, K) of `place_obq`."""
+    return place_obq(weight, grid, moment).round()

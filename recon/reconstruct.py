@@ -19,7 +19,7 @@ from recon.attach import Layer, adam, attach, bias_of, harden, rounding_of, stor
 from recon.checkpoint import Progress
 from recon.compute import batches, channels_last, device, fast, map_batches
 from recon.fisher import fisher_diagonal
-from recon.moments import InputMoments
+from recon.moments import MOMENT_IMAGES, InputMoments
 from recon.network import Network, Unit
 from recon.polish import polish
 from recon.quantizer import QuantizedWeight, nearest, search_grid
@@ -179,7 +179,7 @@ def _fit_unit(task: UnitTask, config: BitConfig, settings: Settings, generator: 
     floats = {name: layer.weight.detach().clone() for name, layer in task.layers.items()}
     biases = {name: bias_of(layer).detach().clone() for name, layer in task.layers.items()}
     with InputMoments(task.layers) as moments:
-        map_batches(task.unit.module, task.x)
+        map_batches(task.unit.module, task.x[:MOMENT_IMAGES])
 
     plain = {name: nearest(weight, config[name].w) for name, weight in floats.items()}
     for name, layer in task.layers.items():

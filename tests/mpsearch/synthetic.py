@@ -53,7 +53,7 @@ def network(
     layer = np.repeat(np.arange(n_layers), len(bits))
     omega[layer[:, None] == layer] = 0.0
     names = tuple(layer.name for layer in layers)
-    table = SensitivityTable(names, precisions, intra, omega, SAMPLES, seed, "synthetic", f"synthetic-{seed}")
+    table = SensitivityTable(names, precisions, intra, omega, intra, SAMPLES, seed, "synthetic", f"synthetic-{seed}")
     return LayerTable("synthetic", (3, 224, 224), layers), costs, table
 
 

@@ -125,6 +125,11 @@ def test_tables_of_another_network_are_refused():
     ],
 )
 def test_a_sensitivity_table_is_checked(change, message):
-    good = {"intra": np.ones((2, 2)), "inter": np.zeros((4, 4)), "precisions": (Precision(2), Precision(8))}
+    good = {
+        "intra": np.ones((2, 2)),
+        "inter": np.zeros((4, 4)),
+        "diagonal": np.ones((2, 2)),
+        "precisions": (Precision(2), Precision(8)),
+    }
     with pytest.raises(InputError, match=message):
         SensitivityTable(("a", "b"), samples=1, seed=0, metric="kl", fingerprint="", **(good | change))

@@ -1,0 +1,136 @@
+"""The sensitivity cache against closed forms and against measured divergence."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hwmodel import InputError, Precision
+from mpsearch.cache import load_table, save_table
+from mpsearch.sensitivity import SHRINKAGE, measure, weight_errors
+from mpsearch.sensitivity_table import SensitivityTable
+from recon.network import Network, trace
+
+BITS = tuple(Precision(bits) for bits in (2, 3, 4, 6, 8))
+
+
+class Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.one, self.two = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.two(torch.relu(self.one(x))))
+
+
+def network() -> Network:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), Residual(8), Residual(8), nn.AvgPool2d(6), nn.Flatten(), nn.Linear(8, 5)
+    )
+    with torch.no_grad():
+        model[-1].weight *= 5
+    return trace(model, (3, 12, 12), "small")
+
+
+def images(count: int, seed: int = 1) -> Tensor:
+    return torch.randn(count, 3, 12, 12, generator=torch.Generator().manual_seed(seed))
+
+
+def divergence(net: Network, errors: dict[str, list[Tensor]], choices: np.ndarray, x: Tensor) -> float:
+    """KL of the network with layer l's weights changed by its error at choice c (nats)."""
+    changed = net.copy()
+    for name, choice in zip(net.table.names, choices, strict=True):
+        layer = changed.layer(name)
+        layer.weight.data += errors[name][2 * choice]
+        layer.bias.data += errors[name][2 * choice + 1]  # type: ignore[union-attr]
+    with torch.inference_mode():
+        p, q = net.model(x).log_softmax(1), changed.model(x).log_softmax(1)
+    return float((p.exp() * (p - q)).sum(1).mean())
+
+
+@pytest.fixture(scope="module")
+def measured() -> tuple[Network, SensitivityTable, dict[str, list[Tensor]]]:
+    net, x = network(), images(2000)
+    return net, measure(net, x, BITS, 0, "key"), weight_errors(net, x, BITS)
+
+
+def test_a_linear_model_has_a_closed_form() -> None:
+    torch.manual_seed(0)
+    net = trace(nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), (3, 2, 2), "linear")
+    x = torch.randn(6000, 3, 2, 2)
+    table = measure(net, x, BITS, 0, "key")
+    errors = weight_errors(net, x, BITS)["1"]
+    p = net.model(x).softmax(1)
+    for choice in range(len(BITS)):
+        z = x.flatten(1) @ errors[2 * choice].T + errors[2 * choice + 1]
+        # E over labels of <e_y - p, z>² is the variance of z under p
+        full = 0.5 * float(((p * z.square()).sum(1) - (p * z).sum(1).square()).mean())
+        diagonal = 0.5 * float((p * (1 - p) * z.square()).sum(1).mean())
+        assert table.intra[0, choice] == pytest.approx(full, rel=0.1)
+        assert table.diagonal[0, choice] == pytest.approx(diagonal, rel=0.1)
+
+
+def test_small_errors_are_predicted(measured: tuple[Network, SensitivityTable, dict[str, list[Tensor]]]) -> None:
+    net, table, errors = measured
+    x = images(2000)
+    for layer in range(len(table.layers)):
+        for choice in (3, 4):  # 6 and 8 bits: where a quadratic form holds
+            alone = {n: e if n == table.layers[layer] else [0 * t for t in e] for n, e in errors.items()}
+            true = divergence(net, alone, np.full(len(table.layers), choice), x)
+            assert table.intra[layer, choice] == pytest.approx(true, rel=0.2, abs=2e-8)
+
+
+def test_pairs_are_predicted(measured: tuple[Network, SensitivityTable, dict[str, list[Tensor]]]) -> None:
+    net, table, errors = measured
+    full = replace(table, inter=table.inter / SHRINKAGE)
+    x = images(2000)
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        choices = rng.integers(2, 5, len(table.layers))
+        assert full.loss(choices) == pytest.approx(divergence(net, errors, choices, x), rel=0.25)
+
+
+def test_prediction_is_never_negative(measured: tuple[Network, SensitivityTable, dict[str, list[Tensor]]]) -> None:
+    _, table, _ = measured
+    matrix = table.inter + np.diag(table.intra.ravel())
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        assert table.loss(rng.integers(0, len(BITS), len(table.layers))) > 0
+    # Within one choice per layer the form is a mean of squares plus a diagonal: its own spectrum says so.
+    for choice in range(len(BITS)):
+        index = np.arange(len(table.layers)) * len(BITS) + choice
+        assert np.linalg.eigvalsh(matrix[np.ix_(index, index)]).min() >= -1e-12
+
+
+def test_more_bits_cost_less(measured: tuple[Network, SensitivityTable, dict[str, list[Tensor]]]) -> None:
+    _, table, _ = measured
+    assert (np.diff(table.intra, axis=1) < 0).all()
+    assert (table.diagonal > 0).all()
+
+
+def test_one_seed_one_result_and_the_network_is_unchanged() -> None:
+    net, x = network(), images(64)
+    state = {name: value.clone() for name, value in net.model.state_dict().items()}
+    first, second, other = (measure(net, x, BITS, seed, "key") for seed in (0, 0, 1))
+    assert np.array_equal(first.inter, second.inter)
+    assert not np.array_equal(first.inter, other.inter)
+    assert all(torch.equal(value, state[name]) for name, value in net.model.state_dict().items())
+
+
+def test_on_disk_and_back(tmp_path: Path, measured: tuple[Network, SensitivityTable, dict[str, list[Tensor]]]) -> None:
+    path, table = tmp_path / "sensitivity.safetensors", measured[1]
+    save_table(path, table)
+    back = load_table(path)
+    for name in SensitivityTable.__slots__:
+        assert np.array_equal(getattr(back, name), getattr(table, name))
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(InputError, match="damaged"):
+        load_table(path)
+    with pytest.raises(InputError, match="missing"):
+        load_table(tmp_path / "none")

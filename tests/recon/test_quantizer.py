@@ -1,0 +1,132 @@
+"""The weight quantizer against torch's own operator, brute force and closed forms."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from hwmodel import InputError
+from recon.moments import input_patches, mean_output, second_moment
+from recon.obq import round_obq
+from recon.quantizer import Grid, decode, encode, nearest, search_grid, to_half_grid
+
+BITS = (2, 3, 4, 5, 6, 7, 8)
+
+
+def weights(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_rounding_equals_torch(bits: int) -> None:
+    weight = weights(8, 4, 3, 3)
+    grid = search_grid(weight, bits)
+    ours = decode(encode(weight, grid), grid)
+    theirs = torch.fake_quantize_per_channel_affine(weight, grid.scale, grid.zero_point.int(), 0, 0, 2**bits - 1)
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_the_search_beats_min_max(bits: int) -> None:
+    weight = weights(16, 64)
+    low, high = weight.amin(1).clamp_max(0), weight.amax(1).clamp_min(0)
+    scale = to_half_grid((high - low) / (2**bits - 1))
+    plain = Grid(bits, scale, (-low / scale).round())
+    for grid in (search_grid(weight, bits), search_grid(weight, bits, torch.ones(64))):
+        found = (decode(encode(weight, grid), grid) - weight).square().sum(1)
+        assert (found <= (decode(encode(weight, plain), plain) - weight).square().sum(1) * (1 + 1e-6)).all()
+
+
+def test_the_search_minds_importance() -> None:
+    weight, importance = weights(4, 64), torch.zeros(64)
+    importance[:8] = 1.0
+
+    def error(grid: Grid) -> torch.Tensor:
+        return ((decode(encode(weight, grid), grid) - weight).square() * importance).sum()
+
+    assert error(search_grid(weight, 2, importance)) < error(search_grid(weight, 2))
+
+
+@pytest.mark.parametrize("value", [0.0, 0.37, -0.37, 1e-9])
+def test_a_constant_channel_is_kept(value: float) -> None:
+    weight = torch.full((2, 9), value)
+    stored = nearest(weight, 2)
+    assert torch.allclose(stored.dequantize(), weight, rtol=1e-3, atol=1e-7)
+
+
+def test_zero_is_on_every_grid_and_scales_are_half_precision() -> None:
+    for bits in BITS:
+        grid = search_grid(weights(8, 32) + 0.5, bits)
+        assert torch.equal(grid.scale, grid.scale.half().float())
+        assert torch.equal(grid.zero_point, grid.zero_point.round())
+        assert 0 <= grid.zero_point.min() <= grid.zero_point.max() <= grid.levels
+        assert decode(encode(torch.zeros(8, 1), grid), grid).abs().max() == 0
+
+
+def test_scales_beyond_half_precision_are_refused() -> None:
+    with pytest.raises(InputError, match="half-precision"):
+        search_grid(torch.tensor([[-1e6, 1e6]]), 2)
+
+
+def test_second_order_rounding_lowers_the_output_error() -> None:
+    generator = torch.Generator().manual_seed(1)
+    mix = torch.randn(24, 24, generator=generator)
+    x = torch.randn(4000, 24, generator=generator) @ mix  # correlated inputs: what it is for
+    weight, moment = weights(16, 24, seed=2), (x.T @ x / len(x))[None]
+    for bits in (2, 3, 4):
+        grid = search_grid(weight, bits)
+        plain = ((decode(encode(weight, grid), grid) - weight) @ x.T).square().mean()
+        second = ((decode(round_obq(weight, grid, moment), grid) - weight) @ x.T).square().mean()
+        assert second < 0.8 * plain
+
+
+def test_second_order_rounding_is_near_the_best_there_is() -> None:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(500, 5, generator=generator) @ torch.randn(5, 5, generator=generator)
+    moment = (x.T @ x / len(x))[None]
+    ratios = []
+    for seed in range(20):
+        weight = weights(1, 5, seed=seed)
+        grid = search_grid(weight, 2)
+        everything = torch.tensor(list(itertools.product(range(4), repeat=5)), dtype=torch.float32)
+        errors = (decode(everything, Grid(2, grid.scale.expand(1024), grid.zero_point.expand(1024))) - weight) @ x.T
+        best = errors.square().mean(1).min()
+        found = ((decode(round_obq(weight, grid, moment), grid) - weight) @ x.T).square().mean()
+        assert found >= best * (1 - 1e-4)
+        ratios.append(float(found / best))
+    assert sorted(ratios)[10] < 1.5  # the median of 20
+
+
+def test_second_order_rounding_without_correlation_is_plain_rounding() -> None:
+    weight = weights(6, 10)
+    grid = search_grid(weight, 3)
+    codes = round_obq(weight, grid, torch.eye(10)[None])
+    assert torch.equal(codes, encode(weight, grid))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        torch.nn.Conv2d(4, 6, 3, padding=1),
+        torch.nn.Conv2d(4, 6, 3, stride=2, padding=2, dilation=2, groups=2),
+        torch.nn.Conv2d(4, 4, 3, groups=4, padding=1, padding_mode="reflect"),
+        torch.nn.Conv2d(4, 6, 1, stride=2),
+        torch.nn.Conv2d(4, 6, 2, padding="same"),
+        torch.nn.Linear(4, 6),
+    ],
+    ids=str,
+)
+def test_patches_times_weights_are_the_layer(layer: torch.nn.Conv2d | torch.nn.Linear) -> None:
+    x = weights(3, 4, 9, 9) if isinstance(layer, torch.nn.Conv2d) else weights(7, 4)
+    with torch.no_grad():
+        expected = layer(x)
+        patches = input_patches(layer, x)
+        weight = layer.weight.flatten(1)
+        product = torch.einsum("gok,gkm->gom", weight.view(len(patches), -1, weight.shape[1]), patches).flatten(0, 1)
+        columns = expected.transpose(0, 1).flatten(1) if expected.dim() == 4 else expected.T
+        assert torch.allclose(product + layer.bias[:, None], columns, atol=1e-5)
+        moment, mean = second_moment(layer, x)
+        assert torch.allclose(moment, torch.einsum("gkm,glm->gkl", patches, patches) / patches.shape[2], atol=1e-5)
+        assert torch.allclose(mean_output(weight, mean), product.mean(1), atol=1e-5)

@@ -1,0 +1,228 @@
+"""Rounding, Fisher weights and block reconstruction: against closed forms, brute force and the rules of each method."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hwmodel import BitConfig, InputError, Precision
+from recon.checkpoint import Progress
+from recon.fisher import fisher_diagonal
+from recon.network import Network, trace
+from recon.quantizer import decode, encode, search_grid
+from recon.reconstruct import Settings, half_biases, nearest_weights, quantized, reconstruct
+from recon.rounding import AdaRound, StraightThrough
+
+
+class Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        self.two = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.two(torch.relu(self.norm(self.one(x)))))
+
+
+def network() -> Network:
+    torch.manual_seed(0)
+    stem, head = [nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU()], [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    model = nn.Sequential(*stem, Residual(8), Residual(8), *head, nn.Linear(8, 5))
+    with torch.no_grad():
+        model[-1].weight *= 8  # a network that is sure of something
+    return trace(model, (3, 12, 12), "small")
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return torch.randn(64, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+
+
+QUICK = Settings(steps=60, polish_steps=20, batch=16)
+
+
+def at(net: Network, bits: int) -> BitConfig:
+    return BitConfig.uniform(net.table.names, Precision(bits))
+
+
+def kl(net: Network, other: nn.Module, x: Tensor) -> float:
+    with torch.inference_mode():
+        p, q = net.model(x).log_softmax(1), other(x).log_softmax(1)
+    return float((p.exp() * (p - q)).sum(1).mean())
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+@pytest.mark.parametrize("rounding", ["straight-through", "adaround"])
+def test_it_beats_plain_rounding(images: Tensor, bits: int, rounding: str) -> None:
+    net = network()
+    settings = Settings(steps=150, polish_steps=0, batch=16, rounding=rounding)  # type: ignore[arg-type]
+    result = reconstruct(net, images, at(net, bits), settings)
+    unseen = torch.randn(256, 3, 12, 12, generator=torch.Generator().manual_seed(2))
+    plain = kl(net, quantized(net, nearest_weights(net, at(net, bits)), half_biases(net)).model, unseen)
+    learned = kl(net, quantized(net, result.weights, result.biases).model, unseen)
+    assert learned < 0.6 * plain
+    assert [report.block for report in result.reports] == [unit.name for unit in net.units]
+    assert all(report.loss_after <= report.loss_before for report in result.reports)
+
+
+def test_the_polish_lowers_the_divergence(images: Tensor) -> None:
+    net = network()
+    without = reconstruct(net, images, at(net, 2), Settings(steps=60, polish_steps=0, batch=16))
+    seen: list[float] = []
+    settings = Settings(steps=60, polish_steps=150, batch=16)
+    polished = reconstruct(net, images, at(net, 2), settings, on_polish=lambda step, loss: seen.append(loss))
+    before, after = (kl(net, quantized(net, r.weights, r.biases).model, images) for r in (without, polished))
+    assert after < before
+    assert len(seen) == 150
+
+
+def test_the_network_that_goes_in_is_unchanged_and_the_result_repeatable(images: Tensor) -> None:
+    net = network()
+    state = {name: value.clone() for name, value in net.model.state_dict().items()}
+    first, second = (reconstruct(net, images, at(net, 3), QUICK) for _ in range(2))
+    assert all(torch.equal(value, state[name]) for name, value in net.model.state_dict().items())
+    for name in net.table.names:
+        assert torch.equal(first.weights[name].codes, second.weights[name].codes)
+        assert torch.equal(first.weights[name].grid.scale, second.weights[name].grid.scale)
+        assert torch.equal(first.biases[name], second.biases[name])
+    other = reconstruct(net, images, at(net, 3), Settings(steps=60, polish_steps=20, batch=16, seed=1))
+    assert any(not torch.equal(first.weights[n].codes, other.weights[n].codes) for n in net.table.names)
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_an_interrupted_reconstruction_goes_on_to_the_same_bits(images: Tensor, tmp_path: Path, after: int) -> None:
+    net, path = network(), tmp_path / "partial"
+    whole = reconstruct(net, images, at(net, 3), QUICK)
+    done: list[str] = []
+
+    def stop(report: object) -> None:
+        done.append("")
+        if len(done) == after:
+            raise Stop
+
+    with pytest.raises(Stop):
+        reconstruct(net, images, at(net, 3), QUICK, progress=Progress(path, "key"), on_block=stop)
+    resumed = reconstruct(net, images, at(net, 3), QUICK, progress=Progress(path, "key"))
+    for name in net.table.names:
+        assert torch.equal(whole.weights[name].codes, resumed.weights[name].codes)
+        assert torch.equal(whole.biases[name], resumed.biases[name])
+    assert Progress(path, "another key").restore(net.units[0].name, {}) is None
+    path.write_bytes(b"damaged")
+    assert Progress(path, "key").restore(net.units[0].name, {}) is None
+
+
+def test_a_block_that_gets_worse_is_put_back(images: Tensor) -> None:
+    net = network()
+    wild = Settings(steps=5, polish_steps=0, batch=16, code_rate=50.0, scale_rate=5.0, bias_rate=50.0)
+    result = reconstruct(net, images, at(net, 4), wild)
+    plain = nearest_weights(net, at(net, 4))
+    put_back = [unit for unit, report in zip(net.units, result.reports, strict=True) if report.outcome == "nearest"]
+    assert put_back
+    for unit in put_back:
+        for name in unit.layers:
+            assert torch.equal(result.weights[name].dequantize(), plain[name].dequantize())
+
+
+def test_a_layer_at_eight_bits_costs_no_steps(images: Tensor) -> None:
+    net = network()
+    result = reconstruct(net, images, at(net, 8), QUICK)
+    assert {report.outcome for report in result.reports} == {"enough"}
+    assert {report.iterations for report in result.reports} == {0}
+
+
+def test_a_block_whose_best_rounding_is_known_is_solved() -> None:
+    torch.manual_seed(5)
+    layer = nn.Linear(8, 1)
+    net = _one(layer)
+    x = torch.randn(512, 8) @ torch.randn(8, 8)
+    settings = Settings(steps=600, polish_steps=0, batch=64, rounding="adaround", weighting="mse", bias_rate=1e-9)
+    found = reconstruct(net, x, at(net, 3), settings).weights[net.table.names[0]]
+    weight, grid = layer.weight.detach(), found.grid
+    floor = (weight / grid.scale + grid.zero_point).floor()
+
+    def error(codes: Tensor) -> Tensor:
+        return ((decode(codes, grid) - weight) @ x.T).square().mean(1)
+
+    choices = torch.tensor(list(itertools.product((0, 1), repeat=8)))
+    best = min(float(error((floor + choice).clamp(0, 7))) for choice in choices)
+    plain = float(error(encode(weight, grid)))
+    assert best < 0.9 * plain  # else there is nothing to find
+    assert float(error(found.codes.float())) <= best + 0.1 * (plain - best)
+
+
+def _one(layer: nn.Linear) -> Network:
+    return trace(nn.Sequential(nn.Flatten(), layer), (1, 1, 8), "one")
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_adaround_moves_a_weight_to_a_neighbour_only(bits: int) -> None:
+    weight = torch.randn(6, 20, generator=torch.Generator().manual_seed(0))
+    grid = search_grid(weight, bits)
+    rounding = AdaRound(weight, grid)
+    assert torch.allclose(rounding(weight), weight.clamp(*_range(grid)), atol=1e-4)  # starts where the weight is
+    rounding.code.data.uniform_(-9, 9)
+    place = weight / grid.scale[:, None] + grid.zero_point[:, None]
+    inside = (place >= 0) & (place <= grid.levels)
+    away = (rounding.freeze().codes.float() - place)[inside].abs()
+    assert away.max() < 1
+
+
+def _range(grid: object) -> tuple[Tensor, Tensor]:
+    scale, zero = grid.scale[:, None], grid.zero_point[:, None]  # type: ignore[attr-defined]
+    return -zero * scale, (grid.levels - zero) * scale  # type: ignore[attr-defined]
+
+
+def test_straight_through_is_always_hard_and_passes_gradients() -> None:
+    weight = torch.randn(6, 20)
+    grid = search_grid(weight, 2)
+    rounding = StraightThrough(weight, grid)
+    value = rounding(weight)
+    assert torch.equal(value, decode(encode(weight, grid), grid))
+    assert torch.equal(value, rounding.freeze().dequantize())
+    value.sum().backward()
+    place = weight / grid.scale[:, None] + grid.zero_point[:, None]
+    inside = (place > 0) & (place < grid.levels)
+    assert torch.equal(rounding.code.grad != 0, inside)
+    assert rounding.log_scale.grad is not None
+
+
+def test_the_regulariser_is_off_first_and_pushes_to_integers() -> None:
+    weight = torch.randn(4, 10)
+    rounding = AdaRound(weight, search_grid(weight, 3))
+    assert float(rounding.regulariser(0.1)) == 0
+    early, late = float(rounding.regulariser(0.21)), float(rounding.regulariser(0.99))
+    assert 0 < late < early <= weight.numel()
+    rounding.code.data = torch.where(rounding.code.data > 0, 20.0, -20.0)
+    assert float(rounding.regulariser(0.9)) == 0
+
+
+def test_the_fisher_diagonal_of_logits_has_a_closed_form() -> None:
+    torch.manual_seed(0)
+    net = _one(nn.Linear(8, 4))
+    x = torch.randn(8000, 8)
+    fisher = fisher_diagonal(net, x, 0)[net.units[-1].name]
+    p = net.model(x).softmax(1)
+    expected = (p * (1 - p)).mean(0)  # E_y[(1{y=i} - p_i)²]
+    assert torch.allclose(fisher, expected / expected.mean(), rtol=0.05)
+    assert float(fisher.mean()) == pytest.approx(1, abs=1e-5)
+
+
+def test_bad_settings_and_too_few_images_are_refused(images: Tensor) -> None:
+    net = network()
+    with pytest.raises(InputError, match="at least 2 calibration images"):
+        reconstruct(net, images[:1], at(net, 4), QUICK)
+    with pytest.raises(InputError, match="at least 1 step"):
+        Settings(steps=0)
+    with torch.no_grad():
+        net.layer(net.table.names[0]).bias.fill_(1e6)  # type: ignore[union-attr]
+    with pytest.raises(InputError, match="half precision"):
+        half_biases(net)
