@@ -45,7 +45,8 @@ class LayerSpec:
             raise InputError(f"layer {self.name!r}: feature map sizes must not be negative")
         if self.in_channels % self.groups or self.out_channels % self.groups:
             raise InputError(
-                f"layer {self.name!r}: {self.groups} groups must divide {self.in_channels} and {self.out_channels} channels"
+                f"layer {self.name!r}: {self.groups} groups must divide "
+                f"{self.in_channels} and {self.out_channels} channels"
             )
 
     @property

@@ -15,8 +15,8 @@ at most `gather_channels` input channels a group lay their taps along the rows t
 Groups run one after another. Outputs are cut into tiles of rows of one image, or of whole images; tiles are visited
 with input channels innermost, so that partial sums never leave the chip. Half of each buffer is filled while the other
 works; an operand is fetched when its tile is not in that half, which forgets what was longest unused: tiles stay that
-the loops come back to if all of them fit together. With T bits moved in all, F of them before the first tile can start and S after the last
-has ended, and B bits a cycle,
+the loops come back to if all of them fit together. With T bits moved in all, F of them before the first tile can start
+and S after the last has ended, and B bits a cycle,
 
     cycles = max(compute, ⌈(T − F − S)/B⌉) + ⌈F/B⌉ + ⌈S/B⌉ + tiles·tile_overhead
 

@@ -13,12 +13,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hwmodel import InputError
+from mpsearch.options import RunOptions, edge_policy, parse_bits
+from mpsearch.units import parse_size
+
+DEFAULTS = RunOptions(model="", size_budget_bytes=1)
+WBITS = ",".join(map(str, DEFAULTS.wbits))
 
 if TYPE_CHECKING:
     from mpsearch.console import Console
     from mpsearch.exact import Answer
     from mpsearch.front import ParetoFront
-    from mpsearch.options import RunOptions
     from mpsearch.pipeline import Run
 
 app = typer.Typer(
@@ -65,15 +69,15 @@ def run(
     model: Model = "mobilenetv2",
     weights: Weights = None,
     data: Data = None,
-    wbits: Bits = "2,3,4,6,8",
-    edges: Edges = "auto",
-    samples: Samples = 512,
-    val_samples: ValSamples = 0,
-    seed: Seed = 0,
-    population: Population = 200,
-    generations: Generations = 200,
-    steps: Steps = 200,
-    polish_steps: PolishSteps = 300,
+    wbits: Bits = WBITS,
+    edges: Edges = DEFAULTS.edges,
+    samples: Samples = DEFAULTS.samples,
+    val_samples: ValSamples = DEFAULTS.val_samples,
+    seed: Seed = DEFAULTS.seed,
+    population: Population = DEFAULTS.population,
+    generations: Generations = DEFAULTS.generations,
+    steps: Steps = DEFAULTS.steps,
+    polish_steps: PolishSteps = DEFAULTS.polish_steps,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
@@ -88,13 +92,13 @@ def run(
         data,
         wbits,
         edges,
-        samples,
-        val_samples,
-        seed,
-        population,
-        generations,
-        steps,
-        polish_steps,
+        samples=samples,
+        val_samples=val_samples,
+        seed=seed,
+        population=population,
+        generations=generations,
+        steps=steps,
+        polish_steps=polish_steps,
     )
     job = _start(options, out)
     table = job.layers_step()
@@ -150,14 +154,14 @@ def sensitivity(
     model: Model = "mobilenetv2",
     weights: Weights = None,
     data: Data = None,
-    wbits: Bits = "2,3,4,6,8",
-    edges: Edges = "auto",
-    samples: Samples = 512,
-    seed: Seed = 0,
+    wbits: Bits = WBITS,
+    edges: Edges = DEFAULTS.edges,
+    samples: Samples = DEFAULTS.samples,
+    seed: Seed = DEFAULTS.seed,
     out: Out = None,
 ) -> None:
     """Measures the sensitivity cache of a run folder, which `search` and `finalize` go on from."""
-    job = _start(_options(size_budget, model, weights, data, wbits, edges, samples, 0, seed), out)
+    job = _start(_options(size_budget, model, weights, data, wbits, edges, samples=samples, seed=seed), out)
     job.layers_step()
     job.check_budget()
     job.sensitivity_step()
@@ -298,19 +302,10 @@ def _options(
     model: str,
     weights: Path | None,
     data: str | None,
-    wbits: str = "2,3,4,6,8",
-    edges: str = "auto",
-    samples: int = 512,
-    val_samples: int = 0,
-    seed: int = 0,
-    population: int = 200,
-    generations: int = 200,
-    steps: int = 200,
-    polish_steps: int = 300,
+    wbits: str = WBITS,
+    edges: str = DEFAULTS.edges,
+    **counts: int,
 ) -> RunOptions:
-    from mpsearch.options import RunOptions, edge_policy, parse_bits
-    from mpsearch.units import parse_size
-
     return RunOptions(
         model=model,
         size_budget_bytes=parse_size(size_budget),
@@ -318,13 +313,7 @@ def _options(
         data=data,
         wbits=parse_bits(wbits),
         edges=edge_policy(edges),
-        samples=samples,
-        val_samples=val_samples,
-        seed=seed,
-        population=population,
-        generations=generations,
-        steps=steps,
-        polish_steps=polish_steps,
+        **counts,
     )
 
 
@@ -340,8 +329,6 @@ def _start(options: RunOptions, out: Path | None) -> Run:
 
 
 def _resume(folder: Path) -> Run:
-    from mpsearch.options import RunOptions
-
     return _start(RunOptions.from_toml(folder / "config.toml"), folder)
 
 

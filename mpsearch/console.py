@@ -12,8 +12,8 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from recon.reconstruct import Settings
 from mpsearch.report import WIDTH
+from recon.reconstruct import Settings
 from recon.report import BlockReport
 
 PLAIN_SECONDS = 10.0

@@ -7,7 +7,7 @@ from mpsearch.front import ParetoFront
 
 
 def picked(front: ParetoFront, text: str) -> list[tuple[str, int]]:
-    """Name and index of every point that `budget`, `knee`, `12` or `all:8` means. Raises InputError for anything else."""
+    """Name and index of every point that `budget`, `knee`, `12` or `all:8` means. Raises InputError for others."""
     if text == "budget":
         return [("budget", front.best())]
     if text == "knee":

@@ -185,9 +185,9 @@ class Run:
             least += int(sizes[self.precisions.index(EDGE)] if layer in self.pinned else min(sizes[candidates]))
         if least > self.options.size_budget_bytes:
             raise BudgetError(
-                f"the size budget is {self.options.size_budget_bytes:,} bytes, but the smallest file that candidate bits "
-                f"{','.join(map(str, self.options.wbits))} can reach has {least:,} bytes; raise --size-budget or allow "
-                "fewer bits with --wbits"
+                f"the size budget is {self.options.size_budget_bytes:,} bytes, but the smallest file that candidate "
+                f"bits {','.join(map(str, self.options.wbits))} can reach has {least:,} bytes; raise --size-budget or "
+                "allow fewer bits with --wbits"
             )
 
     def search_step(self, sensitivity: SensitivityTable) -> ParetoFront:

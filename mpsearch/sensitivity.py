@@ -21,7 +21,7 @@ from hwmodel import Precision
 from mpsearch.sensitivity_table import SensitivityTable
 from recon.compute import batches, channels_last, device, fast
 from recon.fisher import sampled_log_likelihood
-from recon.moments import MOMENT_IMAGES, InputMoments, mean_output
+from recon.moments import gather_moments, mean_output
 from recon.network import Network
 from recon.obq import round_obq
 from recon.quantizer import decode, search_grid
@@ -84,9 +84,7 @@ def weight_errors(network: Network, images: Tensor, precisions: Sequence[Precisi
     The list of a layer holds, per precision, the two tensors one after the other.
     """
     layers = {name: network.layer(name) for name in network.table.names}
-    with InputMoments(layers) as moments, torch.no_grad(), fast():
-        for x in batches(images[:MOMENT_IMAGES]):
-            network.model(channels_last(x))
+    moments = gather_moments(network.model, layers, images)
     errors: dict[str, Errors] = {}
     for name, layer in layers.items():
         weight, moment = layer.weight.detach(), moments.moment(name)

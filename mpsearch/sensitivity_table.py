@@ -16,8 +16,9 @@ class SensitivityTable:
     """A quadratic model of the expected KL divergence (nats) of L layers at C precisions, in ascending order.
 
     `intra` (L, C) is what a layer loses alone, at least 0. `inter` (L·C, L·C), index `l * C + c`, is symmetric and
-    zero inside a layer's own block. `diagonal` (L, C) is the diagonal Fisher's view of `intra`, for comparison. The predicted loss of a choice c is
-    `sum_l intra[l, c_l] + sum_{l != m} inter[l * C + c_l, m * C + c_m]`: both orders of a pair are counted.
+    zero inside a layer's own block. `diagonal` (L, C) is the diagonal Fisher's view of `intra`, for comparison. The
+    predicted loss of a choice c is `sum_l intra[l, c_l] + sum_{l != m} inter[l * C + c_l, m * C + c_m]`: both orders
+    of a pair are counted.
     Raises InputError where a shape, a value or the symmetry is wrong.
     """
 

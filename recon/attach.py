@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -21,22 +20,19 @@ def bias_of(layer: Layer) -> Tensor:
     return layer.bias
 
 
-class Rates(Protocol):
-    """Learning rates of Adam: per step in code units, in log-scale, in output units."""
-
-    @property
-    def code_rate(self) -> float: ...
-    @property
-    def scale_rate(self) -> float: ...
-    @property
-    def bias_rate(self) -> float: ...
-
-
 def attach(layer: Layer, rounding: Rounding) -> None:
     """From now on `layer.weight` is what `rounding` makes of it; an earlier rounding is replaced."""
+    detach(layer, layer.weight)
+    rounding = rounding.to(layer.weight.device).to(memory_format=torch.channels_last)
+    parametrize.register_parametrization(layer, "weight", rounding, unsafe=True)
+
+
+def detach(layer: Layer, weight: Tensor) -> None:
+    """Gives a layer the plain weight (O, …), without a rounding."""
+    weight = weight.detach()
     if parametrize.is_parametrized(layer, "weight"):
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
-    parametrize.register_parametrization(layer, "weight", rounding.to(layer.weight.device), unsafe=True)
+    layer.weight.data = weight
 
 
 def rounding_of(layer: Layer) -> Rounding:
@@ -51,7 +47,7 @@ def harden(layer: Layer) -> None:
     rounding = rounding_of(layer)
     if not isinstance(rounding, StraightThrough):
         stored = rounding.freeze()
-        attach(layer, StraightThrough(stored.dequantize(), stored.grid))
+        attach(layer, StraightThrough(stored.codes.float(), stored.grid))
 
 
 def stored_weight(layer: Layer) -> QuantizedWeight:
@@ -59,14 +55,11 @@ def stored_weight(layer: Layer) -> QuantizedWeight:
     return rounding_of(layer).freeze()
 
 
-def adam(layers: Mapping[str, Layer], rates: Rates, factor: float = 1.0) -> torch.optim.Adam:
-    """Adam over the codes, scales and biases of layers with roundings, at `factor` times the rates."""
-    roundings = [rounding_of(layer) for layer in layers.values()]
-    scales = [rounding.log_scale for rounding in roundings if rounding.log_scale.requires_grad]
-    biases = [bias_of(layer).requires_grad_() for layer in layers.values()]
-    groups = [
-        {"params": [rounding.code for rounding in roundings], "lr": rates.code_rate * factor},
-        {"params": scales, "lr": rates.scale_rate * factor},
-        {"params": biases, "lr": rates.bias_rate * factor},
-    ]
-    return torch.optim.Adam([group for group in groups if group["params"]])
+def adam(layers: Iterable[Layer], code_rate: float, other_rate: float) -> torch.optim.Adam:
+    """Adam over the codes, log-scales and biases of layers with roundings; rates are per step, in their units."""
+    layers = list(layers)
+    roundings = [rounding_of(layer) for layer in layers]
+    others: list[Tensor] = [rounding.log_scale for rounding in roundings if rounding.log_scale.requires_grad]
+    others += [bias_of(layer).requires_grad_() for layer in layers]
+    codes = {"params": [rounding.code for rounding in roundings], "lr": code_rate}
+    return torch.optim.Adam([codes, {"params": others, "lr": other_rate}])

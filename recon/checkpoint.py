@@ -1,4 +1,4 @@
-"""Finished units on disk, so that an interrupted reconstruction continues where it was."""
+"""Finished units and the state of the polish on disk: an interrupted reconstruction continues where it was."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from recon.report import BlockReport
 from recon.rounding import StraightThrough
 
 PARTS = ("code", "log_scale", "scale", "zero_point", "bias")
+POLISH = "polish:"
 
 
 class Progress:
@@ -31,6 +32,7 @@ class Progress:
         self.key = key
         self._tensors: dict[str, Tensor] = {}
         self._reports: dict[str, BlockReport] = {}
+        self._polish_step = 0
         if path.is_file():
             self._read()
 
@@ -45,6 +47,7 @@ class Progress:
             return
         reports = [BlockReport(**{**entry, "bits": tuple(entry["bits"])}) for entry in json.loads(metadata["reports"])]
         self._reports = {report.block: report for report in reports}
+        self._polish_step = int(metadata["polish_step"])
 
     def restore(self, unit: str, layers: dict[str, Layer]) -> BlockReport | None:
         """Puts a finished unit's roundings and biases on its layers; None where the unit is not finished."""
@@ -54,7 +57,7 @@ class Progress:
         for name, layer in layers.items():
             code, log_scale, scale, zero_point, bias = (self._tensors[f"{name}:{part}"] for part in PARTS)
             rounding = StraightThrough(code, Grid(report.bits[list(layers).index(name)], scale, zero_point))
-            rounding.code.data, rounding.log_scale.data = code, log_scale
+            rounding.log_scale.data = log_scale
             attach(layer, rounding)
             bias_of(layer).data = bias.to(layer.weight.device)
         return report
@@ -67,9 +70,24 @@ class Progress:
             for part, value in zip(PARTS, values, strict=True):
                 self._tensors[f"{name}:{part}"] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         self._reports[report.block] = report
+        self._write()
+
+    def polish(self) -> tuple[int, dict[str, Tensor]]:
+        """Steps of the polish that are done, and the tensors that were saved with them."""
+        return self._polish_step, {n.removeprefix(POLISH): t for n, t in self._tensors.items() if n.startswith(POLISH)}
+
+    def save_polish(self, step: int, tensors: dict[str, Tensor]) -> None:
+        """Keeps the state of the polish after `step` steps."""
+        for name, value in tensors.items():
+            self._tensors[POLISH + name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        self._polish_step = step
+        self._write()
+
+    def _write(self) -> None:
         reports = json.dumps([asdict(entry) for entry in self._reports.values()])
         temporary = self.path.with_suffix(".tmp")
-        save_file(self._tensors, temporary, {"key": self.key, "reports": reports})
+        metadata = {"key": self.key, "reports": reports, "polish_step": str(self._polish_step)}
+        save_file(self._tensors, temporary, metadata)
         os.replace(temporary, self.path)
 
     def discard(self) -> None:

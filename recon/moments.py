@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MOMENT_IMAGES = 128  # enough: a layer's inputs have many positions an image
+from recon.compute import channels_last, device, fast
 
-
-def second_moment(layer: nn.Conv2d | nn.Linear, x: Tensor) -> tuple[Tensor, Tensor]:
-    """E[p pᵀ] (G, K, K) and E[p] (G, K) of the input patches p that `layer` multiplies its weight with, for x (N, …).
-
-    G is the layer's groups, K the weights of one output channel. float32.
-    """
-    patches = input_patches(layer, x.float())
-    return patches @ patches.transpose(1, 2) / patches.shape[-1], patches.mean(2)
+POSITIONS = 65_536  # input patches that are enough for a layer's second moments
+BATCH = 16  # patches of a depthwise convolution take nine times the memory of its input
 
 
 def input_patches(layer: nn.Conv2d | nn.Linear, x: Tensor) -> Tensor:
@@ -41,9 +37,9 @@ def pad_like(layer: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 class InputMoments:
-    """Collects the second moments of every given layer while a module runs; a context manager."""
+    """The second moments of every given layer's inputs, gathered while a module runs; a context manager."""
 
-    def __init__(self, layers: dict[str, nn.Conv2d | nn.Linear]) -> None:
+    def __init__(self, layers: Mapping[str, nn.Conv2d | nn.Linear]) -> None:
         self.layers = layers
         self._sums: dict[str, tuple[Tensor, Tensor, int]] = {}
 
@@ -58,19 +54,42 @@ class InputMoments:
         for hook in self._hooks:
             hook.remove()
 
+    @property
+    def enough(self) -> bool:
+        """Every layer has seen `POSITIONS` patches."""
+        return len(self._sums) == len(self.layers) and min(count for *_, count in self._sums.values()) >= POSITIONS
+
     @torch.no_grad()
     def _see(self, name: str, layer: nn.Conv2d | nn.Linear, x: Tensor) -> None:
+        square, total, count = self._sums.get(name, (0, 0, 0))
+        if count >= POSITIONS:
+            return
         with torch.autocast(x.device.type, enabled=False):
-            moment, mean = second_moment(layer, x)
-        old_moment, old_mean, count = self._sums.get(name, (torch.zeros_like(moment), torch.zeros_like(mean), 0))
-        self._sums[name] = old_moment + moment * len(x), old_mean + mean * len(x), count + len(x)
+            patches = input_patches(layer, x.float())
+            self._sums[name] = (
+                square + patches @ patches.transpose(1, 2),
+                total + patches.sum(2),
+                count + patches.shape[-1],
+            )
 
     def moment(self, name: str) -> Tensor:
         """The second moment (G, K, K) of layer `name`'s inputs."""
-        total, _, count = self._sums[name]
-        return total / count
+        square, _, count = self._sums[name]
+        return square / count
 
     def mean(self, name: str) -> Tensor:
         """The mean input patch (G, K) of layer `name`."""
         _, total, count = self._sums[name]
         return total / count
+
+
+@torch.no_grad()
+def gather_moments(module: nn.Module, layers: Mapping[str, nn.Conv2d | nn.Linear], x: Tensor) -> InputMoments:
+    """The moments of `layers` while `module` runs on x (N, …), in mixed order until all layers have seen enough."""
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))  # images may be sorted by class
+    with InputMoments(layers) as moments, fast():
+        for pick in torch.split(order, BATCH):
+            module(channels_last(x[pick].to(device())))
+            if moments.enough:
+                break
+    return moments

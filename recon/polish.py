@@ -9,21 +9,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recon.attach import Rates, adam
+from recon.attach import adam
+from recon.checkpoint import Progress
 from recon.compute import channels_last, device, fast
 from recon.network import Network
 from recon.rounding import cosine
 
-CROP = 0.4
+SAVE_EVERY = 100
+CROP = 0.5
+MIXED = 0.5
 
 
-class PolishSettings(Rates, Protocol):
+class PolishSettings(Protocol):
     """What the polish reads of the settings."""
 
     @property
     def polish_steps(self) -> int: ...
     @property
-    def polish_factor(self) -> float: ...
+    def polish_rate(self) -> float: ...
     @property
     def batch(self) -> int: ...
     @property
@@ -37,10 +40,11 @@ def kl_divergence(reference: Tensor, logits: Tensor) -> Tensor:
 
 
 def augment(x: Tensor, generator: torch.Generator) -> Tensor:
-    """x (N, C, H, W), each image mirrored half of the time and cropped at random to 60-100 % of its sides.
+    """x (N, C, H, W), each image mirrored half of the time, cropped at random to 50-100 % of its sides, and in half of
+    the cases mixed with a second one.
 
     The float network labels whatever it is shown, so this is more data for free: without it a few hundred images
-    are learned by heart.
+    are learned by heart (Beyer et al., "A good teacher is patient and consistent", CVPR 2022, arXiv 2106.05237).
     """
     count = len(x)
     zoom = 1 - CROP * torch.rand(count, generator=generator)
@@ -49,7 +53,10 @@ def augment(x: Tensor, generator: torch.Generator) -> Tensor:
     place = torch.zeros(count, 2, 3)
     place[:, 0, 0], place[:, 1, 1], place[:, :, 2] = zoom * mirror, zoom, shift
     grid = F.affine_grid(place.to(x.device), list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+    x = F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+    share = torch.where(torch.rand(count, generator=generator) < MIXED, 0.5 * torch.rand(count, generator=generator), 0)
+    share = share.to(x.device)[:, None, None, None]
+    return (1 - share) * x + share * x.roll(1, 0)
 
 
 def polish(
@@ -57,17 +64,21 @@ def polish(
     network: Network,
     images: Tensor,
     settings: PolishSettings,
-    on_step: Callable[[int, float], None] = lambda step, loss: None,
+    progress: Progress | None,
+    on_step: Callable[[int, float], None],
 ) -> None:
     """Trains the roundings, scales and biases of `work` to give the logits of `network` on images (N, C, H, W).
 
-    Knowledge distillation with the Kullback-Leibler divergence and no labels:
-    Hinton et al., 2015 (arXiv 1503.02531).
+    Knowledge distillation with the Kullback-Leibler divergence and no labels: Hinton et al., 2015 (arXiv 1503.02531).
+    The state is kept in `progress` every 100 steps.
     """
     generator = torch.Generator().manual_seed(settings.seed)
-    optimizer = adam({name: work.layer(name) for name in work.table.names}, settings, settings.polish_factor)
+    optimizer = adam(map(work.layer, work.table.names), settings.polish_rate, settings.polish_rate)
     rates = [group["lr"] for group in optimizer.param_groups]
-    for step in range(settings.polish_steps):
+    first, saved = progress.polish() if progress else (0, {})
+    if first:
+        _restore(optimizer, generator, saved)
+    for step in range(first, settings.polish_steps):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * cosine(step / settings.polish_steps)
         pick = torch.randint(len(images), (settings.batch,), generator=generator)
@@ -79,4 +90,29 @@ def polish(
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+        if progress and (step + 1) % SAVE_EVERY == 0:
+            progress.save_polish(step + 1, _state(optimizer, generator))
         on_step(step + 1, loss.item())
+
+
+def _parameters(optimizer: torch.optim.Adam) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _state(optimizer: torch.optim.Adam, generator: torch.Generator) -> dict[str, Tensor]:
+    """All that the next step depends on."""
+    state = {"generator": generator.get_state()}
+    for index, parameter in enumerate(_parameters(optimizer)):
+        state[f"{index}:value"] = parameter
+        state |= {f"{index}:{key}": value for key, value in optimizer.state[parameter].items()}
+    return state
+
+
+@torch.no_grad()
+def _restore(optimizer: torch.optim.Adam, generator: torch.Generator, state: dict[str, Tensor]) -> None:
+    generator.set_state(state["generator"])
+    for index, parameter in enumerate(_parameters(optimizer)):
+        parameter.copy_(state[f"{index}:value"])
+        for key in ("exp_avg", "exp_avg_sq"):
+            optimizer.state[parameter][key] = torch.empty_like(parameter).copy_(state[f"{index}:{key}"])
+        optimizer.state[parameter]["step"] = state[f"{index}:step"]

@@ -10,7 +10,8 @@ from typing import Literal
 class BlockReport:
     """What happened to one unit. Losses are Fisher-weighted squared errors over the float output's mean power.
 
-    `outcome` is `enough` where plain rounding lost next to nothing and was kept, `nearest` where reconstruction was worse than plain rounding and was put back.
+    `outcome` is `enough` where plain rounding lost next to nothing and was kept, `nearest` where reconstruction was
+    worse than plain rounding and was put back.
     """
 
     block: str

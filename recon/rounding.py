@@ -63,12 +63,11 @@ class Rounding(nn.Module):
 
 
 class StraightThrough(Rounding):
-    """A continuous code, rounded in the forward pass; starts at the float weight's own place on the grid."""
+    """A continuous code, rounded in the forward pass; starts at `place` (O, …)."""
 
-    def __init__(self, weight: Tensor, grid: Grid) -> None:
+    def __init__(self, place: Tensor, grid: Grid) -> None:
         super().__init__(grid)
-        shape = (-1,) + (1,) * (weight.dim() - 1)
-        self.code = nn.Parameter(weight.detach() / grid.scale.view(shape) + grid.zero_point.view(shape))
+        self.code = nn.Parameter(place.detach().clone())
 
     def integer(self) -> Tensor:
         return self.code.detach().clamp(0, self.grid.levels).round()
@@ -82,18 +81,16 @@ class StraightThrough(Rounding):
 
 
 class AdaRound(Rounding):
-    """Up or down, by a rectified sigmoid; the scale is not learned."""
+    """Up or down from `place` (O, …), by a rectified sigmoid; the scale is not learned."""
 
     warmup = 0.2
     beta_start, beta_end = 20.0, 2.0
 
-    def __init__(self, weight: Tensor, grid: Grid) -> None:
+    def __init__(self, place: Tensor, grid: Grid) -> None:
         super().__init__(grid)
         self.log_scale.requires_grad_(False)
-        shape = (-1,) + (1,) * (weight.dim() - 1)
-        place = weight.detach() / grid.scale.view(shape)
-        self.register_buffer("floor", place.floor() + grid.zero_point.view(shape))
-        fraction = (place - place.floor() - GAMMA) / (ZETA - GAMMA)
+        self.register_buffer("floor", place.detach().floor())
+        fraction = (place.detach() - place.detach().floor() - GAMMA) / (ZETA - GAMMA)
         self.code = nn.Parameter(torch.logit(fraction))
         self.floor: Tensor
 
@@ -115,9 +112,9 @@ class AdaRound(Rounding):
         return (1 - (2 * self.up() - 1).abs().pow(beta)).sum()
 
 
-def make_rounding(name: RoundingName, weight: Tensor, grid: Grid) -> Rounding:
-    """The rounding called `name` for a weight (O, …)."""
-    return AdaRound(weight, grid) if name == "adaround" else StraightThrough(weight, grid)
+def make_rounding(name: RoundingName, place: Tensor, grid: Grid) -> Rounding:
+    """The rounding called `name` for a weight that stands at the continuous codes `place` (O, …) of a grid."""
+    return AdaRound(place, grid) if name == "adaround" else StraightThrough(place, grid)
 
 
 def cosine(progress: float) -> float:

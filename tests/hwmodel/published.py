@@ -6,8 +6,9 @@ from hwmodel.layer import LayerSpec, LayerTable
 from hwmodel.precision import Precision
 
 # Cycles for a batch of 16 on the array of 16 x 32 units, 192 bits a cycle: results/bitfusion-eyeriss-sim-sweep.csv of
-# github.com/hsharma35/bitfusion. (in, out, kernel, side, precision, cycles, of which memory wait). AlexNet and ResNet-18
-# are there with 16-bit weights, which we do not model. SVHN's one-bit codes are computed as 2 bits there, but stored as 1.
+# github.com/hsharma35/bitfusion. (in, out, kernel, side, precision, cycles, of which memory wait). AlexNet and
+# ResNet-18 are there with 16-bit weights, which we do not model. SVHN's one-bit codes are computed as 2 bits there,
+# but stored as 1.
 # The csv gives VGG-7's second convolution of a stage the shape of the first.
 W2, W4, W8 = Precision(2, 2), Precision(4, 4), Precision(8, 8)
 BITFUSION = {

@@ -100,6 +100,8 @@ def test_cost_table_gets_latency_and_energy() -> None:
     zeros = np.zeros((len(EVERY), 2))
     costs = CostTable(EVERY.names, precisions, zeros.astype(int), zeros.astype(int), zeros, 0)
     found = with_device(costs, EVERY, load_device("bitfusion"))
-    assert found.latency_s is not None and found.latency_s.shape == zeros.shape
-    assert found.energy_j is not None and (found.energy_j > 0).all()
+    assert found.latency_s is not None
+    assert found.latency_s.shape == zeros.shape
+    assert found.energy_j is not None
+    assert (found.energy_j > 0).all()
     assert with_device(costs, EVERY, load_device("mpic")).energy_j is None

@@ -1,4 +1,4 @@
-"""Sizes and operations: published tables and closed forms. That files have the predicted size is tested with the files."""
+"""Sizes and operations: published tables and closed forms."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_hawq_table_of_resnet18(resnet18: LayerTable, bits: int, mib: float, gbo
     config = hawq(resnet18, bits)
     assert weights_only_bytes(resnet18, config.wbits) / MIB == pytest.approx(mib, abs=0.05)
     operations = sum(bops(layer, config[layer.name]) for layer in resnet18)
-    assert operations / 1e9 == pytest.approx(gbops, abs=0.5)
+    assert int(operations / 1e9) == gbops  # the table cuts off decimals
 
 
 def test_four_bit_weights_only(resnet18: LayerTable, mobilenetv2: LayerTable) -> None:

@@ -64,7 +64,7 @@ def flat(base: dict[str, object], **changes: object) -> list[object]:
         ({"samples": "many"}, ("--samples", "many")),
         ({"seed": "-1"}, ("--seed", "-1")),
         ({"population": "1"}, ("population", "1")),
-        ({"steps": "0"}, ("1 step", "0")),
+        ({"steps": "-1"}, ("--steps", "-1")),
     ],
     ids=str,
 )

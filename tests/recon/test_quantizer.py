@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hwmodel import InputError
-from recon.moments import input_patches, mean_output, second_moment
+from recon.moments import gather_moments, input_patches, mean_output
 from recon.obq import round_obq
 from recon.quantizer import Grid, decode, encode, nearest, search_grid, to_half_grid
 
@@ -113,7 +113,7 @@ def test_second_order_rounding_without_correlation_is_plain_rounding() -> None:
         torch.nn.Conv2d(4, 6, 3, stride=2, padding=2, dilation=2, groups=2),
         torch.nn.Conv2d(4, 4, 3, groups=4, padding=1, padding_mode="reflect"),
         torch.nn.Conv2d(4, 6, 1, stride=2),
-        torch.nn.Conv2d(4, 6, 2, padding="same"),
+        torch.nn.Conv2d(4, 6, 5, padding="same"),
         torch.nn.Linear(4, 6),
     ],
     ids=str,
@@ -127,6 +127,7 @@ def test_patches_times_weights_are_the_layer(layer: torch.nn.Conv2d | torch.nn.L
         product = torch.einsum("gok,gkm->gom", weight.view(len(patches), -1, weight.shape[1]), patches).flatten(0, 1)
         columns = expected.transpose(0, 1).flatten(1) if expected.dim() == 4 else expected.T
         assert torch.allclose(product + layer.bias[:, None], columns, atol=1e-5)
-        moment, mean = second_moment(layer, x)
-        assert torch.allclose(moment, torch.einsum("gkm,glm->gkl", patches, patches) / patches.shape[2], atol=1e-5)
-        assert torch.allclose(mean_output(weight, mean), product.mean(1), atol=1e-5)
+        moments = gather_moments(layer, {"layer": layer}, x)
+        expected = torch.einsum("gkm,glm->gkl", patches, patches) / patches.shape[2]
+        assert torch.allclose(moments.moment("layer"), expected, atol=1e-5)
+        assert torch.allclose(mean_output(weight, moments.mean("layer")), product.mean(1), atol=1e-5)

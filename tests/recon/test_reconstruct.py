@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hwmodel import BitConfig, InputError, Precision
+from recon.attach import attach
 from recon.checkpoint import Progress
 from recon.fisher import fisher_diagonal
 from recon.network import Network, trace
@@ -98,6 +99,27 @@ class Stop(Exception):
     pass
 
 
+def test_an_interrupted_polish_goes_on_to_the_same_bits(images: Tensor, tmp_path: Path) -> None:
+    net, path = network(), tmp_path / "partial"
+    settings = Settings(steps=2, polish_steps=220, batch=16)
+    whole = reconstruct(net, images, at(net, 3), settings)
+
+    def stop(step: int, _loss: float) -> None:
+        if step == 130:
+            raise Stop
+
+    with pytest.raises(Stop):
+        reconstruct(net, images, at(net, 3), settings, progress=Progress(path, "key"), on_polish=stop)
+    seen: list[int] = []
+    again = Progress(path, "key")
+    resumed = reconstruct(net, images, at(net, 3), settings, progress=again, on_polish=lambda s, _: seen.append(s))
+    assert seen == list(range(101, 221))
+    for name in net.table.names:
+        assert torch.equal(whole.weights[name].codes, resumed.weights[name].codes)
+        assert torch.equal(whole.weights[name].grid.scale, resumed.weights[name].grid.scale)
+        assert torch.equal(whole.biases[name], resumed.biases[name])
+
+
 @pytest.mark.parametrize("after", [1, 3])
 def test_an_interrupted_reconstruction_goes_on_to_the_same_bits(images: Tensor, tmp_path: Path, after: int) -> None:
     net, path = network(), tmp_path / "partial"
@@ -120,10 +142,16 @@ def test_an_interrupted_reconstruction_goes_on_to_the_same_bits(images: Tensor, 
     assert Progress(path, "key").restore(net.units[0].name, {}) is None
 
 
-def test_a_block_that_gets_worse_is_put_back(images: Tensor) -> None:
+def test_a_block_that_gets_worse_is_put_back(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     net = network()
-    wild = Settings(steps=5, polish_steps=0, batch=16, code_rate=50.0, scale_rate=5.0, bias_rate=50.0)
-    result = reconstruct(net, images, at(net, 4), wild)
+
+    def worse(_unit: object, layers: dict[str, nn.Linear], *_rest: object) -> None:
+        for layer in layers.values():
+            grid = search_grid(layer.weight, 4)
+            attach(layer, StraightThrough(torch.zeros_like(layer.weight), grid))
+
+    monkeypatch.setattr("recon.reconstruct.second_order_start", worse)
+    result = reconstruct(net, images, at(net, 4), Settings(steps=1, polish_steps=0, batch=16))
     plain = nearest_weights(net, at(net, 4))
     put_back = [unit for unit, report in zip(net.units, result.reports, strict=True) if report.outcome == "nearest"]
     assert put_back
@@ -167,10 +195,10 @@ def _one(layer: nn.Linear) -> Network:
 def test_adaround_moves_a_weight_to_a_neighbour_only(bits: int) -> None:
     weight = torch.randn(6, 20, generator=torch.Generator().manual_seed(0))
     grid = search_grid(weight, bits)
-    rounding = AdaRound(weight, grid)
+    place = weight / grid.scale[:, None] + grid.zero_point[:, None]
+    rounding = AdaRound(place, grid)
     assert torch.allclose(rounding(weight), weight.clamp(*_range(grid)), atol=1e-4)  # starts where the weight is
     rounding.code.data.uniform_(-9, 9)
-    place = weight / grid.scale[:, None] + grid.zero_point[:, None]
     inside = (place >= 0) & (place <= grid.levels)
     away = (rounding.freeze().codes.float() - place)[inside].abs()
     assert away.max() < 1
@@ -184,12 +212,12 @@ def _range(grid: object) -> tuple[Tensor, Tensor]:
 def test_straight_through_is_always_hard_and_passes_gradients() -> None:
     weight = torch.randn(6, 20)
     grid = search_grid(weight, 2)
-    rounding = StraightThrough(weight, grid)
+    place = weight / grid.scale[:, None] + grid.zero_point[:, None]
+    rounding = StraightThrough(place, grid)
     value = rounding(weight)
     assert torch.equal(value, decode(encode(weight, grid), grid))
     assert torch.equal(value, rounding.freeze().dequantize())
     value.sum().backward()
-    place = weight / grid.scale[:, None] + grid.zero_point[:, None]
     inside = (place > 0) & (place < grid.levels)
     assert torch.equal(rounding.code.grad != 0, inside)
     assert rounding.log_scale.grad is not None
@@ -197,12 +225,13 @@ def test_straight_through_is_always_hard_and_passes_gradients() -> None:
 
 def test_the_regulariser_is_off_first_and_pushes_to_integers() -> None:
     weight = torch.randn(4, 10)
-    rounding = AdaRound(weight, search_grid(weight, 3))
+    grid = search_grid(weight, 3)
+    rounding = AdaRound(weight / grid.scale[:, None] + grid.zero_point[:, None], grid)
     assert float(rounding.regulariser(0.1)) == 0
-    early, late = float(rounding.regulariser(0.21)), float(rounding.regulariser(0.99))
+    early, late = (rounding.regulariser(progress).item() for progress in (0.21, 0.99))
     assert 0 < late < early <= weight.numel()
     rounding.code.data = torch.where(rounding.code.data > 0, 20.0, -20.0)
-    assert float(rounding.regulariser(0.9)) == 0
+    assert rounding.regulariser(0.9).item() == 0
 
 
 def test_the_fisher_diagonal_of_logits_has_a_closed_form() -> None:
@@ -220,8 +249,8 @@ def test_bad_settings_and_too_few_images_are_refused(images: Tensor) -> None:
     net = network()
     with pytest.raises(InputError, match="at least 2 calibration images"):
         reconstruct(net, images[:1], at(net, 4), QUICK)
-    with pytest.raises(InputError, match="at least 1 step"):
-        Settings(steps=0)
+    with pytest.raises(InputError, match="--batch must be at least 1"):
+        Settings(batch=0)
     with torch.no_grad():
         net.layer(net.table.names[0]).bias.fill_(1e6)  # type: ignore[union-attr]
     with pytest.raises(InputError, match="half precision"):

@@ -1,0 +1,115 @@
+"""The main job as a user runs it: accuracy, size, time and memory, on the embedded default and on real data.
+
+    python benchmarks/bench_run.py
+
+Needs ImageNet images and weights in ../shared/data (or MPSEARCH_DATA) for the second half. Writes
+benchmarks/results/bench_run.json and the README's picture, docs/front.png.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from hwmodel import BitConfig, Precision
+from mpsearch.console import Console
+from mpsearch.folder import RunFolder
+from mpsearch.options import RunOptions
+from mpsearch.pipeline import Run
+from recon.reconstruct import Settings, half_biases, nearest_weights, quantized, reconstruct
+
+ROOT = Path(__file__).resolve().parent.parent
+BUDGET = "1.5MB"
+
+
+def command(out: Path, *more: str) -> dict[str, Any]:
+    """One `mpsearch run --json`: its summary and the seconds of the whole process."""
+    arguments = ["run", "--model", "mobilenetv2", "--size-budget", BUDGET, "--out", str(out), "--json", *more]
+    begin = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "mpsearch", *arguments], check=True, stdout=subprocess.PIPE)
+    summary: dict[str, Any] = json.loads(done.stdout)
+    return {"wall_seconds": round(time.perf_counter() - begin, 1), **summary}
+
+
+def embedded_uniform(folder: Path) -> list[dict[str, Any]]:
+    """The embedded network at uniform bits (first and last layer 8): plain rounding beside reconstruction."""
+    job = Run(RunOptions(model="mobilenetv2", size_budget_bytes=10**9), RunFolder(folder), Console())
+    names, rows = job.table.names, []
+    for bits in (4, 3, 2):
+        precisions = [Precision(8 if name in (names[0], names[-1]) else bits) for name in names]
+        config = BitConfig(names, tuple(precisions))
+        plain = job.measure(
+            quantized(job.network, nearest_weights(job.network, config), half_biases(job.network)).model
+        )
+        begin = time.perf_counter()
+        learned = reconstruct(job.network, job.calibration, config, Settings())
+        seconds = time.perf_counter() - begin
+        done = job.measure(quantized(job.network, learned.weights, learned.biases).model)
+        rows.append(
+            {
+                "bits": bits,
+                "top1_nearest": plain.top1,
+                "top1_reconstructed": done.top1,
+                "kl_nearest": plain.kl_nats,
+                "kl_reconstructed": done.kl_nats,
+                "seconds": round(seconds, 1),
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    """Runs everything, prints a table, writes the results."""
+    data = Path(os.environ.get("MPSEARCH_DATA") or ROOT.parent / "shared" / "data")
+    results: dict[str, Any] = {"machine": {"cpu": _cpu(), "cores": os.cpu_count()}, "budget": BUDGET}
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        results["embedded"] = command(folder / "embedded")
+        results["embedded_uniform"] = embedded_uniform(folder / "uniform")
+        if (data / "imagenet").is_dir():
+            weights = data / "models" / "mobilenet_v2_imagenet.safetensors"
+            more = ("--weights", str(weights), "--data", str(data / "imagenet"))
+            results["imagenet"] = command(folder / "imagenet", *more)
+            results["imagenet_again_seconds"] = command(folder / "imagenet", *more)["wall_seconds"]
+            results["imagenet_bits"] = json.loads((folder / "imagenet/chosen/budget.json").read_text())["config"]
+            shutil.copy(folder / "imagenet" / "front.png", ROOT / "docs" / "front.png")
+    for row in ("embedded", "imagenet"):
+        if row in results:
+            results[row]["weights"] = Path(results[row]["weights"]).name
+            results[row]["data"] = results[row]["data"].rpartition("/")[2]
+    path = ROOT / "benchmarks" / "results" / "bench_run.json"
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(table(results))
+
+
+def table(results: dict[str, Any]) -> str:
+    """The README's table, in Markdown."""
+    lines = [
+        "| 1.5 MB, whole file | float | plain rounding | mpsearch | KL, nats | file, bytes | time | memory |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for key, title in (("imagenet", "MobileNetV2, ImageNet"), ("embedded", "embedded default")):
+        if key in results:
+            row = results[key]
+            top1 = [f"{row[name]:.2f} %" for name in ("top1_float", "top1_nearest", "top1_reconstructed")]
+            kl = f"{row['kl_nearest']:.3f} → {row['kl_reconstructed']:.3f}"
+            cells = (title, *top1, kl, f"{row['size_bytes']:,}", f"{row['wall_seconds']:.0f} s")
+            lines.append(f"| {' | '.join(cells)} | {row['peak_rss_bytes'] / 1e9:.1f} GB |")
+    return "\n".join(lines)
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+if __name__ == "__main__":
+    main()
