@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -24,7 +25,9 @@ def save_table(path: Path, table: SensitivityTable) -> None:
         "fingerprint": table.fingerprint,
     }
     temporary = path.with_suffix(".tmp")
-    save_file({"intra": table.intra, "inter": table.inter, "diagonal": table.diagonal}, temporary, metadata)
+    arrays = {"intra": table.intra, "inter": table.inter, "diagonal": table.diagonal}
+    # safetensors writes the memory behind an array, whatever its strides.
+    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary, metadata)
     os.replace(temporary, path)
 
 

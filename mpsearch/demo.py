@@ -27,8 +27,8 @@ STD = (0.25, 0.25, 0.25)
 
 _SPLITS = {"train": 1, "calib": 2, "val": 3}
 _CHUNK = 256
-_CLUTTER = 3
-_NOISE = 0.07
+_CLUTTER = 2
+_NOISE = 0.05
 
 
 def weights_path() -> Path:
@@ -87,14 +87,14 @@ def _render(draws: Array, labels: NDArray[np.int64]) -> NDArray[np.uint8]:
         kind = (take(0, len(SHAPES))[:, 0, 0]).astype(np.int64)
         cover = _coverage(kind, *_place(take, x, y, 0.1, 0.25, 0.9))
         image = _over(image, take.colour(), cover * take(0.5, 1.0))
-    u, v, scale = _place(take, x, y, 0.42, 0.72, 0.3)
+    u, v, scale = _place(take, x, y, 0.5, 0.78, 0.2)
     cover = _coverage(labels // len(PATTERNS), u, v, scale)
     light, dark = _two_colours(take)
     pattern = _pattern(labels % len(PATTERNS), take, u, v)[..., None]
     surface = dark + (light - dark) * pattern
     image = image + (surface - image) * cover[..., None]
     bar_u, _, bar_scale = _place(take, x, y, 0.06, 0.12, 0.8)
-    hidden = (take(0, 1) < 0.4) * _edge(np.abs(bar_u) - 1, bar_scale)
+    hidden = (take(0, 1) < 0.25) * _edge(np.abs(bar_u) - 1, bar_scale)
     image = _over(image, take.colour(), hidden)
     tilt = take(0, 2 * np.pi)
     shade = 1 + take(0, 0.45) * (np.cos(tilt) * x + np.sin(tilt) * y)

@@ -32,8 +32,8 @@ class RunOptions:
     seed: int = 0
     population: int = 200
     generations: int = 200
-    steps: int = 60
-    polish_steps: int = 1000
+    steps: int = 40
+    polish_steps: int = 400
 
     def __post_init__(self) -> None:
         unknown = [bits for bits in self.wbits if bits not in WEIGHT_BITS]

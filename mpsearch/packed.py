@@ -101,13 +101,14 @@ def load_packed(path: Path | str) -> nn.Module:
     channels, height, width = (int(size) for size in metadata["input"].split("x"))
     network = trace(build_architecture(metadata["model"]), (channels, height, width), metadata["model"])
     wbits = {name: int(bits) for name, bits in (entry.rsplit(":", 1) for entry in metadata["layers"].split(" "))}
-    if tuple(wbits) != network.table.names:
+    expected = layout_of(network, metadata["model"]).tensors(wbits) if tuple(wbits) == network.table.names else {}
+    if {name: shape for name, (_, shape) in expected.items()} != {name: t.shape for name, t in tensors.items()}:
         raise InputError(f"{path} does not fit {metadata['model']}: its layers differ from the traced ones")
     weights = _read_weights(network.table, network, wbits, tensors)
     biases = _split(torch.from_numpy(tensors["biases"]).float(), network.table)
     result = quantized(network, weights, biases)
-    state = {name.removeprefix("other."): torch.from_numpy(t) for name, t in tensors.items() if name[:6] == "other."}
-    result.model.load_state_dict(state, strict=False)
+    for name, tensor in others(result).items():
+        tensor.copy_(torch.from_numpy(tensors[f"other.{name}"]))
     return result.model
 
 

@@ -30,7 +30,7 @@ from mpsearch.sensitivity import METRIC, measure
 from mpsearch.sensitivity_table import SensitivityTable
 from mpsearch.summary import summarize
 from recon.checkpoint import Progress
-from recon.compute import avoid_slow_kernels, device
+from recon.compute import avoid_slow_kernels, device, keep_freed_memory
 from recon.network import Network, trace
 from recon.reconstruct import Settings
 
@@ -55,6 +55,7 @@ class Run:
     @cached_property
     def network(self) -> Network:
         """The traced model, on the compute device."""
+        keep_freed_memory()
         model = self.model.model.to(device()).to(memory_format=torch.channels_last)
         network = trace(model, self.model.input_size, self.model.reference)
         avoid_slow_kernels(network.model)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 BATCH = 64
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
 
 def device() -> torch.device:
@@ -52,6 +55,18 @@ def avoid_slow_kernels(model: nn.Module) -> None:
         strided = isinstance(module, nn.Conv2d) and module.groups > 1 and max(module.stride) > 1
         if type(module) is nn.Conv2d and (few or strided) and device().type == "cpu":
             module.__class__ = Float32Conv2d
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to reuse large blocks of memory, which it would give back to the system after every use.
+
+    Otherwise each training step faults its activations in anew: a quarter to a third of the time on a CPU. Elsewhere
+    than on glibc this does nothing.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def channels_last(x: Tensor) -> Tensor:

@@ -47,15 +47,15 @@ class Settings:
     straight-through rounding does not use it.
     """
 
-    steps: int = 60
-    polish_steps: int = 1000
+    steps: int = 40
+    polish_steps: int = 400
     batch: int = 32
     seed: int = 0
     rounding: RoundingName = "straight-through"
     weighting: Literal["fisher", "mse"] = "fisher"
-    code_rate: float = 0.003
-    other_rate: float = 0.001
-    polish_rate: float = 3e-4
+    code_rate: float = 1e-3
+    other_rate: float = 1e-4
+    polish_rate: float = 1e-4
     regulariser: float = 0.1
 
     def __post_init__(self) -> None:

@@ -17,9 +17,9 @@ from mpsearch import demo
 from mpsearch.data import normalize
 
 PINNED = {
-    "train": "239e734df5e7e5977c8256c0484458a813fa62c018ffcbbf4d886011053c1636",
-    "calib": "1e697f51a1c97af38a767d4b30faad6b311a7c89775249518557cebf6450fc94",
-    "val": "d0a0b8d853fd72b9d4c7ba585b2c88d57753c1d753d1a60b473b55645e8c84fd",
+    "train": "82b799d9da97d7f9eb2fc4cfdecac13e0b1c034b5b8d48f39e961601af57bf0d",
+    "calib": "0297c356f9a3852266fb4aaa9746a6462f71f96537bfdefa062841f924845803",
+    "val": "7cbee0e329e29fa807e4c1468fe91c0bd8ac2b21da956e395ab8eb8fa6c8b972",
 }
 
 

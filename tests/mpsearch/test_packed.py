@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 import mpsearch
 from hwmodel import WEIGHT_BITS, BitConfig, InputError, Precision
 from hwmodel.size import cost_table
-from mpsearch.packed import layout_of, load_packed, pack, save_packed, unpack
+from mpsearch.packed import layout_of, load_packed, others, pack, save_packed, unpack
 from recon.network import trace
 from recon.reconstruct import half_biases, nearest_weights, quantized
 
@@ -60,12 +60,8 @@ def test_files_have_the_predicted_size_and_give_the_model_back(name: str, tmp_pa
 
     loaded = mpsearch.load_packed(path)
     expected = quantized(network, weights, biases)
-    expected.model.load_state_dict(  # what stays unquantized is stored in half precision
-        {key: value.half().float() if value.is_floating_point() else value
-         for key, value in expected.model.state_dict().items()
-         if not any(key.startswith(f"{layer}.") for layer in network.table.names)},
-        strict=False,
-    )  # fmt: skip
+    for tensor in others(expected).values():  # what stays unquantized is stored in half precision
+        tensor.copy_(tensor.half())
     x = torch.randn(2, 3, side, side)
     with torch.inference_mode():
         assert torch.equal(loaded(x), expected.model(x))
@@ -93,3 +89,12 @@ def test_what_is_no_packed_model_is_refused(tmp_path: Path) -> None:
     save_file({"a": np.zeros(1, np.float32)}, other)
     with pytest.raises(InputError, match="not a packed model"):
         load_packed(other)
+
+
+def test_a_file_of_another_architecture_is_refused(tmp_path: Path) -> None:
+    network = trace(torchvision.models.squeezenet1_1(num_classes=3), (3, 32, 32), "torchvision:squeezenet1_1")
+    config = BitConfig.uniform(network.table.names, Precision(4))
+    path, weights = tmp_path / "model.safetensors", nearest_weights(network, config)
+    save_packed(path, network, "torchvision:squeezenet1_1?num_classes=4", config, weights, half_biases(network))
+    with pytest.raises(InputError, match="does not fit"):
+        load_packed(path)

@@ -1,0 +1,82 @@
+"""The README shows nothing that is not so: commands, options, files, pictures and numbers."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md")]
+
+
+def commands() -> list[str]:
+    """Every `mpsearch …` command line in the README's code blocks."""
+    blocks = "\n".join(re.findall(r"(?:^    .*\n)+", README, re.MULTILINE))
+    return re.findall(r"mpsearch ((?:[a-z-]+) ?[^#\n&|]*)", blocks)
+
+
+def test_every_command_and_option_exists() -> None:
+    found = commands()
+    assert any(command.startswith("run --model mobilenetv2 --size-budget 1.5MB") for command in found)
+    for command in found:
+        name, *rest = command.split()
+        shown = subprocess.run(
+            [sys.executable, "-m", "mpsearch", name, "--help"], capture_output=True, text=True, cwd=ROOT, check=False
+        )
+        assert shown.returncode == 0, command
+        for option in (part for part in rest if part.startswith("--")):
+            assert option in shown.stdout, f"{command}: no option {option}"
+
+
+def test_the_two_commands_are_what_ci_runs() -> None:
+    script = (ROOT / ".ci" / "run").read_text("utf-8")
+    assert "pip install . && mpsearch run --model mobilenetv2 --size-budget 1.5MB" in README
+    assert "pip install '.[dev]' && pytest" in README
+    assert "mpsearch run --model mobilenetv2 --size-budget 1.5MB" in script
+    assert "pip install --quiet '.[dev]'" in script
+    assert re.search(r"^pytest$", script, re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text("utf-8")):
+        assert (page.parent / target.partition("#")[0]).exists(), target
+
+
+def test_the_picture_is_one() -> None:
+    with Image.open(ROOT / "docs" / "front.png") as picture:
+        picture.load()
+        assert picture.size == (1080, 840)
+
+
+def test_the_table_is_the_measured_one() -> None:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        from bench_run import table
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+    assert table(json.loads((RESULTS / "bench_run.json").read_text("utf-8"))) in README
+
+
+def test_the_result_meets_what_was_promised() -> None:
+    results = json.loads((RESULTS / "bench_run.json").read_text("utf-8"))
+    for key, seconds in (("imagenet", 1800), ("embedded", 240)):
+        row = results[key]
+        assert row["size_bytes"] <= 1_500_000
+        assert row["wall_seconds"] <= seconds
+        assert row["peak_rss_bytes"] <= 8 * 2**30
+    assert results["imagenet"]["top1_float"] - results["imagenet"]["top1_reconstructed"] <= 3
+    by_bits = {row["bits"]: row for row in results["embedded_uniform"]}
+    truth = results["embedded"]["top1_float"]
+    assert 85 <= truth <= 95
+    assert truth - by_bits[4]["top1_reconstructed"] < 2
+    assert truth - by_bits[2]["top1_nearest"] > 30
+    assert by_bits[2]["top1_reconstructed"] - by_bits[2]["top1_nearest"] > 20
