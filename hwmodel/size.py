@@ -50,10 +50,10 @@ class PackedLayout:
         return HEADER_LENGTH_BYTES + _aligned(len(self.header(longest, "")))
 
     def header(self, wbits: Mapping[str, int], padding: str) -> bytes:
-        """The JSON header for these weight bits by layer name, before safetensors' own padding to 8 bytes."""
+        """The JSON header for these weight bits by layer name, before the format's own padding to 8 bytes."""
         entries: dict[str, object] = {"__metadata__": self.metadata(wbits, padding)}
         start = 0
-        for name, (dtype, shape) in sorted(self.tensors(wbits).items(), key=_order):
+        for name, (dtype, shape) in self.tensors(wbits).items():
             end = start + int(np.prod(shape)) * (HALF_BYTES if dtype == "F16" else 1)
             entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
             start = end
@@ -76,7 +76,7 @@ class PackedLayout:
         return " " * (longest - len(self.header(wbits, "")))
 
     def tensors(self, wbits: Mapping[str, int]) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Data type and shape of every tensor in the file."""
+        """Data type and shape of every tensor, in the order of the file: wider types first, then by name."""
         channels = sum(layer.out_channels for layer in self.table)
         tensors: dict[str, tuple[str, tuple[int, ...]]] = {
             "biases": ("F16", (channels,)),
@@ -84,7 +84,8 @@ class PackedLayout:
             "scales": ("F16", (channels,)),
             "zero_points": ("U8", (sum(packed_bytes(layer.out_channels, wbits[layer.name]) for layer in self.table),)),
         }
-        return tensors | {f"other.{name}": ("F16", shape) for name, shape in self.others}
+        tensors |= {f"other.{name}": ("F16", shape) for name, shape in self.others}
+        return dict(sorted(tensors.items(), key=lambda item: (item[1][0] != "F16", item[0])))
 
     def fixed_bytes(self) -> int:
         """Bytes that do not depend on the bits: the header and the parts that are not quantized."""
@@ -94,12 +95,6 @@ class PackedLayout:
         """The size of the packed file of `config`."""
         layers = sum(layer_bytes(layer, config[layer.name].w) for layer in self.table)
         return self.fixed_bytes() + layers
-
-
-def _order(item: tuple[str, tuple[str, tuple[int, ...]]]) -> tuple[int, str]:
-    """safetensors stores wider types first, then by name."""
-    name, (dtype, _) = item
-    return (0 if dtype == "F16" else 1, name)
 
 
 def _aligned(count: int) -> int:

@@ -16,14 +16,15 @@ from mpsearch.sensitivity_table import SensitivityTable
 
 def save_table(path: Path, table: SensitivityTable) -> None:
     """Writes a sensitivity table as safetensors, in one step."""
-    metadata = {
-        "layers": json.dumps(table.layers),
-        "precisions": json.dumps([str(precision) for precision in table.precisions]),
-        "samples": str(table.samples),
-        "seed": str(table.seed),
+    about = {
+        "layers": table.layers,
+        "precisions": [str(precision) for precision in table.precisions],
+        "samples": table.samples,
+        "seed": table.seed,
         "metric": table.metric,
         "fingerprint": table.fingerprint,
     }
+    metadata = {"table": json.dumps(about)}  # one field: safetensors writes several in another order each time
     temporary = path.with_suffix(".tmp")
     arrays = {"intra": table.intra, "inter": table.inter, "diagonal": table.diagonal}
     # safetensors writes the memory behind an array, whatever its strides.
@@ -37,17 +38,17 @@ def load_table(path: Path) -> SensitivityTable:
         raise InputError(f"{path} is missing: make it with `mpsearch sensitivity`")
     try:
         with safe_open(path, "np") as file:
-            metadata = file.metadata() or {}
+            about = json.loads((file.metadata() or {})["table"])
             return SensitivityTable(
-                tuple(json.loads(metadata["layers"])),
-                tuple(Precision.parse(text) for text in json.loads(metadata["precisions"])),
+                tuple(about["layers"]),
+                tuple(Precision.parse(text) for text in about["precisions"]),
                 intra=file.get_tensor("intra"),
                 inter=file.get_tensor("inter"),
                 diagonal=file.get_tensor("diagonal"),
-                samples=int(metadata["samples"]),
-                seed=int(metadata["seed"]),
-                metric=metadata["metric"],
-                fingerprint=metadata["fingerprint"],
+                samples=int(about["samples"]),
+                seed=int(about["seed"]),
+                metric=about["metric"],
+                fingerprint=about["fingerprint"],
             )
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise InputError(f"{path} is damaged ({error}); delete it to measure again") from None

@@ -17,6 +17,7 @@ from mpsearch.options import RunOptions, edge_policy, parse_bits
 from mpsearch.units import parse_size
 
 DEFAULTS = RunOptions(model="", size_budget_bytes=1)
+INTERRUPTED = 130
 WBITS = ",".join(map(str, DEFAULTS.wbits))
 
 if TYPE_CHECKING:
@@ -272,7 +273,10 @@ def main() -> None:
     debug = "--debug" in sys.argv[1:]
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     with _errors(debug):
-        sys.exit(app(arguments, standalone_mode=False))
+        code = app(arguments, standalone_mode=False)
+        if code == INTERRUPTED:  # typer makes this of a KeyboardInterrupt
+            raise KeyboardInterrupt
+        sys.exit(code)
 
 
 @contextlib.contextmanager
@@ -286,7 +290,7 @@ def _errors(debug: bool) -> Iterator[None]:
         sys.exit(2)
     except KeyboardInterrupt:
         print("mpsearch: interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except Exception as error:
         if debug:
             raise

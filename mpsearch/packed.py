@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from hwmodel import BitConfig, InputError, LayerTable
-from hwmodel.size import FORMAT, PackedLayout, packed_bytes
+from hwmodel.size import ALIGNMENT, FORMAT, HEADER_LENGTH_BYTES, PackedLayout, packed_bytes
 from mpsearch.models import build_architecture
 from recon.network import Network, trace
 from recon.quantizer import Grid, QuantizedWeight
@@ -73,9 +72,14 @@ def save_packed(
         if not torch.isfinite(half).all():
             raise InputError(f"{name!r} is not quantized and too large for half precision (65504 at most)")
         tensors[f"other.{name}"] = half.numpy()
-    metadata = layout.metadata(wbits, layout.padding(wbits))
+    header = layout.header(wbits, layout.padding(wbits))
+    header += b" " * (-len(header) % ALIGNMENT)
     temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata)
+    # By hand: the library writes the header's text fields in another order each time.
+    with temporary.open("wb") as file:
+        file.write(len(header).to_bytes(HEADER_LENGTH_BYTES, "little") + header)
+        for name in layout.tensors(wbits):
+            file.write(tensors[name].tobytes())
     temporary.replace(path)
     return path.stat().st_size
 

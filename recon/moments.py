@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from recon.compute import channels_last, device, fast
 
-POSITIONS = 65_536  # input patches that are enough for a layer's second moments
+POSITIONS = 262_144  # input patches that are enough for a layer's second moments
 BATCH = 16  # patches of a depthwise convolution take nine times the memory of its input
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from recon.quantizer import Grid
 
-DAMPING = 0.01
+DAMPING = 0.1
 
 
 def place_obq(weight: Tensor, grid: Grid, moment: Tensor) -> Tensor:
