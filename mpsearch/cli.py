@@ -135,18 +135,62 @@ def layers(
     model: Model = "mobilenetv2",
     weights: Weights = None,
     data: Data = None,
+    device: Annotated[str | None, typer.Option(help="Costs on a device: its name, a TOML, or a lookup table.")] = None,
     as_json: Json = False,
 ) -> None:
-    """The layer table: shapes, MACs, weights, blocks, and what is not quantized."""
+    """The layer table: shapes, MACs, weights, blocks, and what is not quantized; with a device, what layers cost."""
+    from hwmodel.device import load_device
+    from hwmodel.latency import device_costs
     from mpsearch import report
 
+    spec = None if device is None else load_device(device)
     table = _start(_options("1GB", model, weights, data), None).table
     if as_json:
         print(json.dumps(table.to_json(), indent=1))
         return
     console = _console()
+    if spec is not None:
+        console.out.print(report.cost_rows(device_costs(table, spec.precisions, spec)))
+        return
     for view in report.layer_rows(table):
         console.out.print(view)
+
+
+@app.command()
+def devices(name: Annotated[str | None, typer.Argument(help="A device's name or file.")] = None) -> None:
+    """Lists the device models that come along; with a name, every number with its unit and source."""
+    from hwmodel.device import list_devices, load_device
+    from mpsearch import report
+
+    if name is None:
+        _console().out.print(report.devices_rows([load_device(known) for known in list_devices()]))
+        return
+    for part in report.device_rows(load_device(name)):
+        _console().out.print(part, markup=False)
+
+
+@app.command()
+def profile(
+    out: Annotated[Path, typer.Option(help="The lookup table to write: .csv or .json.")],
+    model: Model = "mobilenetv2",
+    weights: Weights = None,
+    data: Data = None,
+    threads: Annotated[int, typer.Option(help="Threads of the runtime.")] = 1,
+    rounds: Annotated[int, typer.Option(help="Runs that are counted.")] = 30,
+) -> None:
+    """Measures every distinct layer shape in onnxruntime on this machine: a table for `layers --device`."""
+    from hwmodel.lookup import write_lookup
+    from mpsearch.profile import profile_layers
+
+    if out.suffix not in (".csv", ".json"):
+        raise InputError(f"--out must be a .csv or .json file, got {out}")
+    job = _start(_options("1GB", model, weights, data), None)
+    found = profile_layers(job.table, threads=threads, rounds=rounds, report=job.console.note)
+    try:
+        write_lookup(found, out)
+    except OSError as error:
+        raise InputError(f"cannot write {out} ({error.strerror}); name another file with --out") from None
+    job.console.note(f"the table is in {out}; see it with: mpsearch layers --device {out}")
 
 
 @app.command()

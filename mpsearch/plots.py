@@ -43,7 +43,11 @@ def front_info(
         loss,
         budget_bytes / 1e6,
         (float(size[index]) / 1e6, float(loss[index])),
-        tuple((answer.name, dict(answer.costs)["size_bytes"] / 1e6, answer.loss) for answer in answers),
+        tuple(
+            (answer.name, dict(answer.costs)["size_bytes"] / 1e6, answer.loss)
+            for answer in answers
+            if answer.name.startswith("uniform")  # greedy and exact answers would hide behind the chosen point
+        ),
         table.names,
         config.wbits,
         tuple(layer.n_weights for layer in table),
@@ -59,15 +63,9 @@ def draw_front(info: FrontInfo, path: Path) -> None:
     top, bottom = figure.subplots(2, 1, height_ratios=[3, 1.5])
     top.plot(info.size_mb, info.loss, ".-", color="#3b528b", ms=4, lw=1, label="Pareto front")
     for name, size, loss in info.references:
-        top.plot(size, loss, "s" if name.startswith("uniform") else "D", ms=6, color="#999999", zorder=3)
-        top.annotate(
-            name.removeprefix("uniform "),
-            (size, loss),
-            textcoords="offset points",
-            xytext=(7, 5),
-            fontsize=8,
-            color="#555555",
-        )
+        top.plot(size, loss, "s", ms=6, color="#999999", zorder=3)
+        beside = {"textcoords": "offset points", "xytext": (0, 8), "ha": "center", "fontsize": 8, "color": "#555555"}
+        top.annotate(name.removesuffix("A32"), (size, loss), **beside)
     top.axvline(info.budget_mb, color="#d62728", lw=1, ls="--", label=f"budget {info.budget_mb:g} MB")
     top.plot(*info.chosen, "*", color="#d62728", ms=15, zorder=4, label="chosen")
     top.set(yscale="log", xlabel="packed file, MB", ylabel="predicted KL divergence, nats", title=info.title)

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from hwmodel import BitConfig, LayerTable
+from hwmodel.breakdown import DeviceCosts
+from hwmodel.device import DeviceSpec
 from mpsearch.exact import Answer
 from mpsearch.folder import Json
 from mpsearch.front import ParetoFront
@@ -40,6 +42,42 @@ def layer_rows(table: LayerTable, uncounted: bool = True) -> list[Table]:
             rest.add_row(name, reason)
         tables.append(rest)
     return tables
+
+
+def cost_rows(costs: DeviceCosts) -> Table:
+    """Microseconds of every layer at every precision, what binds it, and totals; energy where the device has it."""
+    view = _table("layer", *[f">{precision}, µs" for precision in costs.precisions], "binds")
+    for index, layer in enumerate(costs.layers):
+        binds = ",".join(dict.fromkeys(costs.binds[index].tolist()))
+        view.add_row(layer, *[f"{1e6 * seconds:,.2f}" for seconds in costs.latency_s[index]], binds)
+    view.add_section()
+    view.add_row("total", *[f"{1e6 * seconds:,.2f}" for seconds in costs.latency_s.sum(axis=0)], "")
+    for name in ("compute_s", "memory_s", "overhead_s"):
+        parts = getattr(costs, name).sum(axis=0)
+        view.add_row(f"  {name.removesuffix('_s')}", *[f"{1e6 * seconds:,.2f}" for seconds in parts], "")
+    if costs.energy_j is not None:
+        view.add_row("energy, µJ", *[f"{1e6 * joules:,.2f}" for joules in costs.energy_j.sum(axis=0)], "")
+    return view
+
+
+def devices_rows(devices: Sequence[DeviceSpec]) -> Table:
+    """The devices, one a line, with what they run."""
+    view = _table("device", "model", "runs", "what it is", wrap=True)
+    for device in devices:
+        runs = _few([str(precision) for precision in device.precisions])
+        view.add_row(device.name, device.model, runs, device.title)
+    return view
+
+
+def device_rows(device: DeviceSpec) -> list[Table | str]:
+    """One device: its title and caution, every number, and the kernels."""
+    numbers = _table("number", ">value", "unit", "source", wrap=True)
+    for key, quantity in device.numbers.items():
+        numbers.add_row(key, f"{quantity.value:g}", quantity.unit, quantity.source)
+    for precision, quantity in sorted(device.kernels.items()):
+        numbers.add_row(f"kernel {precision}", f"{quantity.value:g}", quantity.unit, quantity.source)
+    head = f"{device.name}: {device.title} ({device.model} model)"
+    return [head, *([f"caution: {device.caution}"] if device.caution else []), numbers]
 
 
 def answer_rows(answers: Sequence[Answer], budget_bytes: float) -> Table:
@@ -97,8 +135,12 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def _table(*columns: str) -> Table:
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+
+
+def _table(*columns: str, wrap: bool = False) -> Table:
     view = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        view.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", no_wrap=True)
+        view.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", no_wrap=not wrap)
     return view
