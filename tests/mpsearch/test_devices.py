@@ -37,7 +37,7 @@ def test_layers_on_a_device(tiny: Path, command: Command) -> None:
     device = load_device("npu-int4")
     table = trace(load_model(model, None, demo=False).model, (3, 12, 12)).table
     costs = device_costs(table, device.precisions, device)
-    total = next(line for line in shown.out.splitlines() if line.startswith("total"))
+    total = next(line for line in shown.out.splitlines() if line.strip().startswith("total"))
     assert [float(cell) for cell in total.replace(",", "").split()[1:]] == pytest.approx(
         (1e6 * costs.latency_s.sum(axis=0)).tolist(), abs=0.006
     )
