@@ -103,7 +103,6 @@ def run(
     )
     job = _start(options, out)
     table = job.layers_step()
-    job.check_budget()
     sensitivity = job.sensitivity_step()
     front = job.search_step(sensitivity)
     best = front.best()
@@ -208,7 +207,6 @@ def sensitivity(
     """Measures the sensitivity cache of a run folder, which `search` and `finalize` go on from."""
     job = _start(_options(size_budget, model, weights, data, wbits, edges, samples=samples, seed=seed), out)
     job.layers_step()
-    job.check_budget()
     job.sensitivity_step()
     job.console.note(f"the cache is in {job.folder.path}; go on with: mpsearch search {job.folder.path}")
 

@@ -126,11 +126,12 @@ class Run:
                     f"{self.folder.path} holds a run of {model} with other weights, not of {self.model.reference} as "
                     "given; name another folder with --out"
                 )
-        self.folder.write("config.toml", self.options.to_toml())
 
     def layers_step(self) -> LayerTable:
-        """Writes the layer table."""
+        """Writes the options and the layer table, once it is clear that this folder can hold a run within the budget."""
         self.check_folder()
+        self.check_budget()
+        self.folder.write("config.toml", self.options.to_toml())
         data = {"fingerprint": self.model.fingerprint, "table": self.table.to_json()}
         self.folder.write_json("layers.json", data)
         return self.table

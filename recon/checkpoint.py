@@ -55,11 +55,12 @@ class Progress:
         if report is None:
             return None
         for name, layer in layers.items():
-            code, log_scale, scale, zero_point, bias = (self._tensors[f"{name}:{part}"] for part in PARTS)
+            where = layer.weight.device
+            code, log_scale, scale, zero_point, bias = (self._tensors[f"{name}:{part}"].to(where) for part in PARTS)
             rounding = StraightThrough(code, Grid(report.bits[list(layers).index(name)], scale, zero_point))
             rounding.log_scale.data = log_scale
             attach(layer, rounding)
-            bias_of(layer).data = bias.to(layer.weight.device)
+            bias_of(layer).data = bias
         return report
 
     def save(self, report: BlockReport, layers: dict[str, Layer]) -> None:

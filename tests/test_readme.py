@@ -66,6 +66,25 @@ def test_the_table_is_the_measured_one() -> None:
     assert table(json.loads((RESULTS / "bench_run.json").read_text("utf-8"))) in README
 
 
+def test_the_figures_in_the_text_are_the_measured_ones() -> None:
+    text = " ".join(README.split())
+    results = json.loads((RESULTS / "bench_run.json").read_text("utf-8"))
+    official = results["imagenet_official"]
+    assert f"on the {official['images']} of them" in text
+    assert (
+        f"float reaches {official['top1_float']:.2f} % and the 1.5 MB file {official['top1_reconstructed']:.2f} %"
+        in text
+    )
+    assert f"this file holds {results['imagenet']['weights_only_bytes'] / 2**20:.2f} MiB of weights" in text
+    for row in results["embedded_uniform"]:
+        assert f"{row['bits']} bits {row['top1_nearest']:.2f} → {row['top1_reconstructed']:.2f} %" in text
+    fidelity = json.loads((RESULTS / "bench_fidelity.json").read_text("utf-8"))
+    tau = {row["predictor"].partition(",")[0] + row["predictor"][-6:]: row["tau"] for row in fidelity["predictors"]}
+    assert f"Among {fidelity['configurations']} configurations" in text
+    assert f"τ = {tau['full Fisher(ours)']:.2f}" in text
+    assert f"the diagonal Fisher's sum, at {tau['diagonal Fisher-layer']:.2f}" in text
+
+
 def test_the_result_meets_what_was_promised() -> None:
     results = json.loads((RESULTS / "bench_run.json").read_text("utf-8"))
     for key, seconds in (("imagenet", 1800), ("embedded", 240)):

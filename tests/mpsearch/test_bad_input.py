@@ -145,6 +145,7 @@ def test_a_run_folder_of_another_model(base: dict[str, object], tiny: Path, tmp_
     assert command(*flat(base)).code == 0
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     refused(command(*flat(base, model=f"{tiny / 'net.py'}:wide")), "holds a run of", "--out")
+    refused(command(*flat(base, size_budget="1kB")), "smallest file")
     assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     front = tmp_path / "out" / "front.json"
     front.write_text("{}")
