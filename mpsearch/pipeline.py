@@ -128,7 +128,7 @@ class Run:
                 )
 
     def layers_step(self) -> LayerTable:
-        """Writes the options and the layer table, once it is clear that this folder can hold a run within the budget."""
+        """Writes options and layer table, once it is clear that the folder is free and the budget can be met."""
         self.check_folder()
         self.check_budget()
         self.folder.write("config.toml", self.options.to_toml())
