@@ -13,7 +13,7 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from types import ModuleType
 from typing import Any
 
@@ -221,7 +221,8 @@ def _load(
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
-    options.enable_profiling, options.profile_file_prefix = True, str(folder / "profile")
+    # A folder each: the runtime names profiles by the millisecond, and two sessions may start in one.
+    options.enable_profiling, options.profile_file_prefix = True, str(Path(mkdtemp(dir=folder)) / "profile")
     options.optimized_model_filepath = str(folder / "optimized.onnx")
     session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     optimized = onnx.load(options.optimized_model_filepath)
