@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import machine
 from numpy.typing import NDArray
 from scipy.stats import kendalltau, spearmanr
 
@@ -30,6 +31,7 @@ from mpsearch.problem import BitProblem, Genomes, build_problem
 from mpsearch.search import best_at_budget
 from mpsearch.sensitivity import SHRINKAGE, measure, weight_errors
 from mpsearch.sensitivity_table import SensitivityTable
+from mpsearch.summary import versions
 from recon.attach import bias_of
 from recon.compute import map_batches
 
@@ -108,7 +110,8 @@ def main() -> None:
         rows.append({"predictor": name, "tau": tau, "rho": rho, "pick_kl": kl[pick], "pick_top1": measured[pick][1]})
         print(f"{name:40} {tau:6.2f} {rho:6.2f} {kl[pick]:9.3f} {measured[pick][1]:6.2f}")
     path = ROOT / "benchmarks" / "results" / "bench_fidelity.json"
-    results = {"budget_bytes": BUDGET, "configurations": len(genomes), "predictors": rows}
+    about = {"machine": machine(), "versions": versions()}
+    results = {**about, "budget_bytes": BUDGET, "configurations": len(genomes), "predictors": rows}
     path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 

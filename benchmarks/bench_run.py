@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -18,6 +17,8 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+from machine import machine
 
 from hwmodel import BitConfig, Precision
 from mpsearch.console import Console
@@ -97,7 +98,7 @@ def official(data: Path, weights: Path, folder: Path) -> dict[str, Any]:
 def main() -> None:
     """Runs everything, prints a table, writes the results."""
     data = Path(os.environ.get("MPSEARCH_DATA") or ROOT.parent / "shared" / "data")
-    results: dict[str, Any] = {"machine": {"cpu": _cpu(), "cores": os.cpu_count()}, "budget": BUDGET}
+    results: dict[str, Any] = {"machine": machine(), "budget": BUDGET}
     with TemporaryDirectory() as name:
         folder = Path(name)
         results["embedded"] = command(folder / "embedded")
@@ -133,11 +134,6 @@ def table(results: dict[str, Any]) -> str:
             cells = (title, *top1, kl, f"{row['size_bytes']:,}", f"{row['wall_seconds']:.0f} s")
             lines.append(f"| {' | '.join(cells)} | {row['peak_rss_bytes'] / 1e9:.1f} GB |")
     return "\n".join(lines)
-
-
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ Synthetic networks (tests/mpsearch/synthetic.py); writes benchmarks/results/benc
 from __future__ import annotations
 
 import json
-import os
 import platform
 import resource
 import sys
@@ -23,6 +22,7 @@ import scipy
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "mpsearch")]
 
+from machine import machine  # noqa: E402
 from synthetic import at_fraction, network, problem  # noqa: E402
 
 from mpsearch.exact import answers, exact_additive, exact_front, greedy, local_search, lower_bound  # noqa: E402
@@ -162,7 +162,7 @@ def large() -> dict[str, float]:
 
 def main() -> None:
     results: dict[str, Any] = {
-        "machine": {"cpu": _cpu(), "cores": os.cpu_count()},
+        "machine": machine(),
         "versions": {
             "python": platform.python_version(),
             "numpy": np.__version__,
@@ -190,11 +190,6 @@ def main() -> None:
     print(json.dumps({key: results[key] for key in ("random_search", "worst")}, indent=1))
     path = ROOT / "benchmarks" / "results" / "bench_search.json"
     path.write_text(json.dumps(results, indent=1) + "\n")
-
-
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from mpsearch.cache import load_table, save_table
 from mpsearch.console import Console
 from mpsearch.data import DataSource, load_data, normalize
 from mpsearch.edges import EDGE, pinned_edges
-from mpsearch.evaluate import Evaluation, evaluate, logits
+from mpsearch.evaluate import Evaluation, evaluate, logits, score
 from mpsearch.finalize import Finished, finish
 from mpsearch.folder import Json, RunFolder, fingerprint
 from mpsearch.front import ParetoFront
@@ -248,7 +248,7 @@ class Run:
         return data
 
     def _compared(self, finished: Finished) -> Json:
-        truth = self.measure(self.network.model)
+        truth = score(self.float_logits, self._validation.y)
         return {"top1_float": truth.top1, "validation_images": truth.count, **finished.to_json()}
 
     def measure(self, model: torch.nn.Module) -> Evaluation:

@@ -21,10 +21,9 @@ from hwmodel import Precision
 from mpsearch.sensitivity_table import SensitivityTable
 from recon.compute import batches, channels_last, device, fast
 from recon.fisher import sampled_log_likelihood
-from recon.moments import gather_moments, mean_output
+from recon.moments import gather_moments
 from recon.network import Network
-from recon.obq import round_obq
-from recon.quantizer import decode, search_grid
+from recon.start import second_order_rounding
 
 SENSITIVITY_BATCH = 16
 METRIC = "fisher"
@@ -47,8 +46,8 @@ def measure(
 ) -> SensitivityTable:
     """The sensitivity of every layer at every weight precision on images (N, C, H, W), normalised for the network.
 
-    Weights are rounded by `round_obq` with the mean output error taken out by the bias: closer to what finalization
-    leaves than plain rounding, which overrates low bits. `on_batch` is called with images done and in all.
+    Weights are rounded by `second_order_rounding`, the mean output error taken out by the bias: closer to what
+    finalization leaves than plain rounding, which overrates low bits. `on_batch` is called with images done and in all.
     """
     names = network.table.names
     errors = weight_errors(network, images, precisions)
@@ -87,15 +86,10 @@ def weight_errors(network: Network, images: Tensor, precisions: Sequence[Precisi
     moments = gather_moments(network.model, layers, images)
     errors: dict[str, Errors] = {}
     for name, layer in layers.items():
-        weight, moment = layer.weight.detach(), moments.moment(name)
-        flat = weight.flatten(1)
-        power = moment.diagonal(dim1=1, dim2=2)
-        importance = power.repeat_interleave(len(flat) // len(power), 0)
         errors[name] = []
         for precision in precisions:
-            grid = search_grid(flat, precision.w, importance)
-            error = decode(round_obq(flat, grid, moment), grid) - flat
-            errors[name] += [error.view_as(weight), -mean_output(error, moments.mean(name))]
+            *_, error, bias = second_order_rounding(layer.weight.detach(), precision.w, moments, name)
+            errors[name] += [error, bias]
     return errors
 
 

@@ -8,11 +8,27 @@ from torch import Tensor
 
 from hwmodel import BitConfig
 from recon.attach import Layer, attach, bias_of
-from recon.moments import gather_moments, mean_output
+from recon.moments import InputMoments, gather_moments, mean_output
 from recon.network import Unit
 from recon.obq import place_obq
-from recon.quantizer import decode, search_grid
+from recon.quantizer import Grid, decode, search_grid
 from recon.rounding import RoundingName, make_rounding
+
+
+def second_order_rounding(
+    weight: Tensor, bits: int, moments: InputMoments, name: str
+) -> tuple[Grid, Tensor, Tensor, Tensor]:
+    """The grid of layer `name`'s weight (O, …), its continuous codes and weight error (O, …), and a bias (O,).
+
+    The grid is searched with the input power of each weight as its importance, the codes by `place_obq`; the bias, to
+    be added, takes out the mean error of the outputs.
+    """
+    flat, moment = weight.flatten(1), moments.moment(name)
+    power = moment.diagonal(dim1=1, dim2=2)
+    grid = search_grid(flat, bits, power.repeat_interleave(len(flat) // len(power), 0))
+    place = place_obq(flat, grid, moment)
+    error = decode(place.round(), grid) - flat
+    return grid, place.view_as(weight), error.view_as(weight), -mean_output(error, moments.mean(name))
 
 
 def second_order_start(
@@ -20,15 +36,10 @@ def second_order_start(
 ) -> None:
     """Puts roundings on the layers of `unit`, one after another, each for the inputs that those before it leave.
 
-    `x` (N, …) are the unit's inputs. A grid is searched with the input power of each weight as its importance, codes
-    by `place_obq`, and the mean error of the outputs is taken out by the bias.
+    `x` (N, …) are the unit's inputs.
     """
     for name, layer in layers.items():
         moments = gather_moments(unit.module, {name: layer}, x)
-        moment, weight = moments.moment(name), layer.weight.detach()
-        flat, power = weight.flatten(1), moment.diagonal(dim1=1, dim2=2)
-        grid = search_grid(flat, config[name].w, power.repeat_interleave(len(flat) // len(power), 0))
-        place = place_obq(flat, grid, moment)
-        error = decode(place.round(), grid) - flat
-        bias_of(layer).data = bias_of(layer).data - mean_output(error, moments.mean(name))
-        attach(layer, make_rounding(rounding, place.view_as(weight), grid))
+        grid, place, _, bias = second_order_rounding(layer.weight.detach(), config[name].w, moments, name)
+        bias_of(layer).data = bias_of(layer).data + bias
+        attach(layer, make_rounding(rounding, place, grid))

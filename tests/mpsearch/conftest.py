@@ -101,15 +101,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def real_data() -> Path:
+@pytest.fixture(scope="session")
+def data() -> Path:
     """The folder with real images and weights. Skips, saying why, where it is absent."""
     folder = Path(os.environ.get("MPSEARCH_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
     if not (folder / "imagenet").is_dir():
         pytest.skip(f"no real data in {folder}; set MPSEARCH_DATA to a folder that has it")
     return folder
-
-
-@pytest.fixture(scope="session")
-def data() -> Path:
-    """`real_data` as a fixture."""
-    return real_data()
