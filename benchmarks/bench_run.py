@@ -29,7 +29,9 @@ from mpsearch.models import load_model
 from mpsearch.options import RunOptions
 from mpsearch.packed import load_packed
 from mpsearch.pipeline import Run
-from recon.reconstruct import Settings, half_biases, nearest_weights, quantized, reconstruct
+from recon.quantized import plainly_rounded, quantized
+from recon.reconstruct import reconstruct
+from recon.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 BUDGET = "1.5MB"
@@ -51,13 +53,11 @@ def embedded_uniform(folder: Path) -> list[dict[str, Any]]:
     for bits in (4, 3, 2):
         precisions = [Precision(8 if name in (names[0], names[-1]) else bits) for name in names]
         config = BitConfig(names, tuple(precisions))
-        plain = job.measure(
-            quantized(job.network, nearest_weights(job.network, config), half_biases(job.network)).model
-        )
+        plain = job.measure(quantized(job.network, plainly_rounded(job.network, job.calibration, config)).model)
         begin = time.perf_counter()
         learned = reconstruct(job.network, job.calibration, config, Settings())
         seconds = time.perf_counter() - begin
-        done = job.measure(quantized(job.network, learned.weights, learned.biases).model)
+        done = job.measure(quantized(job.network, learned.layers).model)
         rows.append(
             {
                 "bits": bits,

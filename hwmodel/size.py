@@ -2,21 +2,22 @@
 
 A packed file is a safetensors file: 8 bytes of header length, a JSON header, then the data. The data of a layer are its
 codes at their bit-width, and per output channel a half-precision scale, a zero-point at the codes' width and a
-half-precision bias. Parts that are not quantized are stored in half precision. The header is filled up to the
-longest that any configuration of the network can need, so that a file's size is a sum over layers.
+half-precision bias; where its inputs are quantized, a half-precision scale and a zero-point of one byte for them. Parts
+that are not quantized are stored in half precision. The header is filled up to the longest that any configuration of
+the network can need, so that a file's size is a sum over layers.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from hwmodel.cost import CostTable
 from hwmodel.layer import LayerSpec, LayerTable
-from hwmodel.precision import WEIGHT_BITS, BitConfig, Precision
+from hwmodel.precision import FLOAT_BITS, WEIGHT_BITS, BitConfig, Precision
 
 HALF_BYTES = 2
 HEADER_LENGTH_BYTES = 8
@@ -29,39 +30,43 @@ def packed_bytes(count: int, bits: int) -> int:
     return -(-count * bits // 8)
 
 
-def layer_bytes(layer: LayerSpec, bits: int) -> int:
-    """Bytes of one layer's data: codes, scales, zero-points and biases."""
-    channels = layer.out_channels
-    return packed_bytes(layer.n_weights, bits) + packed_bytes(channels, bits) + 2 * HALF_BYTES * channels
+def layer_bytes(layer: LayerSpec, precision: Precision) -> int:
+    """Bytes of one layer's data: codes, scales, zero-points and biases, and the grid of its inputs."""
+    channels, bits = layer.out_channels, precision.w
+    inputs = 0 if precision.a == FLOAT_BITS else HALF_BYTES + 1
+    return packed_bytes(layer.n_weights, bits) + packed_bytes(channels, bits) + 2 * HALF_BYTES * channels + inputs
 
 
 @dataclass(frozen=True, slots=True)
 class PackedLayout:
-    """What determines a packed file's header: the model's `reference`, its layers, and `others`, the shapes of the
-    tensors that are stored in half precision."""
+    """What determines a packed file's header: the model's `reference`, its layers, `others`, the shapes of the tensors
+    that are stored in half precision, and whether inputs of layers may be quantized."""
 
     reference: str
     table: LayerTable
     others: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    inputs: bool = False
 
     def header_bytes(self) -> int:
         """The header of every packed file of this model, its length field included."""
-        longest = {layer.name: max(WEIGHT_BITS) for layer in self.table}
+        widest = max(WEIGHT_BITS)
+        longest = BitConfig.uniform(self.table.names, Precision(widest, widest if self.inputs else FLOAT_BITS))
         return HEADER_LENGTH_BYTES + _aligned(len(self.header(longest, "")))
 
-    def header(self, wbits: Mapping[str, int], padding: str) -> bytes:
-        """The JSON header for these weight bits by layer name, before the format's own padding to 8 bytes."""
-        entries: dict[str, object] = {"__metadata__": self.metadata(wbits, padding)}
+    def header(self, config: BitConfig, padding: str) -> bytes:
+        """The JSON header of a configuration's file, before the format's own padding to 8 bytes."""
+        entries: dict[str, object] = {"__metadata__": self.metadata(config, padding)}
         start = 0
-        for name, (dtype, shape) in self.tensors(wbits).items():
+        for name, (dtype, shape) in self.tensors(config).items():
             end = start + int(np.prod(shape)) * (HALF_BYTES if dtype == "F16" else 1)
             entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
             start = end
         return json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
 
-    def metadata(self, wbits: Mapping[str, int], padding: str) -> dict[str, str]:
-        """The header's text fields, in the order of their keys."""
-        layers = " ".join(f"{layer.name}:{wbits[layer.name]}" for layer in self.table)
+    def metadata(self, config: BitConfig, padding: str) -> dict[str, str]:
+        """The header's text fields, in the order of their keys. `layers` holds NAME:W, or NAME:W/A, per layer."""
+        bits = [f"{p.w}" if p.a == FLOAT_BITS else f"{p.w}/{p.a}" for p in config.precisions]
+        layers = " ".join(f"{name}:{text}" for name, text in zip(config.layers, bits, strict=True))
         return {
             "format": FORMAT,
             "input": "x".join(map(str, self.table.input_size)),
@@ -70,20 +75,24 @@ class PackedLayout:
             "padding": padding,
         }
 
-    def padding(self, wbits: Mapping[str, int]) -> str:
+    def padding(self, config: BitConfig) -> str:
         """The filling that makes the header as long as the longest."""
         longest = self.header_bytes() - HEADER_LENGTH_BYTES
-        return " " * (longest - len(self.header(wbits, "")))
+        return " " * (longest - len(self.header(config, "")))
 
-    def tensors(self, wbits: Mapping[str, int]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    def tensors(self, config: BitConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Data type and shape of every tensor, in the order of the file: wider types first, then by name."""
+        layers = list(zip(self.table, config.precisions, strict=True))
         channels = sum(layer.out_channels for layer in self.table)
         tensors: dict[str, tuple[str, tuple[int, ...]]] = {
             "biases": ("F16", (channels,)),
-            "codes": ("U8", (sum(packed_bytes(layer.n_weights, wbits[layer.name]) for layer in self.table),)),
+            "codes": ("U8", (sum(packed_bytes(layer.n_weights, precision.w) for layer, precision in layers),)),
             "scales": ("F16", (channels,)),
-            "zero_points": ("U8", (sum(packed_bytes(layer.out_channels, wbits[layer.name]) for layer in self.table),)),
+            "zero_points": ("U8", (sum(packed_bytes(layer.out_channels, precision.w) for layer, precision in layers),)),
         }
+        inputs = sum(precision.a != FLOAT_BITS for precision in config.precisions)
+        if inputs:
+            tensors |= {"input_scales": ("F16", (inputs,)), "input_zero_points": ("U8", (inputs,))}
         tensors |= {f"other.{name}": ("F16", shape) for name, shape in self.others}
         return dict(sorted(tensors.items(), key=lambda item: (item[1][0] != "F16", item[0])))
 
@@ -93,7 +102,9 @@ class PackedLayout:
 
     def file_bytes(self, config: BitConfig) -> int:
         """The size of the packed file of `config`."""
-        layers = sum(layer_bytes(layer, config[layer.name].w) for layer in self.table)
+        layers = sum(
+            layer_bytes(layer, precision) for layer, precision in zip(self.table, config.precisions, strict=True)
+        )
         return self.fixed_bytes() + layers
 
 
@@ -114,7 +125,7 @@ def bops(layer: LayerSpec, precision: Precision) -> float:
 def cost_table(layout: PackedLayout, precisions: Sequence[Precision]) -> CostTable:
     """Sizes and bit operations of every layer at every candidate precision, arrays (L, C)."""
     table = layout.table
-    size = [[layer_bytes(layer, precision.w) for precision in precisions] for layer in table]
+    size = [[layer_bytes(layer, precision) for precision in precisions] for layer in table]
     codes = [[layer.n_weights * precision.w for precision in precisions] for layer in table]
     operations = [[bops(layer, precision) for precision in precisions] for layer in table]
     return CostTable(

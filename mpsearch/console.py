@@ -13,8 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 
 from mpsearch.report import WIDTH
-from recon.reconstruct import Settings
 from recon.report import BlockReport
+from recon.settings import Settings
 
 PLAIN_SECONDS = 10.0
 

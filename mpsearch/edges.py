@@ -19,5 +19,5 @@ def pinned_edges(table: LayerTable, budget_bytes: int, policy: EdgePolicy) -> tu
     edges = tuple(dict.fromkeys((table[0], table[-1])))
     if policy == "free":
         return ()
-    small = (layer for layer in edges if layer_bytes(layer, EDGE.w) <= LARGEST_SHARE * budget_bytes)
+    small = (layer for layer in edges if layer_bytes(layer, EDGE) <= LARGEST_SHARE * budget_bytes)
     return tuple(layer.name for layer in (edges if policy == "8" else small))

@@ -16,14 +16,10 @@ from mpsearch.evaluate import Evaluation
 from mpsearch.packed import load_packed, save_packed
 from recon.checkpoint import Progress
 from recon.network import Network
-from recon.reconstruct import (
-    Settings,
-    half_biases,
-    nearest_weights,
-    quantized,
-    reconstruct,
-)
+from recon.quantized import plainly_rounded, quantized
+from recon.reconstruct import reconstruct
 from recon.report import BlockReport
+from recon.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +66,9 @@ def finish(
     """Reconstructs `network` at `config`, writes it to `path`, and measures what the written file computes."""
     started = time.perf_counter()
     result = reconstruct(network, images, config, settings, progress=progress, on_block=on_block, on_polish=on_polish)
-    size = save_packed(path, network, reference, config, result.weights, result.biases)
+    size = save_packed(path, network, reference, result.layers)
     reconstructed = time.perf_counter()
-    plain = measure(quantized(network, nearest_weights(network, config), half_biases(network)).model)
+    plain = measure(quantized(network, plainly_rounded(network, images, config)).model)
     learned = measure(load_packed(path))
     weights_only = weights_only_bytes(network.table, config.wbits)
     finished = Finished(

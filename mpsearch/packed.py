@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from hwmodel import BitConfig, InputError, LayerTable
+from hwmodel import BitConfig, InputError, LayerTable, Precision
 from hwmodel.size import ALIGNMENT, FORMAT, HEADER_LENGTH_BYTES, PackedLayout, packed_bytes
 from mpsearch.models import build_architecture
+from recon.input_quantizer import InputGrid
 from recon.network import Network, trace
+from recon.quantized import QuantizedLayers, input_bits, quantized
 from recon.quantizer import Grid, QuantizedWeight
-from recon.reconstruct import quantized
 
 
 def pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
@@ -32,9 +33,11 @@ def unpack(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uint8
     return np.asarray(planes @ weights, np.uint8)
 
 
-def layout_of(network: Network, reference: str) -> PackedLayout:
-    """The layout of the packed files of a traced network that `reference` can rebuild."""
-    return PackedLayout(reference, network.table, tuple((name, tuple(t.shape)) for name, t in others(network).items()))
+def layout_of(network: Network, reference: str, inputs: bool = False) -> PackedLayout:
+    """The layout of the packed files of a traced network that `reference` can rebuild; `inputs` says whether inputs of
+    layers may be quantized."""
+    kept = tuple((name, tuple(tensor.shape)) for name, tensor in others(network).items())
+    return PackedLayout(reference, network.table, kept, inputs)
 
 
 def others(network: Network) -> dict[str, Tensor]:
@@ -44,41 +47,38 @@ def others(network: Network) -> dict[str, Tensor]:
     return {name: t for name, t in state.items() if t.is_floating_point() and t.numel() and t.data_ptr() not in held}
 
 
-def save_packed(
-    path: Path,
-    network: Network,
-    reference: str,
-    config: BitConfig,
-    weights: Mapping[str, QuantizedWeight],
-    biases: Mapping[str, Tensor],
-) -> int:
-    """Writes a model in `config`'s bits; the number of bytes written, which `hwmodel.size` predicts exactly.
+def save_packed(path: Path, network: Network, reference: str, layers: QuantizedLayers) -> int:
+    """Writes the low-bit model; the number of bytes written, which `hwmodel.size` predicts exactly.
 
     Raises InputError where a part that stays in half precision overflows it.
     """
-    layout = layout_of(network, reference)
-    wbits = {name: config[name].w for name in config.layers}
     names = network.table.names
-    codes = [pack(weights[name].codes.cpu().numpy().ravel(), wbits[name]) for name in names]
-    zeros = [pack(weights[name].grid.zero_point.cpu().numpy().astype(np.uint8), wbits[name]) for name in names]
+    config = layers.config(names)
+    layout = layout_of(network, reference, bool(layers.inputs))
+    weights = [layers.weights[name] for name in names]
+    inputs = [layers.inputs[name] for name in names if name in layers.inputs]
+    codes = [pack(weight.codes.cpu().numpy().ravel(), weight.grid.bits) for weight in weights]
+    zeros = [pack(weight.grid.zero_point.cpu().numpy().astype(np.uint8), weight.grid.bits) for weight in weights]
     tensors: dict[str, NDArray[np.generic]] = {
-        "biases": np.concatenate([biases[name].cpu().numpy() for name in names]).astype(np.float16),
+        "biases": np.concatenate([layers.biases[name].cpu().numpy() for name in names]).astype(np.float16),
         "codes": np.concatenate(codes),
-        "scales": np.concatenate([weights[name].grid.scale.cpu().numpy() for name in names]).astype(np.float16),
+        "scales": np.concatenate([weight.grid.scale.cpu().numpy() for weight in weights]).astype(np.float16),
         "zero_points": np.concatenate(zeros),
+        "input_scales": np.array([grid.scale for grid in inputs], np.float16),
+        "input_zero_points": np.array([grid.zero_point for grid in inputs], np.uint8),
     }
     for name, tensor in others(network).items():
         half = tensor.detach().cpu().half()
         if not torch.isfinite(half).all():
             raise InputError(f"{name!r} is not quantized and too large for half precision (65504 at most)")
         tensors[f"other.{name}"] = half.numpy()
-    header = layout.header(wbits, layout.padding(wbits))
+    header = layout.header(config, layout.padding(config))
     header += b" " * (-len(header) % ALIGNMENT)
     temporary = path.with_suffix(".tmp")
     # By hand: the library writes the header's text fields in another order each time.
     with temporary.open("wb") as file:
         file.write(len(header).to_bytes(HEADER_LENGTH_BYTES, "little") + header)
-        for name in layout.tensors(wbits):
+        for name in layout.tensors(config):
             file.write(tensors[name].tobytes())
     temporary.replace(path)
     return path.stat().st_size
@@ -104,16 +104,32 @@ def load_packed(path: Path | str) -> nn.Module:
         raise InputError(f"{path} is not a packed model: expected format {FORMAT!r}, got {metadata.get('format')!r}")
     channels, height, width = (int(size) for size in metadata["input"].split("x"))
     network = trace(build_architecture(metadata["model"]), (channels, height, width), metadata["model"])
-    wbits = {name: int(bits) for name, bits in (entry.rsplit(":", 1) for entry in metadata["layers"].split(" "))}
-    expected = layout_of(network, metadata["model"]).tensors(wbits) if tuple(wbits) == network.table.names else {}
+    config = _read_config(metadata["layers"])
+    layout = layout_of(network, metadata["model"], "input_scales" in tensors)
+    expected = layout.tensors(config) if config.layers == network.table.names else {}
     if {name: shape for name, (_, shape) in expected.items()} != {name: t.shape for name, t in tensors.items()}:
         raise InputError(f"{path} does not fit {metadata['model']}: its layers differ from the traced ones")
-    weights = _read_weights(network.table, network, wbits, tensors)
     biases = _split(torch.from_numpy(tensors["biases"]).float(), network.table)
-    result = quantized(network, weights, biases)
+    weights = _read_weights(network.table, network, config, tensors)
+    result = quantized(network, QuantizedLayers(weights, biases, _read_inputs(config, tensors)))
     for name, tensor in others(result).items():
         tensor.copy_(torch.from_numpy(tensors[f"other.{name}"]))
     return result.model
+
+
+def _read_config(text: str) -> BitConfig:
+    entries = [entry.rsplit(":", 1) for entry in text.split(" ")]
+    return BitConfig(
+        tuple(name for name, _ in entries), tuple(Precision(*map(int, bits.split("/"))) for _, bits in entries)
+    )
+
+
+def _read_inputs(config: BitConfig, tensors: Mapping[str, NDArray[np.generic]]) -> dict[str, InputGrid]:
+    bits = input_bits(config)
+    if not bits:
+        return {}
+    scales, zeros = tensors["input_scales"].tolist(), tensors["input_zero_points"].tolist()
+    return {name: InputGrid(bits[name], *grid) for name, *grid in zip(bits, scales, zeros, strict=True)}
 
 
 def _split(values: Tensor, table: LayerTable) -> dict[str, Tensor]:
@@ -122,14 +138,14 @@ def _split(values: Tensor, table: LayerTable) -> dict[str, Tensor]:
 
 
 def _read_weights(
-    table: LayerTable, network: Network, wbits: Mapping[str, int], tensors: Mapping[str, NDArray[np.generic]]
+    table: LayerTable, network: Network, config: BitConfig, tensors: Mapping[str, NDArray[np.generic]]
 ) -> dict[str, QuantizedWeight]:
     scales = _split(torch.from_numpy(tensors["scales"]).float(), table)
     code_bytes, zero_bytes = tensors["codes"].astype(np.uint8), tensors["zero_points"].astype(np.uint8)
     weights: dict[str, QuantizedWeight] = {}
     code_start = zero_start = 0
-    for layer in table:
-        bits = wbits[layer.name]
+    for layer, precision in zip(table, config.precisions, strict=True):
+        bits = precision.w
         code_end = code_start + packed_bytes(layer.n_weights, bits)
         zero_end = zero_start + packed_bytes(layer.out_channels, bits)
         codes = torch.from_numpy(unpack(code_bytes[code_start:code_end], bits, layer.n_weights))

@@ -32,7 +32,7 @@ from mpsearch.summary import summarize
 from recon.checkpoint import Progress
 from recon.compute import avoid_slow_kernels, device, keep_freed_memory
 from recon.network import Network, trace
-from recon.reconstruct import Settings
+from recon.settings import Settings
 
 CACHE = "sensitivity.safetensors"
 

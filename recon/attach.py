@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import parametrize
 
-from recon.quantizer import QuantizedWeight
+from recon.calls import Layer
 from recon.rounding import Rounding, StraightThrough
-
-Layer = nn.Conv2d | nn.Linear
 
 
 def bias_of(layer: Layer) -> Tensor:
@@ -48,18 +44,3 @@ def harden(layer: Layer) -> None:
     if not isinstance(rounding, StraightThrough):
         stored = rounding.freeze()
         attach(layer, StraightThrough(stored.codes.float(), stored.grid))
-
-
-def stored_weight(layer: Layer) -> QuantizedWeight:
-    """The weight of a layer with a rounding, as it will be stored."""
-    return rounding_of(layer).freeze()
-
-
-def adam(layers: Iterable[Layer], code_rate: float, other_rate: float) -> torch.optim.Adam:
-    """Adam over the codes, log-scales and biases of layers with roundings; rates are per step, in their units."""
-    layers = list(layers)
-    roundings = [rounding_of(layer) for layer in layers]
-    others: list[Tensor] = [rounding.log_scale for rounding in roundings if rounding.log_scale.requires_grad]
-    others += [bias_of(layer).requires_grad_() for layer in layers]
-    codes = {"params": [rounding.code for rounding in roundings], "lr": code_rate}
-    return torch.optim.Adam([codes, {"params": others, "lr": other_rate}])

@@ -12,12 +12,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from recon.attach import Layer, attach, bias_of, rounding_of
+from recon.attach import attach, bias_of, rounding_of
+from recon.calls import Layer
+from recon.inputs import quantizers_of
 from recon.quantizer import Grid
 from recon.report import BlockReport
 from recon.rounding import StraightThrough
 
 PARTS = ("code", "log_scale", "scale", "zero_point", "bias")
+INPUT = "input"
 POLISH = "polish:"
 
 
@@ -61,6 +64,8 @@ class Progress:
             rounding.log_scale.data = log_scale
             attach(layer, rounding)
             bias_of(layer).data = bias
+            for quantizer in quantizers_of([layer]):
+                quantizer.take(*self._tensors[f"{name}:{INPUT}"].tolist())
         return report
 
     def save(self, report: BlockReport, layers: dict[str, Layer]) -> None:
@@ -68,6 +73,10 @@ class Progress:
         for name, layer in layers.items():
             rounding = rounding_of(layer)
             values = (rounding.code, rounding.log_scale, rounding.grid.scale, rounding.grid.zero_point, bias_of(layer))
+            for quantizer in quantizers_of([layer]):
+                self._tensors[f"{name}:{INPUT}"] = torch.tensor(
+                    [float(quantizer.log_scale.detach()), quantizer.zero_point]
+                )
             for part, value in zip(PARTS, values, strict=True):
                 self._tensors[f"{name}:{part}"] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         self._reports[report.block] = report

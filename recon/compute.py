@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -78,10 +78,3 @@ def batches(x: Tensor, size: int = BATCH) -> Iterator[Tensor]:
     """Consecutive slices (≤ size, …) of x (N, …), in the compute device's memory."""
     for start in range(0, len(x), size):
         yield x[start : start + size].to(device())
-
-
-@torch.no_grad()
-def map_batches(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """function(x) for x (N, …), batch by batch in fast arithmetic, gathered where x lives."""
-    with fast():
-        return torch.cat([function(batch).to(x.device) for batch in batches(x)])

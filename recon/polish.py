@@ -3,34 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recon.attach import adam
 from recon.checkpoint import Progress
 from recon.compute import channels_last, device, fast
+from recon.inputs import quantizers_of
 from recon.network import Network
-from recon.rounding import cosine
+from recon.optimizer import Annealed, weight_parameters
+from recon.settings import Settings
 
 SAVE_EVERY = 100
 CROP = 0.5
 MIXED = 0.5
-
-
-class PolishSettings(Protocol):
-    """What the polish reads of the settings."""
-
-    @property
-    def polish_steps(self) -> int: ...
-    @property
-    def polish_rate(self) -> float: ...
-    @property
-    def batch(self) -> int: ...
-    @property
-    def seed(self) -> int: ...
 
 
 def kl_divergence(reference: Tensor, logits: Tensor) -> Tensor:
@@ -63,56 +50,50 @@ def polish(
     work: Network,
     network: Network,
     images: Tensor,
-    settings: PolishSettings,
+    settings: Settings,
     progress: Progress | None,
     on_step: Callable[[int, float], None],
 ) -> None:
-    """Trains the roundings, scales and biases of `work` to give the logits of `network` on images (N, C, H, W).
+    """Trains all that `work` has learned so far to give the logits of `network` on images (N, C, H, W).
 
     Knowledge distillation with the Kullback-Leibler divergence and no labels: Hinton et al., 2015 (arXiv 1503.02531).
     The state is kept in `progress` every 100 steps.
     """
     generator = torch.Generator().manual_seed(settings.seed)
-    optimizer = adam(map(work.layer, work.table.names), settings.polish_rate, settings.polish_rate)
-    rates = [group["lr"] for group in optimizer.param_groups]
+    layers = [work.layer(name) for name in work.table.names]
+    scales = [quantizer.log_scale for quantizer in quantizers_of(layers)]
+    weights = weight_parameters(layers, settings.polish_rate, settings.polish_rate)
+    optimizer = Annealed([*weights, (scales, settings.polish_rate)])
     first, saved = progress.polish() if progress else (0, {})
     if first:
         _restore(optimizer, generator, saved)
     for step in range(first, settings.polish_steps):
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * cosine(step / settings.polish_steps)
         pick = torch.randint(len(images), (settings.batch,), generator=generator)
         x = channels_last(augment(images[pick].to(device()), generator))
         with fast():
             with torch.no_grad():
                 reference = network.model(x)
             loss = kl_divergence(reference, work.model(x))
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        optimizer.step(loss, step / settings.polish_steps)
         if progress and (step + 1) % SAVE_EVERY == 0:
             progress.save_polish(step + 1, _state(optimizer, generator))
         on_step(step + 1, loss.item())
 
 
-def _parameters(optimizer: torch.optim.Adam) -> list[Tensor]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _state(optimizer: torch.optim.Adam, generator: torch.Generator) -> dict[str, Tensor]:
+def _state(optimizer: Annealed, generator: torch.Generator) -> dict[str, Tensor]:
     """All that the next step depends on."""
     state = {"generator": generator.get_state()}
-    for index, parameter in enumerate(_parameters(optimizer)):
+    for index, parameter in enumerate(optimizer.parameters()):
         state[f"{index}:value"] = parameter
-        state |= {f"{index}:{key}": value for key, value in optimizer.state[parameter].items()}
+        state |= {f"{index}:{key}": value for key, value in optimizer.adam.state[parameter].items()}
     return state
 
 
 @torch.no_grad()
-def _restore(optimizer: torch.optim.Adam, generator: torch.Generator, state: dict[str, Tensor]) -> None:
+def _restore(optimizer: Annealed, generator: torch.Generator, state: dict[str, Tensor]) -> None:
     generator.set_state(state["generator"])
-    for index, parameter in enumerate(_parameters(optimizer)):
+    for index, parameter in enumerate(optimizer.parameters()):
         parameter.copy_(state[f"{index}:value"])
         for key in ("exp_avg", "exp_avg_sq"):
-            optimizer.state[parameter][key] = torch.empty_like(parameter).copy_(state[f"{index}:{key}"])
-        optimizer.state[parameter]["step"] = state[f"{index}:step"]
+            optimizer.adam.state[parameter][key] = torch.empty_like(parameter).copy_(state[f"{index}:{key}"])
+        optimizer.adam.state[parameter]["step"] = state[f"{index}:step"]

@@ -58,6 +58,12 @@ def to_half_grid(scale: Tensor) -> Tensor:
     return half
 
 
+def codes_at(weight: Tensor, grid: Grid) -> Tensor:
+    """Where a weight (O, …) stands on a grid: continuous codes (O, …), not clipped."""
+    shape = (-1,) + (1,) * (weight.dim() - 1)
+    return weight.float() / grid.scale.view(shape) + grid.zero_point.view(shape)
+
+
 def encode(weight: Tensor, grid: Grid) -> Tensor:
     """Nearest codes (O, …) of a weight (O, …), as float32."""
     shape = (-1,) + (1,) * (weight.dim() - 1)

@@ -12,93 +12,44 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from hwmodel import BitConfig, InputError
-from recon.attach import Layer, adam, attach, bias_of, detach, harden, rounding_of, stored_weight
+from recon.attach import attach, bias_of, detach, harden, rounding_of
+from recon.calls import Layer
 from recon.checkpoint import Progress
-from recon.compute import BATCH, batches, channels_last, device, fast, map_batches
+from recon.compute import device
 from recon.fisher import fisher_diagonal
-from recon.network import Network, Unit
+from recon.granularity import regroup
+from recon.inputs import find_ranges, input_scale, quantize_inputs, quantizers_of
+from recon.network import Network
+from recon.optimizer import Annealed, weight_parameters
 from recon.polish import polish
-from recon.quantizer import QuantizedWeight, nearest
+from recon.quantized import QuantizedLayers, input_bits, stored_layers
+from recon.quantizer import nearest
 from recon.report import BlockReport
-from recon.rounding import Rounding, RoundingName, StraightThrough, cosine
-from recon.run import unit_inputs
-from recon.start import second_order_start
+from recon.rounding import Rounding, StraightThrough
+from recon.settings import Settings
+from recon.start import nearest_start, second_order_start
+from recon.store import Store
+from recon.task import UnitTask, walk
 
 FEWEST_IMAGES = 2
 NEGLIGIBLE = 1e-4  # of the output's power: what 8 bits leave, and not worth a gradient step
-HELD_BACK = 8
+INPUT_STEPS = 4  # activations learn for a fourth of the steps where they come after the weights (BRECQ's code)
 
-States = dict[str, tuple[Rounding, Tensor]]
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How to reconstruct. `steps` are per unit, `polish_steps` for the whole network at the end; rates are Adam's, of
-    codes in code units, of log-scales and biases.
-
-    `regulariser` weighs AdaRound's push to integers (0.1 for MobileNetV2-like networks, 0.01 for ResNets); the
-    straight-through rounding does not use it.
-    """
-
-    steps: int = 40
-    polish_steps: int = 400
-    batch: int = 32
-    seed: int = 0
-    rounding: RoundingName = "straight-through"
-    weighting: Literal["fisher", "mse"] = "fisher"
-    code_rate: float = 1e-3
-    other_rate: float = 1e-4
-    polish_rate: float = 1e-4
-    regulariser: float = 0.1
-
-    def __post_init__(self) -> None:
-        for name, least in (("steps", 0), ("polish_steps", 0), ("batch", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
+States = dict[str, tuple[Rounding, Tensor, Tensor | None]]
 
 
 @dataclass(frozen=True, slots=True)
 class Reconstruction:
-    """The finished layers: stored weights and half-precision biases (O,) by layer name, and a report per unit."""
+    """The finished layers, and a report per unit."""
 
-    weights: dict[str, QuantizedWeight]
-    biases: dict[str, Tensor]
+    layers: QuantizedLayers
     reports: tuple[BlockReport, ...]
-
-
-def quantized(network: Network, weights: dict[str, QuantizedWeight], biases: dict[str, Tensor]) -> Network:
-    """A copy of `network` that computes with the given stored weights and biases."""
-    result = network.copy()
-    for name, weight in weights.items():
-        layer = result.layer(name)
-        layer.weight.data = channels_last(weight.dequantize().to(layer.weight.device))
-        bias_of(layer).data = biases[name].float().to(layer.weight.device)
-    return result
-
-
-def nearest_weights(network: Network, config: BitConfig) -> dict[str, QuantizedWeight]:
-    """Plain rounding of every layer."""
-    return {name: nearest(network.layer(name).weight, config[name].w) for name in config.layers}
-
-
-def half_biases(network: Network) -> dict[str, Tensor]:
-    """Every layer's bias (O,) at half-precision values. Raises InputError on overflow."""
-    return {name: to_half(bias_of(network.layer(name)), name) for name in network.table.names}
-
-
-def to_half(bias: Tensor, name: str) -> Tensor:
-    """A layer's bias (O,) at half-precision values, float32. Raises InputError on overflow."""
-    half = bias.detach().half().float()
-    if not torch.isfinite(half).all():
-        raise InputError(f"layer {name!r}: biases must be below 65504 to be stored in half precision")
-    return half
 
 
 def reconstruct(
@@ -119,119 +70,76 @@ def reconstruct(
     settings = settings or Settings()
     if len(images) < FEWEST_IMAGES:
         raise InputError(f"reconstruction needs at least {FEWEST_IMAGES} calibration images, got {len(images)}")
-    work = network.copy()
-    fisher = fisher_diagonal(network, images, settings.seed) if settings.weighting == "fisher" else {}
+    inputs = input_bits(config)
+    work = regroup(quantize_inputs(network, inputs), settings.granularity)
+    truth = regroup(network, settings.granularity)
+    fisher = fisher_diagonal(truth, images, settings.seed) if settings.weighting == "fisher" else {}
     reports: list[BlockReport] = []
-    x = images
-    for index, (unit, float_unit) in enumerate(zip(work.units, network.units, strict=True)):
-        if not network.chained:
-            x = unit_inputs(work, unit, images)
-        layers = {name: work.layer(name) for name in unit.layers}
-        report = progress.restore(unit.name, layers) if progress else None
-        if report is None:
-            target = map_batches(float_unit.module, x)
-            task = UnitTask(unit, layers, x, target, fisher.get(unit.name))
-            report = _fit_unit(task, config, settings, torch.Generator().manual_seed(settings.seed * 1009 + index))
-            if progress:
-                progress.save(report, layers)
-        reports.append(report)
-        on_block(report)
-        if network.chained:
-            x = map_batches(unit.module, x)
+    with Store(settings.memory_bytes) as store:
+        for task in walk(work, truth, images, settings, fisher, store):
+            report = progress.restore(task.name, task.layers) if progress else None
+            if report is None:
+                report = _fit_unit(task, config, settings)
+                if progress:
+                    progress.save(report, task.layers)
+            reports.append(report)
+            on_block(report)
+        if settings.order == "weights first" and inputs:
+            for task in walk(work, truth, images, settings, fisher, store):
+                _fit_inputs(task, settings)
     if settings.polish_steps:
         polish(work, network, images, settings, progress, on_polish)
-    layers = {name: work.layer(name) for name in work.table.names}
-    stored = {name: stored_weight(layer) for name, layer in layers.items()}
-    biases = {name: to_half(bias_of(layer), name) for name, layer in layers.items()}
-    return Reconstruction(stored, biases, tuple(reports))
+    return Reconstruction(stored_layers({name: work.layer(name) for name in work.table.names}), tuple(reports))
 
 
-@dataclass(frozen=True)
-class UnitTask:
-    """One unit to fit: its layers, quantized-prefix inputs x (N, …), float outputs (N, …), Fisher weight (…).
-
-    Every eighth image is held back: it judges what the others taught.
-    """
-
-    unit: Unit
-    layers: dict[str, Layer]
-    x: Tensor
-    target: Tensor
-    weight: Tensor | None
-
-    @property
-    def taught(self) -> Tensor:
-        """Indices of the images to learn from."""
-        index = torch.arange(len(self.x))
-        return index[index % HELD_BACK != HELD_BACK - 1]
-
-    @property
-    def held_back(self) -> Tensor:
-        """Indices of the images to judge by; all where there are few."""
-        return torch.arange(HELD_BACK - 1 if len(self.x) >= HELD_BACK else 0, len(self.x), HELD_BACK)
-
-    def error(self, output: Tensor, target: Tensor) -> Tensor:
-        """The mean (weighted) squared error of a batch of outputs."""
-        squared = (output.float() - target.float()).square()
-        return (squared if self.weight is None else squared * self.weight).mean()
-
-    @torch.no_grad()
-    def loss(self) -> float:
-        """The error on the held-back images over `power`, for the weights that the layers have now."""
-        total = 0.0
-        with fast():
-            for pick in torch.split(self.held_back, BATCH):
-                output = self.unit.module(channels_last(self.x[pick].to(device())))
-                total += float(self.error(output, self.target[pick].to(device()))) * len(pick)
-        return total / len(self.held_back) / self.power
-
-    @cached_property
-    def power(self) -> float:
-        """The error of an output of zero: what errors are measured against."""
-        total = sum(float(self.error(torch.zeros_like(t), t)) * len(t) for t in batches(self.target))
-        return max(total / len(self.target), 1e-30)
-
-
-def _fit_unit(task: UnitTask, config: BitConfig, settings: Settings, generator: torch.Generator) -> BlockReport:
-    """The best, on held-back images, of plain rounding, the second-order start, and what descent makes of it."""
+def _fit_unit(task: UnitTask, config: BitConfig, settings: Settings) -> BlockReport:
+    """Roundings on the layers of the unit; where `judged`, the best on held-back images of plain rounding, the start,
+    and what descent makes of it."""
     started = time.perf_counter()
     bits = tuple(config[name].w for name in task.layers)
     floats = {name: layer.weight.detach().clone() for name, layer in task.layers.items()}
+    if settings.order == "joint":
+        find_ranges(task.module, task.layers, task.x)
     for name, layer in task.layers.items():
         stored = nearest(layer.weight, config[name].w)
         attach(layer, StraightThrough(stored.codes.float(), stored.grid))
     before, plain = task.loss(), _states(task.layers)
-    if before < NEGLIGIBLE:
-        return BlockReport(task.unit.name, bits, before, before, 0, time.perf_counter() - started, "enough")
+    if settings.judged and before < NEGLIGIBLE:
+        return BlockReport(task.name, bits, before, before, 0, time.perf_counter() - started, "enough")
 
     for name, layer in task.layers.items():
         detach(layer, floats[name])
-    second_order_start(task.unit, task.layers, task.x, config, settings.rounding)
-    start = _states(task.layers)
+    start = second_order_start if settings.start == "second-order" else nearest_start
+    start(task, config, settings.rounding)
+    started_from = _states(task.layers)
     learned, after = _decided(task)
     if settings.steps:
-        _put(task.layers, start)
-        _descend(task, settings, generator)
+        _put(task.layers, started_from)
+        _descend(task, settings)
         descended, loss = _decided(task)
-        if loss < after:
+        if loss < after or not settings.judged:
             learned, after = descended, loss
-    outcome: Literal["reconstructed", "nearest"] = "reconstructed" if after <= before else "nearest"
-    _put(task.layers, learned if after <= before else plain)
-    seconds = time.perf_counter() - started
-    return BlockReport(task.unit.name, bits, before, min(after, before), settings.steps, seconds, outcome)
+    outcome: Literal["reconstructed", "nearest"] = "reconstructed"
+    if settings.judged and after > before:
+        learned, after, outcome = plain, before, "nearest"
+    _put(task.layers, learned)
+    return BlockReport(task.name, bits, before, after, settings.steps, time.perf_counter() - started, outcome)
 
 
 def _states(layers: dict[str, Layer]) -> States:
-    """Copies of the layers' roundings and biases."""
+    """Copies of what the layers have learned."""
     return {
-        name: (copy.deepcopy(rounding_of(layer)), bias_of(layer).detach().clone()) for name, layer in layers.items()
+        name: (copy.deepcopy(rounding_of(layer)), bias_of(layer).detach().clone(), input_scale(layer))
+        for name, layer in layers.items()
     }
 
 
 def _put(layers: dict[str, Layer], states: States) -> None:
-    for name, (rounding, bias) in states.items():
+    for name, (rounding, bias, scale) in states.items():
         attach(layers[name], rounding)
         bias_of(layers[name]).data = bias
+        if scale is not None:
+            quantizers_of([layers[name]])[0].log_scale.data = scale
 
 
 def _decided(task: UnitTask) -> tuple[States, float]:
@@ -241,21 +149,32 @@ def _decided(task: UnitTask) -> tuple[States, float]:
     return _states(task.layers), task.loss()
 
 
-def _descend(task: UnitTask, settings: Settings, generator: torch.Generator) -> None:
-    roundings = [rounding_of(layer) for layer in task.layers.values()]
+def _descend(task: UnitTask, settings: Settings) -> None:
+    """Gradient steps on the roundings, scales and biases of the unit, and on the step sizes of its inputs where they
+    are quantized already, some of their channels left out in every step."""
+    layers = list(task.layers.values())
+    roundings = [rounding_of(layer) for layer in layers]
     weights = sum(rounding.code.numel() for rounding in roundings)
-    optimizer = adam(task.layers.values(), settings.code_rate, settings.other_rate)
-    rates = [group["lr"] for group in optimizer.param_groups]
-    taught = task.taught
+    parameters = weight_parameters(layers, settings.code_rate, settings.other_rate)
+    quantizers = quantizers_of(layers) if settings.order == "joint" else []
+    optimizer = Annealed([*parameters, ([quantizer.log_scale for quantizer in quantizers], settings.input_rate)])
+    for quantizer in quantizers:
+        quantizer.drop(settings.dropped, task.generator)
     for step in range(settings.steps):
         progress = step / settings.steps
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * cosine(progress)
-        pick = taught[torch.randint(len(taught), (settings.batch,), generator=generator)]
-        with fast():
-            output = task.unit.module(channels_last(task.x[pick].to(device())))
-        loss = task.error(output, task.target[pick].to(device())) / task.power
-        push = sum((rounding.regulariser(progress) for rounding in roundings), start=loss.new_zeros(()))
-        optimizer.zero_grad()
-        (loss + settings.regulariser * push / weights).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        push = sum((rounding.regulariser(progress) for rounding in roundings), start=torch.zeros((), device=device()))
+        loss = task.error(task.draw(settings.batch)) + settings.regulariser * push / weights
+        optimizer.step(loss, progress)
+    for quantizer in quantizers:
+        quantizer.drop(0.0)
+
+
+def _fit_inputs(task: UnitTask, settings: Settings) -> None:
+    """The ranges of the unit's inputs, then gradient steps on their step sizes alone."""
+    find_ranges(task.module, task.layers, task.x)
+    quantizers = quantizers_of(task.layers.values())
+    task.module.requires_grad_(False)
+    optimizer = Annealed([([quantizer.log_scale for quantizer in quantizers], settings.input_rate)])
+    steps = settings.steps // INPUT_STEPS if quantizers else 0
+    for step in range(steps):
+        optimizer.step(task.error(task.draw(settings.batch)), step / steps)

@@ -12,7 +12,6 @@ a tenth of the steps.
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
@@ -115,8 +114,3 @@ class AdaRound(Rounding):
 def make_rounding(name: RoundingName, place: Tensor, grid: Grid) -> Rounding:
     """The rounding called `name` for a weight that stands at the continuous codes `place` (O, …) of a grid."""
     return AdaRound(place, grid) if name == "adaround" else StraightThrough(place, grid)
-
-
-def cosine(progress: float) -> float:
-    """A learning-rate factor that falls from 1 to 0 as `progress` goes from 0 to 1."""
-    return 0.5 * (1 + math.cos(math.pi * progress))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
-from recon.compute import batches, fast
 from recon.network import Network, Unit
+from recon.store import Store
 
 Keep = Callable[[str, Tensor], Tensor]
 
@@ -34,8 +34,7 @@ class _Reached(Exception):
     """The unit's input is known; the rest of the network need not run."""
 
 
-@torch.no_grad()
-def unit_inputs(network: Network, unit: Unit, images: Tensor) -> Tensor:
+def unit_inputs(network: Network, unit: Unit, images: Tensor, store: Store) -> Tensor:
     """What `unit` receives (N, …) when the network runs on images (N, C, H, W), in fast arithmetic.
 
     For a network that is a chain of units it is cheaper to carry the outputs of one unit to the next.
@@ -43,17 +42,16 @@ def unit_inputs(network: Network, unit: Unit, images: Tensor) -> Tensor:
     caught: list[Tensor] = []
 
     def catch(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        caught.append(args[0].to(images.device))
+        caught.append(args[0])
         raise _Reached
 
-    hook = unit.module.register_forward_pre_hook(catch)
+    def inputs(x: Tensor) -> Tensor:
+        with contextlib.suppress(_Reached):
+            network.model(x)
+        return caught.pop()
+
+    hook = unit.module.register_forward_pre_hook(catch, prepend=True)  # before the input is quantized
     try:
-        with fast():
-            for x in batches(images):
-                try:
-                    network.model(x)
-                except _Reached:
-                    continue
+        return store.map(inputs, images)
     finally:
         hook.remove()
-    return torch.cat(caught)

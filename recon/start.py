@@ -1,18 +1,17 @@
-"""The second-order start: every layer rounded so that its output moves least for the inputs that it really gets."""
+"""Where reconstruction starts: by default with every layer rounded so that its output moves least for the inputs that
+it really gets."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 from torch import Tensor
 
 from hwmodel import BitConfig
-from recon.attach import Layer, attach, bias_of
+from recon.attach import attach, bias_of
 from recon.moments import InputMoments, gather_moments, mean_output
-from recon.network import Unit
 from recon.obq import place_obq
-from recon.quantizer import Grid, decode, search_grid
+from recon.quantizer import Grid, codes_at, decode, search_grid
 from recon.rounding import RoundingName, make_rounding
+from recon.task import UnitTask
 
 
 def second_order_rounding(
@@ -31,15 +30,18 @@ def second_order_rounding(
     return grid, place.view_as(weight), error.view_as(weight), -mean_output(error, moments.mean(name))
 
 
-def second_order_start(
-    unit: Unit, layers: Mapping[str, Layer], x: Tensor, config: BitConfig, rounding: RoundingName
-) -> None:
-    """Puts roundings on the layers of `unit`, one after another, each for the inputs that those before it leave.
-
-    `x` (N, …) are the unit's inputs.
-    """
-    for name, layer in layers.items():
-        moments = gather_moments(unit.module, {name: layer}, x)
+def second_order_start(task: UnitTask, config: BitConfig, rounding: RoundingName) -> None:
+    """Puts roundings on the layers of a unit, one after another, each for the inputs that those before it leave."""
+    for name, layer in task.layers.items():
+        moments = gather_moments(task.module, {name: layer}, task.x)
         grid, place, _, bias = second_order_rounding(layer.weight.detach(), config[name].w, moments, name)
         bias_of(layer).data = bias_of(layer).data + bias
         attach(layer, make_rounding(rounding, place, grid))
+
+
+def nearest_start(task: UnitTask, config: BitConfig, rounding: RoundingName) -> None:
+    """Puts roundings on the layers of a unit that stand where the weights stand, on the grids with the least error."""
+    for name, layer in task.layers.items():
+        weight = layer.weight.detach()
+        grid = search_grid(weight, config[name].w)
+        attach(layer, make_rounding(rounding, codes_at(weight, grid), grid))

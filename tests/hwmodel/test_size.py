@@ -62,7 +62,9 @@ def small(**changes: object) -> LayerSpec:
 def test_layer_bytes_by_hand() -> None:
     layer = small()
     # 108 codes and 6 zero-points of 3 bits, 6 scales and 6 biases of 2 bytes
-    assert layer_bytes(layer, 3) == 41 + 3 + 12 + 12
+    assert layer_bytes(layer, Precision(3)) == 41 + 3 + 12 + 12
+    # and a scale of 2 bytes and a zero-point of 1 for its inputs
+    assert layer_bytes(layer, Precision(3, 8)) == 41 + 3 + 12 + 12 + 3
 
 
 def test_counts_by_hand() -> None:
@@ -75,8 +77,8 @@ def test_counts_by_hand() -> None:
 
 def test_the_cost_table_adds_up_to_the_file() -> None:
     table = LayerTable("m", (4, 8, 8), (small(), small(name="b", tie="b", out_channels=8)))
-    layout = PackedLayout("file.py:m", table, (("norm.weight", (6,)),))
-    candidates = (Precision(2), Precision(3), Precision(8))
+    layout = PackedLayout("file.py:m", table, (("norm.weight", (6,)),), inputs=True)
+    candidates = (Precision(2), Precision(3, 4), Precision(8, 8))
     costs = cost_table(layout, candidates)
     for i, first in enumerate(candidates):
         for k, second in enumerate(candidates):

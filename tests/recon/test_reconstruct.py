@@ -15,9 +15,12 @@ from recon.attach import attach
 from recon.checkpoint import Progress
 from recon.fisher import fisher_diagonal
 from recon.network import Network, trace
+from recon.quantized import plainly_rounded, quantized
 from recon.quantizer import decode, encode, search_grid
-from recon.reconstruct import Settings, half_biases, nearest_weights, quantized, reconstruct
+from recon.reconstruct import reconstruct
 from recon.rounding import AdaRound, StraightThrough
+from recon.settings import Settings
+from recon.task import UnitTask
 
 
 class Residual(nn.Module):
@@ -65,8 +68,8 @@ def test_it_beats_plain_rounding(images: Tensor, bits: int, rounding: str) -> No
     settings = Settings(steps=150, polish_steps=0, batch=16, rounding=rounding)  # type: ignore[arg-type]
     result = reconstruct(net, images, at(net, bits), settings)
     unseen = torch.randn(256, 3, 12, 12, generator=torch.Generator().manual_seed(2))
-    plain = kl(net, quantized(net, nearest_weights(net, at(net, bits)), half_biases(net)).model, unseen)
-    learned = kl(net, quantized(net, result.weights, result.biases).model, unseen)
+    plain = kl(net, quantized(net, plainly_rounded(net, images, at(net, bits))).model, unseen)
+    learned = kl(net, quantized(net, result.layers).model, unseen)
     assert learned < 0.6 * plain
     assert [report.block for report in result.reports] == [unit.name for unit in net.units]
     assert all(report.loss_after <= report.loss_before for report in result.reports)
@@ -85,7 +88,7 @@ def test_the_polish_lowers_the_divergence_on_unseen_images() -> None:
     for count in (0, 200):
         settings = Settings(steps=0, polish_steps=count, batch=16, polish_rate=3e-4)
         result = reconstruct(net, seen, at(net, 2), settings, on_polish=lambda step, _: steps.append(step))
-        kls.append(kl(net, quantized(net, result.weights, result.biases).model, unseen))
+        kls.append(kl(net, quantized(net, result.layers).model, unseen))
     assert kls[1] < 0.7 * kls[0]
     assert steps == list(range(1, 201))
 
@@ -96,11 +99,11 @@ def test_the_network_that_goes_in_is_unchanged_and_the_result_repeatable(images:
     first, second = (reconstruct(net, images, at(net, 3), QUICK) for _ in range(2))
     assert all(torch.equal(value, state[name]) for name, value in net.model.state_dict().items())
     for name in net.table.names:
-        assert torch.equal(first.weights[name].codes, second.weights[name].codes)
-        assert torch.equal(first.weights[name].grid.scale, second.weights[name].grid.scale)
-        assert torch.equal(first.biases[name], second.biases[name])
+        assert torch.equal(first.layers.weights[name].codes, second.layers.weights[name].codes)
+        assert torch.equal(first.layers.weights[name].grid.scale, second.layers.weights[name].grid.scale)
+        assert torch.equal(first.layers.biases[name], second.layers.biases[name])
     other = reconstruct(net, images, at(net, 3), Settings(steps=60, polish_steps=20, batch=16, seed=1))
-    assert any(not torch.equal(first.weights[n].codes, other.weights[n].codes) for n in net.table.names)
+    assert any(not torch.equal(first.layers.weights[n].codes, other.layers.weights[n].codes) for n in net.table.names)
 
 
 class Stop(Exception):
@@ -123,9 +126,9 @@ def test_an_interrupted_polish_goes_on_to_the_same_bits(images: Tensor, tmp_path
     resumed = reconstruct(net, images, at(net, 3), settings, progress=again, on_polish=lambda s, _: seen.append(s))
     assert seen == list(range(101, 221))
     for name in net.table.names:
-        assert torch.equal(whole.weights[name].codes, resumed.weights[name].codes)
-        assert torch.equal(whole.weights[name].grid.scale, resumed.weights[name].grid.scale)
-        assert torch.equal(whole.biases[name], resumed.biases[name])
+        assert torch.equal(whole.layers.weights[name].codes, resumed.layers.weights[name].codes)
+        assert torch.equal(whole.layers.weights[name].grid.scale, resumed.layers.weights[name].grid.scale)
+        assert torch.equal(whole.layers.biases[name], resumed.layers.biases[name])
 
 
 @pytest.mark.parametrize("after", [1, 3])
@@ -143,8 +146,8 @@ def test_an_interrupted_reconstruction_goes_on_to_the_same_bits(images: Tensor, 
         reconstruct(net, images, at(net, 3), QUICK, progress=Progress(path, "key"), on_block=stop)
     resumed = reconstruct(net, images, at(net, 3), QUICK, progress=Progress(path, "key"))
     for name in net.table.names:
-        assert torch.equal(whole.weights[name].codes, resumed.weights[name].codes)
-        assert torch.equal(whole.biases[name], resumed.biases[name])
+        assert torch.equal(whole.layers.weights[name].codes, resumed.layers.weights[name].codes)
+        assert torch.equal(whole.layers.biases[name], resumed.layers.biases[name])
     assert Progress(path, "another key").restore(net.units[0].name, {}) is None
     path.write_bytes(b"damaged")
     assert Progress(path, "key").restore(net.units[0].name, {}) is None
@@ -153,19 +156,19 @@ def test_an_interrupted_reconstruction_goes_on_to_the_same_bits(images: Tensor, 
 def test_a_block_that_gets_worse_is_put_back(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     net = network()
 
-    def worse(_unit: object, layers: dict[str, nn.Linear], *_rest: object) -> None:
-        for layer in layers.values():
+    def worse(task: UnitTask, *_rest: object) -> None:
+        for layer in task.layers.values():
             grid = search_grid(layer.weight, 4)
             attach(layer, StraightThrough(torch.zeros_like(layer.weight), grid))
 
     monkeypatch.setattr(sys.modules[reconstruct.__module__], "second_order_start", worse)
     result = reconstruct(net, images, at(net, 4), Settings(steps=1, polish_steps=0, batch=16))
-    plain = nearest_weights(net, at(net, 4))
+    plain = plainly_rounded(net, images, at(net, 4)).weights
     put_back = [unit for unit, report in zip(net.units, result.reports, strict=True) if report.outcome == "nearest"]
     assert put_back
     for unit in put_back:
         for name in unit.layers:
-            assert torch.equal(result.weights[name].dequantize(), plain[name].dequantize())
+            assert torch.equal(result.layers.weights[name].dequantize(), plain[name].dequantize())
 
 
 def test_a_layer_at_eight_bits_costs_no_steps(images: Tensor) -> None:
@@ -182,7 +185,7 @@ def test_a_block_whose_best_rounding_is_known_is_solved() -> None:
     x = torch.randn(512, 8) @ torch.randn(8, 8)
     rates = {"code_rate": 0.01, "other_rate": 1e-9}
     settings = Settings(steps=600, polish_steps=0, batch=64, rounding="adaround", weighting="mse", **rates)
-    found = reconstruct(net, x, at(net, 3), settings).weights[net.table.names[0]]
+    found = reconstruct(net, x, at(net, 3), settings).layers.weights[net.table.names[0]]
     weight, grid = layer.weight.detach(), found.grid
     floor = (weight / grid.scale + grid.zero_point).floor()
 
@@ -263,4 +266,4 @@ def test_bad_settings_and_too_few_images_are_refused(images: Tensor) -> None:
     with torch.no_grad():
         net.layer(net.table.names[0]).bias.fill_(1e6)  # type: ignore[union-attr]
     with pytest.raises(InputError, match="half precision"):
-        half_biases(net)
+        plainly_rounded(net, images, at(net, 4))

@@ -1,0 +1,139 @@
+"""The uniform affine quantizer of a layer's input activations: per tensor, with a learned step size.
+
+An activation is `scale * (code - zero_point)` with codes in [0, 2^bits - 1], as for weights. The step size is learned
+with the straight-through gradient (Esser et al., LSQ, ICLR 2020, arXiv 1902.08153, eq. 3); the zero-point is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recon.quantizer import to_half_grid
+
+BINS = 2048
+SHRINK_STEPS = 80
+
+
+@dataclass(frozen=True, slots=True)
+class InputGrid:
+    """The quantization grid of one layer's inputs, as it is stored: a half-precision `scale`, an integer zero-point."""
+
+    bits: int
+    scale: float
+    zero_point: int
+
+
+class InputQuantizer(nn.Module):
+    """Rounds activations x (N, …) to `bits` bits.
+
+    The share `dropped` of the channels of every sample passes unquantized: everything until there is a grid, some in
+    training (QDrop, Wei et al., ICLR 2022, arXiv 2203.05740, which drops single elements: on a CPU their random numbers
+    cost more than the convolution).
+    """
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+        self.log_scale = nn.Parameter(torch.zeros(()), requires_grad=False)
+        self.zero_point = 0
+        self.dropped = 1.0
+        self.generator: torch.Generator | None = None
+
+    @property
+    def levels(self) -> int:
+        """The largest code."""
+        return int(2**self.bits - 1)
+
+    def put(self, grid: InputGrid) -> None:
+        """Takes over a grid's scale and zero-point."""
+        self.take(math.log(grid.scale), grid.zero_point)
+
+    def take(self, log_scale: float, zero_point: float) -> None:
+        """From now on everything is rounded, with this step size."""
+        self.log_scale.data.fill_(log_scale)
+        self.zero_point = int(zero_point)
+        self.dropped = 0.0
+
+    def drop(self, share: float, generator: torch.Generator | None = None) -> None:
+        """From now on `share` of the channels pass unquantized, drawn by `generator`."""
+        self.dropped, self.generator = share, generator
+
+    def freeze(self) -> InputGrid:
+        """The grid as it will be stored."""
+        return InputGrid(self.bits, float(to_half_grid(self.log_scale.detach().exp())), self.zero_point)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.dropped == 1:
+            return x
+        low = -self.zero_point
+        rounded: Tensor = _RoundToGrid.apply(x, self.log_scale, low, low + self.levels)
+        if not self.dropped:
+            return rounded
+        whole = x.shape[:2] if x.dim() == 4 else x.shape
+        kept = (torch.rand(whole, generator=self.generator) >= self.dropped).to(x.device)
+        return torch.where(kept.view(*whole, *(1,) * (x.dim() - len(whole))), rounded, x)
+
+
+class _RoundToGrid(torch.autograd.Function):
+    """scale · clamp(round(x / scale), low, high) in the arithmetic of x, in few passes over memory."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, log_scale: Tensor, low: int, high: int) -> Tensor:
+        scale = float(log_scale.exp())
+        rounded = x.mul(1 / scale).round_().clamp_(low, high).mul_(scale)
+        ctx.save_for_backward(x, rounded)
+        ctx.range = (low - 0.5) * scale, (high + 0.5) * scale
+        return rounded
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        x, rounded = ctx.saved_tensors
+        inside = torch.ops.aten.hardtanh_backward(gradient, x, *ctx.range)
+        # ∂x̂/∂log s is x̂ − x inside the range and x̂ outside.
+        slope = (gradient * rounded).sum(dtype=torch.float32) - (inside * x).sum(dtype=torch.float32)
+        return inside, slope if ctx.needs_input_grad[1] else None, None, None
+
+
+class Histogram:
+    """Counts of the values seen (…), in `BINS` bins that are widened as values need it."""
+
+    def __init__(self) -> None:
+        self.low = self.high = 0.0
+        self.counts = torch.zeros(BINS)
+
+    @torch.no_grad()
+    def add(self, x: Tensor) -> None:
+        """Counts the values of x."""
+        low, high = (float(value) for value in x.float().aminmax())
+        low, high = min(self.low, low), max(self.high, high)
+        if (low, high) != (self.low, self.high) and self.counts.any():
+            moved = torch.zeros(BINS)
+            index = ((self.centres() - low) / (high - low) * BINS).long().clamp(0, BINS - 1)
+            self.counts = moved.index_add_(0, index, self.counts)
+        self.low, self.high = low, high
+        if high > low:
+            self.counts += torch.histc(x.float(), BINS, low, high).cpu()
+
+    def centres(self) -> Tensor:
+        """The middle of every bin (BINS,)."""
+        return self.low + (torch.arange(BINS) + 0.5) * ((self.high - self.low) / BINS)
+
+    def grid(self, bits: int) -> InputGrid:
+        """The grid with the least squared rounding error on the values seen, by search over shrunken ranges."""
+        levels = 2**bits - 1
+        centres, weights = self.centres(), self.counts
+        best, found = math.inf, InputGrid(bits, 1.0, 0)
+        for shrink in torch.linspace(1.0, 0.15 if bits < 5 else 0.5, SHRINK_STEPS).tolist():
+            scale = float(to_half_grid(torch.tensor((self.high - self.low) * shrink / levels)))
+            exact = -self.low * shrink / scale
+            for zero in {min(max(int(side), 0), levels) for side in (math.floor(exact), math.ceil(exact))}:
+                rounded = (centres / scale).round().clamp(-zero, levels - zero) * scale
+                error = float(((rounded - centres).square() * weights).sum())
+                if error < best:
+                    best, found = error, InputGrid(bits, scale, zero)
+        return found

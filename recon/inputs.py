@@ -1,0 +1,125 @@
+"""Quantizers on a network's activations: where they stand, and how they get their ranges.
+
+A layer's input is quantized as a real integer runtime holds it: the tensor after the activation function or the
+residual add. Whoever else reads that tensor (the other operand of an add, a pooling) reads the rounded values too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, fx, nn
+
+from recon.calls import Layer
+from recon.compute import channels_last, device, fast
+from recon.input_quantizer import Histogram, InputGrid, InputQuantizer
+from recon.network import Network, Unit
+
+QUANTIZER = "input_quantizer"
+RANGE_IMAGES = 128
+BATCH = 32
+
+
+def quantizer_of(layer: nn.Module) -> InputQuantizer | None:
+    """The quantizer of a layer's inputs; None where they stay float."""
+    found = getattr(layer, QUANTIZER, None)
+    assert found is None or isinstance(found, InputQuantizer)
+    return found
+
+
+def quantizers_of(layers: Iterable[nn.Module]) -> list[InputQuantizer]:
+    """The input quantizers that there are."""
+    return [found for found in map(quantizer_of, layers) if found is not None]
+
+
+def input_scale(layer: nn.Module) -> Tensor | None:
+    """A copy of the log-scale of a layer's inputs; None where they stay float."""
+    quantizer = quantizer_of(layer)
+    return None if quantizer is None else quantizer.log_scale.detach().clone()
+
+
+def quantize_inputs(network: Network, bits: Mapping[str, int]) -> Network:
+    """A copy of `network` with an input quantizer on every layer that `bits` names.
+
+    The quantizers pass everything until they have a grid. In a network that is not chained only the layers themselves
+    read rounded values.
+    """
+    result = network.copy()
+    for name in bits:
+        layer = result.layer(name)
+        layer.add_module(QUANTIZER, InputQuantizer(bits[name]).to(layer.weight.device))
+        layer.register_forward_pre_hook(_quantize)
+    if not bits or not result.chained:
+        return result
+    for unit in result.units:
+        assert isinstance(unit.module, fx.GraphModule)
+        _round_for_others(unit.module.graph, bits)
+        unit.module.recompile()
+    return Network(join(result.model, result.units), result.table, result.units, chained=True)
+
+
+def _quantize(layer: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    quantizer = quantizer_of(layer)
+    return args if quantizer is None else (quantizer(args[0]), *args[1:])
+
+
+def _round_for_others(graph: fx.Graph, bits: Mapping[str, int]) -> None:
+    """Operations that read a quantized layer's input, and are no layers, read it as the widest of the layers does."""
+    for node in list(graph.nodes):
+        layers = [user for user in node.users if user.op == "call_module" and str(user.target) in bits]
+        others = [user for user in node.users if user not in layers]
+        if layers and others:
+            widest = max(layers, key=lambda layer: bits[str(layer.target)])
+            with graph.inserting_after(node):
+                rounded = graph.call_module(f"{widest.target}.{QUANTIZER}", (node,))
+            for other in others:
+                other.replace_input_with(node, rounded)
+
+
+def join(root: nn.Module, units: Iterable[Unit]) -> fx.GraphModule:
+    """One module that applies the units of a chained network, whose model is `root`, one after another."""
+    graph = fx.Graph()
+    x: fx.Node = graph.placeholder("x")
+    for unit in units:
+        assert isinstance(unit.module, fx.GraphModule)
+        (entry,) = (node for node in unit.module.graph.nodes if node.op == "placeholder")
+        handed_on = graph.graph_copy(unit.module.graph, {entry: x})
+        assert isinstance(handed_on, fx.Node)
+        x = handed_on
+    graph.output(x)
+    return fx.GraphModule(root, graph, class_name="Chain")
+
+
+@torch.no_grad()
+def find_ranges(module: nn.Module, layers: Mapping[str, Layer], x: Tensor) -> None:
+    """Gives the input quantizers of `layers` their grids, from what they see while `module` runs on x (N, …).
+
+    The grids have the least squared rounding error on inputs that are not rounded yet.
+    """
+    watched = {name: layer for name, layer in layers.items() if quantizer_of(layer) is not None}
+    if not watched:
+        return
+    seen = {name: Histogram() for name in watched}
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, args, name=name: seen[name].add(args[0]), prepend=True)
+        for name, layer in watched.items()
+    ]
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))  # images may be sorted by class
+    try:
+        with fast():
+            for pick in torch.split(order[:RANGE_IMAGES], BATCH):
+                module(channels_last(x[pick].to(device())))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for name, layer in watched.items():
+        quantizer = quantizer_of(layer)
+        assert quantizer is not None
+        quantizer.put(seen[name].grid(quantizer.bits))
+
+
+def frozen_inputs(layers: Mapping[str, Layer]) -> dict[str, InputGrid]:
+    """The grids of all input quantizers, by layer name."""
+    found = {name: quantizer_of(layer) for name, layer in layers.items()}
+    return {name: quantizer.freeze() for name, quantizer in found.items() if quantizer is not None}

@@ -1,0 +1,104 @@
+"""How to reconstruct."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from hwmodel import InputError
+from recon.rounding import RoundingName
+
+Granularity = Literal["layer", "block", "stage", "network"]
+Start = Literal["second-order", "nearest"]
+Target = Literal["same inputs", "float network"]
+Order = Literal["joint", "weights first"]
+Weighting = Literal["fisher", "mse"]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to reconstruct. `steps` are per unit, `polish_steps` for the whole network at the end.
+
+    - `granularity`: what is fitted at once. A stage is a run of blocks of one output resolution.
+    - `start`: second-order rounding, or every weight where it stood (`nearest`).
+    - `target`: the float unit's output for the inputs that the quantized part before it gives (`same inputs`), or for
+      the float network's own (BRECQ).
+    - `weighting` of the squared error: the Fisher diagonal, or none (`mse`).
+    - `order`: weights with activations quantized, of which the share `dropped` of the channels is left out at random in
+      every step (QDrop), or first the weights with float activations, then the step sizes of the activations (BRECQ).
+    - `judged`: of plain rounding, the start and what descent makes of it, the best on held-back images is kept; else
+      the last.
+    - Rates are Adam's: of codes in code units; of log-scales and biases; of the log-scales of activations.
+    - `regulariser` weighs AdaRound's push to integers (0.1 for MobileNetV2-like networks, 0.01 for ResNets); the
+      straight-through rounding does not use it.
+    - `memory_bytes`: inputs and outputs of units beyond it are kept in files.
+
+    Raises InputError for values out of range.
+    """
+
+    steps: int = 40
+    polish_steps: int = 400
+    batch: int = 32
+    seed: int = 0
+    granularity: Granularity = "block"
+    start: Start = "second-order"
+    rounding: RoundingName = "straight-through"
+    target: Target = "same inputs"
+    weighting: Weighting = "fisher"
+    order: Order = "joint"
+    dropped: float = 0.5
+    judged: bool = True
+    code_rate: float = 1e-3
+    other_rate: float = 1e-4
+    input_rate: float = 1e-3
+    polish_rate: float = 1e-4
+    regulariser: float = 0.1
+    memory_bytes: int = 2 * 2**30
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 0), ("polish_steps", 0), ("batch", 1), ("seed", 0), ("memory_bytes", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
+        if not 0 <= self.dropped < 1:
+            raise InputError(f"the dropped share must be in [0, 1), got {self.dropped}")
+        choices = {"granularity": Granularity, "start": Start, "rounding": RoundingName, "target": Target}
+        for name, known in {**choices, "weighting": Weighting, "order": Order}.items():
+            if getattr(self, name) not in get_args(known):
+                raise InputError(f"{name} must be one of {', '.join(get_args(known))}, got {getattr(self, name)!r}")
+
+    @classmethod
+    def brecq(cls, steps: int = 20_000, regulariser: float = 0.01, seed: int = 0) -> Settings:
+        """The recipe of BRECQ (arXiv 2102.05426, section 4 and its released code): AdaRound of one block after another
+        on the Fisher-weighted error to the float network's output, then a quarter of the steps for the activations."""
+        return cls(
+            steps=steps,
+            polish_steps=0,
+            seed=seed,
+            start="nearest",
+            rounding="adaround",
+            target="float network",
+            order="weights first",
+            dropped=0.0,
+            judged=False,
+            other_rate=0.0,
+            regulariser=regulariser,
+        )
+
+    @classmethod
+    def adaround(cls, steps: int = 10_000, seed: int = 0) -> Settings:
+        """AdaRound (Nagel et al., ICML 2020, arXiv 2004.10568): one layer after another on the mean squared error."""
+        return cls(
+            steps=steps,
+            polish_steps=0,
+            seed=seed,
+            granularity="layer",
+            start="nearest",
+            rounding="adaround",
+            target="float network",
+            weighting="mse",
+            order="weights first",
+            dropped=0.0,
+            judged=False,
+            other_rate=0.0,
+            regulariser=0.01,
+        )

@@ -1,0 +1,100 @@
+"""One unit to fit, and how far it is from its target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import torch
+from torch import Tensor, nn
+
+from recon.calls import Layer
+from recon.compute import BATCH, batches, channels_last, device, fast
+from recon.network import Network
+from recon.run import unit_inputs
+from recon.settings import Settings
+from recon.store import Store
+
+HELD_BACK = 8
+
+
+@dataclass(frozen=True)
+class UnitTask:
+    """A unit's `module` and layers, its inputs x (N, …), what finds its target outputs (N, …), and their Fisher weight
+    (…). `generator` draws what is random.
+
+    Every eighth image is held back: it judges what the others taught. Where not `judged`, all images teach.
+    """
+
+    name: str
+    module: nn.Module
+    layers: dict[str, Layer]
+    x: Tensor
+    find_target: Callable[[], Tensor]
+    weight: Tensor | None
+    judged: bool
+    generator: torch.Generator
+
+    @cached_property
+    def target(self) -> Tensor:
+        """The outputs to come near to (N, …)."""
+        return self.find_target()
+
+    def draw(self, count: int) -> Tensor:
+        """Indices of `count` images to learn from, at random."""
+        return self.taught[torch.randint(len(self.taught), (count,), generator=self.generator)]
+
+    @cached_property
+    def taught(self) -> Tensor:
+        """Indices of the images to learn from."""
+        index = torch.arange(len(self.x))
+        return index[index % HELD_BACK != HELD_BACK - 1] if self.judged else index
+
+    @cached_property
+    def held_back(self) -> Tensor:
+        """Indices of the images to judge by; all where there are few."""
+        return torch.arange(HELD_BACK - 1 if len(self.x) >= HELD_BACK else 0, len(self.x), HELD_BACK)
+
+    def error(self, pick: Tensor) -> Tensor:
+        """The mean (weighted) squared error of the outputs for the images `pick`, over `power`."""
+        with fast():
+            output = self.module(channels_last(self.x[pick].to(device())))
+        return self._mean_square(output.float() - self.target[pick].to(device()).float()) / self.power
+
+    @torch.no_grad()
+    def loss(self) -> float:
+        """The error on the held-back images, for the weights that the layers have now."""
+        picks = torch.split(self.held_back, BATCH)
+        return sum(float(self.error(pick)) * len(pick) for pick in picks) / len(self.held_back)
+
+    @cached_property
+    def power(self) -> float:
+        """The error of an output of zero: what errors are measured against."""
+        total = sum(float(self._mean_square(t.float())) * len(t) for t in batches(self.target))
+        return max(total / len(self.target), 1e-30)
+
+    def _mean_square(self, difference: Tensor) -> Tensor:
+        squared = difference.square()
+        return (squared if self.weight is None else squared * self.weight).mean()
+
+
+def walk(
+    work: Network, truth: Network, images: Tensor, settings: Settings, fisher: Mapping[str, Tensor], store: Store
+) -> Iterator[UnitTask]:
+    """The units of `work` in order, each with the inputs that the units before it, as they are by then, make of images
+    (N, C, H, W); `truth` is the float network with the same units."""
+    x = float_x = images
+    of_float_inputs = settings.target == "float network"
+    for index, (unit, float_unit) in enumerate(zip(work.units, truth.units, strict=True)):
+        if not work.chained:
+            x = unit_inputs(work, unit, images, store)
+            float_x = unit_inputs(truth, float_unit, images, store) if of_float_inputs else x
+        find_target = partial(store.map, float_unit.module, float_x if of_float_inputs else x)
+        layers = {name: work.layer(name) for name in unit.layers}
+        generator = torch.Generator().manual_seed(settings.seed * 1009 + index)
+        weight = fisher.get(unit.name)
+        yield UnitTask(unit.name, unit.module, layers, x, find_target, weight, settings.judged, generator)
+        if work.chained:
+            x = store.map(unit.module, x)
+            float_x = store.map(float_unit.module, float_x) if of_float_inputs else x
