@@ -73,8 +73,9 @@ def divergences(job: Run, genomes: Genomes) -> list[tuple[float, float]]:
         work = job.network.copy()
         for name, choice in zip(job.table.names, genome, strict=True):
             layer = work.layer(name)
-            layer.weight.data += errors[name][2 * choice]
-            bias_of(layer).data += errors[name][2 * choice + 1]
+            error, bias = errors[name][choice]
+            layer.weight.data += error
+            bias_of(layer).data += bias
         result = score(map_batches(work.model, x).float(), val.y, reference)
         found.append((result.kl_nats or 0.0, result.top1 or 0.0))
     return found

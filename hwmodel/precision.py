@@ -28,6 +28,11 @@ class Precision:
     def __str__(self) -> str:
         return f"W{self.w}A{self.a}"
 
+    @property
+    def short(self) -> str:
+        """`4`, or `4/8` where activations are quantized."""
+        return f"{self.w}" if self.a == FLOAT_BITS else f"{self.w}/{self.a}"
+
     @classmethod
     def parse(cls, text: str) -> Precision:
         """Reads `W4A8`. Raises InputError for anything else."""

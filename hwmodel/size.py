@@ -65,8 +65,7 @@ class PackedLayout:
 
     def metadata(self, config: BitConfig, padding: str) -> dict[str, str]:
         """The header's text fields, in the order of their keys. `layers` holds NAME:W, or NAME:W/A, per layer."""
-        bits = [f"{p.w}" if p.a == FLOAT_BITS else f"{p.w}/{p.a}" for p in config.precisions]
-        layers = " ".join(f"{name}:{text}" for name, text in zip(config.layers, bits, strict=True))
+        layers = " ".join(f"{name}:{p.short}" for name, p in zip(config.layers, config.precisions, strict=True))
         return {
             "format": FORMAT,
             "input": "x".join(map(str, self.table.input_size)),

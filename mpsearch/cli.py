@@ -38,6 +38,7 @@ Weights = Annotated[Path | None, typer.Option(help="safetensors or a torch check
 Data = Annotated[str | None, typer.Option(help="A folder with calib/ and val/, a .npz, or file.py:factory.")]
 Budget = Annotated[str, typer.Option(help="What the packed file may take: 1.5MB, 900kB, 2MiB.")]
 Bits = Annotated[str, typer.Option(help="Candidate weight bits.")]
+ABits = Annotated[str | None, typer.Option(help="Candidate activation bits, such as 8 or 4,8 [default: float].")]
 Edges = Annotated[str, typer.Option(help="First and last layer: 8, free, or auto (8 where the budget has room).")]
 Samples = Annotated[int, typer.Option(help="Calibration images.")]
 ValSamples = Annotated[int, typer.Option(help="Validation images; 0 for all.")]
@@ -71,6 +72,7 @@ def run(
     weights: Weights = None,
     data: Data = None,
     wbits: Bits = WBITS,
+    abits: ABits = None,
     edges: Edges = DEFAULTS.edges,
     samples: Samples = DEFAULTS.samples,
     val_samples: ValSamples = DEFAULTS.val_samples,
@@ -92,6 +94,7 @@ def run(
         weights,
         data,
         wbits,
+        abits,
         edges,
         samples=samples,
         val_samples=val_samples,
@@ -199,13 +202,14 @@ def sensitivity(
     weights: Weights = None,
     data: Data = None,
     wbits: Bits = WBITS,
+    abits: ABits = None,
     edges: Edges = DEFAULTS.edges,
     samples: Samples = DEFAULTS.samples,
     seed: Seed = DEFAULTS.seed,
     out: Out = None,
 ) -> None:
     """Measures the sensitivity cache of a run folder, which `search` and `finalize` go on from."""
-    job = _start(_options(size_budget, model, weights, data, wbits, edges, samples=samples, seed=seed), out)
+    job = _start(_options(size_budget, model, weights, data, wbits, abits, edges, samples=samples, seed=seed), out)
     job.layers_step()
     job.sensitivity_step()
     job.console.note(f"the cache is in {job.folder.path}; go on with: mpsearch search {job.folder.path}")
@@ -349,6 +353,7 @@ def _options(
     weights: Path | None,
     data: str | None,
     wbits: str = WBITS,
+    abits: str | None = None,
     edges: str = DEFAULTS.edges,
     **counts: int,
 ) -> RunOptions:
@@ -358,6 +363,7 @@ def _options(
         weights=None if weights is None else str(weights),
         data=data,
         wbits=parse_bits(wbits),
+        abits=() if abits is None else parse_bits(abits),
         edges=edge_policy(edges),
         **counts,
     )

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from hwmodel import LayerTable, Precision
 from hwmodel.size import layer_bytes
-from mpsearch.options import EdgePolicy
+from mpsearch.options import EDGE_BITS, EdgePolicy
 
-EDGE = Precision(8)
 LARGEST_SHARE = 0.25
 
 
@@ -19,5 +18,5 @@ def pinned_edges(table: LayerTable, budget_bytes: int, policy: EdgePolicy) -> tu
     edges = tuple(dict.fromkeys((table[0], table[-1])))
     if policy == "free":
         return ()
-    small = (layer for layer in edges if layer_bytes(layer, EDGE) <= LARGEST_SHARE * budget_bytes)
+    small = (layer for layer in edges if layer_bytes(layer, Precision(EDGE_BITS)) <= LARGEST_SHARE * budget_bytes)
     return tuple(layer.name for layer in (edges if policy == "8" else small))

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from hwmodel import WEIGHT_BITS, InputError
+from hwmodel import FLOAT_BITS, WEIGHT_BITS, InputError, Precision
 
+EDGE_BITS = 8
 EdgePolicy = Literal["auto", "8", "free"]
 
 
@@ -17,8 +18,9 @@ EdgePolicy = Literal["auto", "8", "free"]
 class RunOptions:
     """Everything that determines a run's result.
 
-    `size_budget_bytes` is what the packed file may take. `edges` says what becomes of the first and the last layer:
-    8 bits (`8`), like any other (`free`), or 8 bits unless that takes more than a quarter of the budget (`auto`).
+    `size_budget_bytes` is what the packed file may take. Without `abits` activations stay float. `edges` says what
+    becomes of the first and the last layer: 8 bits (`8`), like any other (`free`), or 8 bits unless that takes more
+    than a quarter of the budget (`auto`).
     """
 
     model: str
@@ -26,6 +28,7 @@ class RunOptions:
     weights: str | None = None
     data: str | None = None
     wbits: tuple[int, ...] = (2, 3, 4, 6, 8)
+    abits: tuple[int, ...] = ()
     edges: EdgePolicy = "auto"
     samples: int = 512
     val_samples: int = 0
@@ -36,9 +39,11 @@ class RunOptions:
     polish_steps: int = 400
 
     def __post_init__(self) -> None:
-        unknown = [bits for bits in self.wbits if bits not in WEIGHT_BITS]
+        unknown = [bits for bits in (*self.wbits, *self.abits) if bits not in WEIGHT_BITS]
         if unknown or not self.wbits:
-            raise InputError(f"candidate bits must be among {_list(WEIGHT_BITS)}, got {_list(self.wbits) or 'none'}")
+            raise InputError(
+                f"candidate bits must be among {_list(WEIGHT_BITS)}, got {_list(tuple(unknown)) or 'none'}"
+            )
         edge_policy(self.edges)
         for name, least in (("size_budget_bytes", 1), ("samples", 1), ("val_samples", 0), ("seed", 0)):
             if getattr(self, name) < least:
@@ -48,6 +53,16 @@ class RunOptions:
     def demo(self) -> bool:
         """Neither weights nor data were given: the embedded default."""
         return self.weights is None and self.data is None
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """What every layer may have, in ascending order."""
+        return tuple(Precision(w, a) for w in sorted(self.wbits) for a in sorted(self.abits) or (FLOAT_BITS,))
+
+    @property
+    def edge(self) -> Precision:
+        """What the first and last layer have where they are held."""
+        return Precision(EDGE_BITS, EDGE_BITS if self.abits else FLOAT_BITS)
 
     def to_toml(self) -> str:
         """The text of `config.toml`."""

@@ -16,7 +16,7 @@ from hwmodel.size import PackedLayout, cost_table
 from mpsearch.cache import load_table, save_table
 from mpsearch.console import Console
 from mpsearch.data import DataSource, load_data, normalize
-from mpsearch.edges import EDGE, pinned_edges
+from mpsearch.edges import pinned_edges
 from mpsearch.evaluate import Evaluation, evaluate, logits, score
 from mpsearch.finalize import Finished, finish
 from mpsearch.folder import Json, RunFolder, fingerprint
@@ -86,7 +86,7 @@ class Run:
     @cached_property
     def layout(self) -> PackedLayout:
         """What a packed file of this model looks like."""
-        return layout_of(self.network, self.model.reference)
+        return layout_of(self.network, self.model.reference, bool(self.options.abits))
 
     @cached_property
     def pinned(self) -> tuple[str, ...]:
@@ -96,8 +96,13 @@ class Run:
     @cached_property
     def precisions(self) -> tuple[Precision, ...]:
         """Candidates, and 8 bits where an edge layer is held there."""
-        bits = set(self.options.wbits) | ({EDGE.w} if self.pinned else set())
-        return tuple(Precision(b) for b in sorted(bits))
+        return tuple(sorted({*self.options.precisions, *([self.options.edge] if self.pinned else [])}))
+
+    @cached_property
+    def allowed(self) -> dict[str, list[Precision]]:
+        """What every layer may have."""
+        edge, any_other = [self.options.edge], list(self.options.precisions)
+        return {name: edge if name in self.pinned else any_other for name in self.table.names}
 
     @cached_property
     def costs(self) -> CostTable:
@@ -165,7 +170,7 @@ class Run:
 
     def _difference(self, table: SensitivityTable) -> str:
         if table.precisions != self.precisions:
-            return f"candidate bits ({', '.join(str(p.w) for p in table.precisions)})"
+            return f"candidate bits ({', '.join(map(str, table.precisions))})"
         if table.samples != len(self.calibration):
             return f"images ({table.samples} of them)"
         if table.seed != self.options.seed:
@@ -174,17 +179,14 @@ class Run:
 
     def problem(self, sensitivity: SensitivityTable) -> BitProblem:
         """The search problem under the budget."""
-        wanted = [Precision(bits) for bits in self.options.wbits]
-        allowed = {name: [EDGE] if name in self.pinned else wanted for name in self.table.names}
         budgets = {"size_bytes": float(self.options.size_budget_bytes)}
-        return build_problem(self.table, self.costs, sensitivity, allowed, budgets)
+        return build_problem(self.table, self.costs, sensitivity, self.allowed, budgets)
 
     def check_budget(self) -> None:
         """Raises BudgetError, before anything is measured, where no configuration fits."""
-        candidates = [self.precisions.index(Precision(bits)) for bits in self.options.wbits]
         least = self.costs.fixed_bytes
-        for layer, sizes in zip(self.table.names, self.costs.weight_bytes, strict=True):
-            least += int(sizes[self.precisions.index(EDGE)] if layer in self.pinned else min(sizes[candidates]))
+        for sizes, allowed in zip(self.costs.weight_bytes, self.allowed.values(), strict=True):
+            least += int(min(sizes[self.precisions.index(precision)] for precision in allowed))
         if least > self.options.size_budget_bytes:
             raise BudgetError(
                 f"the size budget is {self.options.size_budget_bytes:,} bytes, but the smallest file that candidate "

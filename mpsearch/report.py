@@ -106,10 +106,10 @@ def front_rows(front: ParetoFront, points: Sequence[int], finished: Sequence[Jso
 
 
 def bit_rows(table: LayerTable, configs: Sequence[tuple[str, BitConfig]]) -> Table:
-    """Who got which bits: a line a layer, a column a configuration."""
+    """Who got which bits (W, or W/A where activations are quantized): a line a layer, a column a configuration."""
     view = _table("layer", ">weights", *[f">{name}" for name, _ in configs])
     for layer in table:
-        view.add_row(layer.name, f"{layer.n_weights:,}", *[str(config[layer.name].w) for _, config in configs])
+        view.add_row(layer.name, f"{layer.n_weights:,}", *[config[layer.name].short for _, config in configs])
     return view
 
 

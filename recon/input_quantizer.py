@@ -28,6 +28,12 @@ class InputGrid:
     zero_point: int
 
 
+def round_to_grid(x: Tensor, grid: InputGrid) -> Tensor:
+    """Activations x rounded to the grid, in the arithmetic of x."""
+    low = -grid.zero_point
+    return x.mul(1 / grid.scale).round_().clamp_(low, low + 2**grid.bits - 1).mul_(grid.scale)
+
+
 class InputQuantizer(nn.Module):
     """Rounds activations x (N, …) to `bits` bits.
 
@@ -43,11 +49,6 @@ class InputQuantizer(nn.Module):
         self.zero_point = 0
         self.dropped = 1.0
         self.generator: torch.Generator | None = None
-
-    @property
-    def levels(self) -> int:
-        """The largest code."""
-        return int(2**self.bits - 1)
 
     def put(self, grid: InputGrid) -> None:
         """Takes over a grid's scale and zero-point."""
@@ -70,8 +71,7 @@ class InputQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.dropped == 1:
             return x
-        low = -self.zero_point
-        rounded: Tensor = _RoundToGrid.apply(x, self.log_scale, low, low + self.levels)
+        rounded: Tensor = _RoundToGrid.apply(x, self.log_scale, self.bits, self.zero_point)
         if not self.dropped:
             return rounded
         whole = x.shape[:2] if x.dim() == 4 else x.shape
@@ -80,14 +80,14 @@ class InputQuantizer(nn.Module):
 
 
 class _RoundToGrid(torch.autograd.Function):
-    """scale · clamp(round(x / scale), low, high) in the arithmetic of x, in few passes over memory."""
+    """`round_to_grid`, in few passes over memory, with the gradients of LSQ."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, log_scale: Tensor, low: int, high: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, log_scale: Tensor, bits: int, zero_point: int) -> Tensor:
         scale = float(log_scale.exp())
-        rounded = x.mul(1 / scale).round_().clamp_(low, high).mul_(scale)
+        rounded = round_to_grid(x, InputGrid(bits, scale, zero_point))
         ctx.save_for_backward(x, rounded)
-        ctx.range = (low - 0.5) * scale, (high + 0.5) * scale
+        ctx.range = (-zero_point - 0.5) * scale, (2**bits - 0.5 - zero_point) * scale
         return rounded
 
     @staticmethod

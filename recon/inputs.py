@@ -92,18 +92,12 @@ def join(root: nn.Module, units: Iterable[Unit]) -> fx.GraphModule:
 
 
 @torch.no_grad()
-def find_ranges(module: nn.Module, layers: Mapping[str, Layer], x: Tensor) -> None:
-    """Gives the input quantizers of `layers` their grids, from what they see while `module` runs on x (N, …).
-
-    The grids have the least squared rounding error on inputs that are not rounded yet.
-    """
-    watched = {name: layer for name, layer in layers.items() if quantizer_of(layer) is not None}
-    if not watched:
-        return
-    seen = {name: Histogram() for name in watched}
+def input_histograms(module: nn.Module, layers: Mapping[str, Layer], x: Tensor) -> dict[str, Histogram]:
+    """What `layers` receive, before it is rounded, while `module` runs on x (N, …)."""
+    seen = {name: Histogram() for name in layers}
     hooks = [
         layer.register_forward_pre_hook(lambda _, args, name=name: seen[name].add(args[0]), prepend=True)
-        for name, layer in watched.items()
+        for name, layer in layers.items()
     ]
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))  # images may be sorted by class
     try:
@@ -113,10 +107,16 @@ def find_ranges(module: nn.Module, layers: Mapping[str, Layer], x: Tensor) -> No
     finally:
         for hook in hooks:
             hook.remove()
-    for name, layer in watched.items():
-        quantizer = quantizer_of(layer)
-        assert quantizer is not None
-        quantizer.put(seen[name].grid(quantizer.bits))
+    return seen
+
+
+def find_ranges(module: nn.Module, layers: Mapping[str, Layer], x: Tensor) -> None:
+    """Gives the input quantizers of `layers` the grids that suit what they see while `module` runs on x (N, …)."""
+    quantizers = {name: quantizer for name, layer in layers.items() if (quantizer := quantizer_of(layer)) is not None}
+    if quantizers:
+        seen = input_histograms(module, {name: layers[name] for name in quantizers}, x)
+        for name, quantizer in quantizers.items():
+            quantizer.put(seen[name].grid(quantizer.bits))
 
 
 def frozen_inputs(layers: Mapping[str, Layer]) -> dict[str, InputGrid]:

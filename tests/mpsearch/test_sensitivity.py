@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from hwmodel import InputError, Precision
 from mpsearch.cache import load_table, save_table
-from mpsearch.sensitivity import SHRINKAGE, measure, weight_errors
+from mpsearch.sensitivity import SHRINKAGE, Errors, input_grids, measure, weight_errors
 from mpsearch.sensitivity_table import SensitivityTable
+from recon.inputs import quantize_inputs, quantizer_of
 from recon.network import Network, trace
 
 BITS = tuple(Precision(bits) for bits in (2, 3, 4, 6, 8))
@@ -42,20 +43,21 @@ def images(count: int, seed: int = 1) -> Tensor:
     return torch.randn(count, 3, 12, 12, generator=torch.Generator().manual_seed(seed))
 
 
-def divergence(net: Network, errors: dict[str, list[Tensor]], choices: np.ndarray, x: Tensor) -> float:
+def divergence(net: Network, errors: dict[str, Errors], choices: np.ndarray, x: Tensor) -> float:
     """KL of the network with layer l's weights changed by its error at choice c (nats)."""
     changed = net.copy()
     for name, choice in zip(net.table.names, choices, strict=True):
         layer = changed.layer(name)
-        layer.weight.data += errors[name][2 * choice]
-        layer.bias.data += errors[name][2 * choice + 1]  # type: ignore[union-attr]
+        error, bias = errors[name][choice]
+        layer.weight.data += error
+        layer.bias.data += bias  # type: ignore[union-attr]
     with torch.inference_mode():
         p, q = net.model(x).log_softmax(1), changed.model(x).log_softmax(1)
     return float((p.exp() * (p - q)).sum(1).mean())
 
 
 @pytest.fixture(scope="module")
-def measured() -> tuple[Network, SensitivityTable, dict[str, list[Tensor]]]:
+def measured() -> tuple[Network, SensitivityTable, dict[str, Errors]]:
     net, x = network(), images(2000)
     return net, measure(net, x, BITS, 0, "key"), weight_errors(net, x, BITS)
 
@@ -68,7 +70,8 @@ def test_a_linear_model_has_a_closed_form() -> None:
     errors = weight_errors(net, x, BITS)["1"]
     p = net.model(x).softmax(1)
     for choice in range(len(BITS)):
-        z = x.flatten(1) @ errors[2 * choice].T + errors[2 * choice + 1]
+        error, bias = errors[choice]
+        z = x.flatten(1) @ error.T + bias
         # E over labels of <e_y - p, z>² is the variance of z under p
         full = 0.5 * float(((p * z.square()).sum(1) - (p * z).sum(1).square()).mean())
         diagonal = 0.5 * float((p * (1 - p) * z.square()).sum(1).mean())
@@ -76,17 +79,17 @@ def test_a_linear_model_has_a_closed_form() -> None:
         assert table.diagonal[0, choice] == pytest.approx(diagonal, rel=0.1)
 
 
-def test_small_errors_are_predicted(measured: tuple[Network, SensitivityTable, dict[str, list[Tensor]]]) -> None:
+def test_small_errors_are_predicted(measured: tuple[Network, SensitivityTable, dict[str, Errors]]) -> None:
     net, table, errors = measured
     x = images(2000)
     for layer in range(len(table.layers)):
         for choice in (3, 4):  # 6 and 8 bits: where a quadratic form holds
-            alone = {n: e if n == table.layers[layer] else [0 * t for t in e] for n, e in errors.items()}
+            alone = {n: e if n == table.layers[layer] else [(0 * w, 0 * b) for w, b in e] for n, e in errors.items()}
             true = divergence(net, alone, np.full(len(table.layers), choice), x)
             assert table.intra[layer, choice] == pytest.approx(true, rel=0.2, abs=2e-8)
 
 
-def test_pairs_are_predicted(measured: tuple[Network, SensitivityTable, dict[str, list[Tensor]]]) -> None:
+def test_pairs_are_predicted(measured: tuple[Network, SensitivityTable, dict[str, Errors]]) -> None:
     net, table, errors = measured
     full = replace(table, inter=table.inter / SHRINKAGE)
     x = images(2000)
@@ -96,7 +99,32 @@ def test_pairs_are_predicted(measured: tuple[Network, SensitivityTable, dict[str
         assert full.loss(choices) == pytest.approx(divergence(net, errors, choices, x), rel=0.25)
 
 
-def test_prediction_is_never_negative(measured: tuple[Network, SensitivityTable, dict[str, list[Tensor]]]) -> None:
+@pytest.mark.parametrize("bits", [5, 7])
+def test_quantized_inputs_are_predicted(bits: int) -> None:
+    net, x = network(), images(2000)
+    precision = Precision(8, bits)
+    table = measure(net, x, [precision, Precision(8)], 0, "key")
+    full = replace(table, inter=table.inter / SHRINKAGE)
+    grids = input_grids(net, x, [precision])
+    rounded = quantize_inputs(net, dict.fromkeys(grids, bits))
+    for name, (grid,) in grids.items():
+        quantizer = quantizer_of(rounded.layer(name))
+        assert quantizer is not None
+        quantizer.put(grid)
+    errors = {name: e[-1:] for name, e in weight_errors(net, x, [precision]).items()}
+    for name, ((error, bias),) in errors.items():
+        layer = rounded.layer(name)
+        layer.weight.data += error
+        layer.bias.data += bias  # type: ignore[union-attr]
+    with torch.inference_mode():
+        p, q = net.model(x).log_softmax(1), rounded.model(x).log_softmax(1)
+    true = float((p.exp() * (p - q)).sum(1).mean())
+    everything = np.zeros(len(table.layers), int)
+    assert true > 2 * full.loss(everything + 1)  # else there is nothing to predict
+    assert full.loss(everything) == pytest.approx(true, rel=0.25)
+
+
+def test_prediction_is_never_negative(measured: tuple[Network, SensitivityTable, dict[str, Errors]]) -> None:
     _, table, _ = measured
     matrix = table.inter + np.diag(table.intra.ravel())
     rng = np.random.default_rng(0)
@@ -108,7 +136,7 @@ def test_prediction_is_never_negative(measured: tuple[Network, SensitivityTable,
         assert np.linalg.eigvalsh(matrix[np.ix_(index, index)]).min() >= -1e-12
 
 
-def test_more_bits_cost_less(measured: tuple[Network, SensitivityTable, dict[str, list[Tensor]]]) -> None:
+def test_more_bits_cost_less(measured: tuple[Network, SensitivityTable, dict[str, Errors]]) -> None:
     _, table, _ = measured
     assert (np.diff(table.intra, axis=1) < 0).all()
     assert (table.diagonal > 0).all()
@@ -123,7 +151,7 @@ def test_one_seed_one_result_and_the_network_is_unchanged() -> None:
     assert all(torch.equal(value, state[name]) for name, value in net.model.state_dict().items())
 
 
-def test_on_disk_and_back(tmp_path: Path, measured: tuple[Network, SensitivityTable, dict[str, list[Tensor]]]) -> None:
+def test_on_disk_and_back(tmp_path: Path, measured: tuple[Network, SensitivityTable, dict[str, Errors]]) -> None:
     path, table = tmp_path / "sensitivity.safetensors", measured[1]
     save_table(path, table)
     back = load_table(path)
