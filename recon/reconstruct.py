@@ -154,7 +154,6 @@ def _descend(task: UnitTask, settings: Settings) -> None:
     are quantized already, some of their channels left out in every step."""
     layers = list(task.layers.values())
     roundings = [rounding_of(layer) for layer in layers]
-    weights = sum(rounding.code.numel() for rounding in roundings)
     parameters = weight_parameters(layers, settings.code_rate, settings.other_rate)
     quantizers = quantizers_of(layers) if settings.order == "joint" else []
     optimizer = Annealed([*parameters, ([quantizer.log_scale for quantizer in quantizers], settings.input_rate)])
@@ -163,7 +162,9 @@ def _descend(task: UnitTask, settings: Settings) -> None:
     for step in range(settings.steps):
         progress = step / settings.steps
         push = sum((rounding.regulariser(progress) for rounding in roundings), start=torch.zeros((), device=device()))
-        loss = task.error(task.draw(settings.batch)) + settings.regulariser * push / weights
+        # Errors are relative to the power of the output; BRECQ sums them over its channels.
+        push = settings.regulariser * push / (task.power * task.target.shape[1])
+        loss = task.error(task.draw(settings.batch)) + push
         optimizer.step(loss, progress)
     for quantizer in quantizers:
         quantizer.drop(0.0)

@@ -29,8 +29,8 @@ class Settings:
     - `judged`: of plain rounding, the start and what descent makes of it, the best on held-back images is kept; else
       the last.
     - Rates are Adam's: of codes in code units; of log-scales and biases; of the log-scales of activations.
-    - `regulariser` weighs AdaRound's push to integers (0.1 for MobileNetV2-like networks, 0.01 for ResNets); the
-      straight-through rounding does not use it.
+    - `regulariser` weighs AdaRound's push to integers, as in BRECQ's code (0.1 for MobileNetV2-like networks, 0.01 for
+      ResNets); the straight-through rounding does not use it.
     - `memory_bytes`: inputs and outputs of units beyond it are kept in files.
 
     Raises InputError for values out of range.

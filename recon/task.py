@@ -93,7 +93,7 @@ def walk(
         find_target = partial(store.map, float_unit.module, float_x if of_float_inputs else x)
         layers = {name: work.layer(name) for name in unit.layers}
         generator = torch.Generator().manual_seed(settings.seed * 1009 + index)
-        weight = fisher.get(unit.name)
+        weight = fisher[unit.name] / fisher[unit.name].mean().clamp_min(1e-30) if fisher else None
         yield UnitTask(unit.name, unit.module, layers, x, find_target, weight, settings.judged, generator)
         if work.chained:
             x = store.map(unit.module, x)

@@ -25,6 +25,7 @@ from mpsearch.evaluate import evaluate
 from mpsearch.models import LoadedModel, build_architecture, load_model
 
 DATA = Path(os.environ.get("MPSEARCH_DATA", "../shared/data"))
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 PLAIN = """
 import torch
@@ -53,41 +54,6 @@ def broken():
     model = plain()
     nn.init.constant_(model[0].weight, float("nan"))
     return model
-"""
-
-RESNET20 = """
-import torch.nn.functional as F
-from torch import nn
-
-class Block(nn.Module):
-    def __init__(self, inner, planes, stride):
-        super().__init__()
-        self.conv1 = nn.Conv2d(inner, planes, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(planes)
-        self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(planes)
-        self.pad = planes // 4 if stride != 1 or inner != planes else 0
-
-    def forward(self, x):
-        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(out + (F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.pad, self.pad)) if self.pad else x))
-
-class ResNet(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = nn.Sequential(Block(16, 16, 1), Block(16, 16, 1), Block(16, 16, 1))
-        self.layer2 = nn.Sequential(Block(16, 32, 2), Block(32, 32, 1), Block(32, 32, 1))
-        self.layer3 = nn.Sequential(Block(32, 64, 2), Block(64, 64, 1), Block(64, 64, 1))
-        self.linear = nn.Linear(64, 10)
-
-    def forward(self, x):
-        out = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
-        return self.linear(out.mean((2, 3)))
-
-def resnet20():
-    return ResNet()
 """
 
 
@@ -408,12 +374,11 @@ def test_embedded_model() -> None:
     assert loaded.input_size == tuple(demo.INPUT_SIZE)
 
 
-def test_cifar_resnet20_reaches_its_accuracy(tmp_path: Path) -> None:
+def test_cifar_resnet20_reaches_its_accuracy() -> None:
     if not (DATA / "cifar10").is_dir():
         pytest.skip(f"no CIFAR-10 images in {DATA}")
-    (tmp_path / "net.py").write_text(RESNET20)
     found = list((DATA / "models").glob("*resnet20*.safetensors"))
-    loaded = load_model(f"{tmp_path}/net.py:resnet20", found[0], demo=False)
+    loaded = load_model(f"{BENCHMARKS}/resnet20.py:make", found[0], demo=False)
     assert loaded.input_size == (3, 32, 32)
     data = load_data(
         DATA / "cifar10", input_size=loaded.input_size, calib_samples=64, val_samples=1000, seed=0, classes=10

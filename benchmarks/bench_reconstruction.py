@@ -1,0 +1,197 @@
+"""Reconstruction beside plain rounding, AdaRound and the recipe of BRECQ: accuracy, divergence, time, memory.
+
+    python benchmarks/bench_reconstruction.py                    # every row that has no result yet (many hours)
+    python benchmarks/bench_reconstruction.py resnet20 W2A4      # rows whose name holds all these words
+
+MobileNetV2 on ImageNet and ResNet-20 on CIFAR-10 (../shared/data or MPSEARCH_DATA); first and last layer at 8 bits, and
+with activations so is the output of the first layer, as in BRECQ's code. Each row runs in a process of its own and is
+written to benchmarks/results/bench_reconstruction.json when it is done, so that a run can be stopped and continued.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import machine
+
+from hwmodel import FLOAT_BITS, BitConfig, LayerTable, Precision
+from mpsearch.console import Console
+from mpsearch.evaluate import score
+from mpsearch.folder import RunFolder
+from mpsearch.options import RunOptions
+from mpsearch.pipeline import Run
+from mpsearch.summary import versions
+from recon.compute import channels_last, fast
+from recon.quantized import plainly_rounded, quantized
+from recon.reconstruct import reconstruct
+from recon.settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "bench_reconstruction.json"
+DATA = Path(os.environ.get("MPSEARCH_DATA") or ROOT.parent / "shared" / "data")
+NETWORKS = ("resnet20", "mobilenetv2")
+BITS = ("W4A32", "W3A32", "W2A32", "W4A4", "W2A4")
+METHODS = ("plain", "ours", "adaround-2000", "brecq-2000")
+SEEDS = 3
+
+
+def rows() -> list[str]:
+    """Names of all rows: network, bits, method, seed."""
+    names = [f"{network} {bits} {method} 0" for network, bits, method in product(NETWORKS, BITS, METHODS)]
+    names += [f"{network} {bits} ours {seed}" for network, bits in product(NETWORKS, BITS) for seed in range(1, SEEDS)]
+    return [*names, *(f"resnet20 {bits} brecq-20000 0" for bits in BITS), *(f"{network} steps" for network in NETWORKS)]
+
+
+def start(network: str) -> Run:
+    """The float network, its images and its logits."""
+    if network == "resnet20":
+        model, weights, images, samples = f"{ROOT}/benchmarks/resnet20.py:make", "cifar_resnet20", "cifar10", 1024
+    else:
+        model, weights, images, samples = "mobilenetv2", "mobilenet_v2_imagenet", "imagenet", 512
+    path = str(DATA / "models" / f"{weights}.safetensors")
+    options = RunOptions(model, 1, path, str(DATA / images), samples=samples)
+    return Run(options, RunFolder(Path("unused")), Console())
+
+
+def config(table: LayerTable, bits: str) -> BitConfig:
+    """`bits` in all layers but the first and the last."""
+    precision = Precision.parse(bits)
+    edge = replace(precision, w=8, a=FLOAT_BITS if precision.a == FLOAT_BITS else 8)
+    inner = [precision] * (len(table) - 2)
+    inner[0] = replace(precision, a=edge.a)
+    return BitConfig(table.names, (edge, *inner, edge))
+
+
+def settings(network: str, method: str, seed: int) -> Settings:
+    """What a method's name stands for."""
+    kind, _, steps = method.partition("-")
+    if kind == "ours":
+        return Settings(seed=seed)
+    if kind == "adaround":
+        return Settings.adaround(int(steps), seed=seed)
+    return Settings.brecq(int(steps), regulariser=0.1 if network == "mobilenetv2" else 0.01, seed=seed)
+
+
+def measure(row: str) -> dict[str, Any]:
+    """One row's figures."""
+    network, bits, method, seed = row.split(" ")
+    job = start(network)
+    truth = score(job.float_logits, job.data.val.y if job.data.val else None)
+    asked = config(job.table, bits)
+    images = job.calibration
+    started = time.perf_counter()
+    if method == "plain":
+        layers = plainly_rounded(job.network, images, asked)
+    else:
+        layers = reconstruct(job.network, images, asked, settings(network, method, int(seed))).layers
+    seconds = time.perf_counter() - started
+    found = job.measure(quantized(job.network, layers).model)
+    return {
+        "top1_float": truth.top1,
+        "top1": found.top1,
+        "kl": found.kl_nats,
+        "seconds": seconds,
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "validation_images": found.count,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def measure_steps(network: str) -> dict[str, Any]:
+    """Per block, the time of a reconstruction step over that of the float forward and backward of the same batch."""
+    from recon.granularity import regroup
+    from recon.inputs import find_ranges, quantize_inputs
+    from recon.optimizer import Annealed, weight_parameters
+    from recon.quantized import input_bits
+    from recon.start import nearest_start
+    from recon.store import Store
+    from recon.task import walk
+
+    job = start(network)
+    images = job.calibration[:64]
+    ratios: dict[str, dict[str, float]] = {}
+    for bits in ("W4A32", "W4A4"):
+        asked, how = config(job.table, bits), Settings()
+        work = regroup(quantize_inputs(job.network, input_bits(asked)), "block")
+        found: dict[str, float] = {}
+        with Store(2**40) as store:
+            for task, unit in zip(walk(work, job.network, images, how, {}, store), job.network.units, strict=True):
+                find_ranges(task.module, task.layers, task.x)
+                x, target = channels_last(task.x[:32]), task.target[:32].float()
+                pick = torch.arange(32)
+
+                def plain(unit: Any = unit, x: Any = x, target: Any = target) -> None:
+                    leaf = x.detach().requires_grad_()
+                    unit.module.requires_grad_()
+                    with fast():
+                        output = unit.module(leaf)
+                    (output.float() - target).square().mean().backward()
+                    unit.module.zero_grad()
+                    unit.module.requires_grad_(False)
+
+                floats = best(plain)
+                nearest_start(task, asked, "straight-through")
+                optimizer = Annealed(weight_parameters(list(task.layers.values()), 1e-3, 1e-4))
+
+                def step(task: Any = task, optimizer: Any = optimizer, pick: Any = pick) -> None:
+                    optimizer.step(task.error(pick), 0.0)
+
+                found[task.name] = best(step) / floats
+        ratios[bits] = found
+    return {"ratios": ratios}
+
+
+def best(function: Any, repeats: int = 7) -> float:
+    """The least of some times of a call, in seconds."""
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - started)
+    return min(times[1:])
+
+
+def table(results: dict[str, Any], network: str) -> str:
+    """A network's figures, in Markdown: a line a bit-width and method."""
+    lines = ["| bits | method | top-1 | KL, nats | seconds | memory |", "|---|---|---|---|---|---|"]
+    for bits, method in product(BITS, (*METHODS, "brecq-20000")):
+        found = results["rows"].get(f"{network} {bits} {method} 0")
+        if found:
+            memory = f"{found['peak_rss_bytes'] / 1e9:.1f} GB"
+            cells = (bits, method, f"{found['top1']:.2f} %", f"{found['kl']:.3f}", f"{found['seconds']:.0f}", memory)
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main(words: list[str]) -> None:
+    """Measures what is missing among the rows whose names hold all `words`, and prints the tables."""
+    if words[:1] == ["--row"]:
+        row = words[1]
+        print(json.dumps(measure_steps(row.split(" ")[0]) if row.endswith("steps") else measure(row)))
+        return
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {"rows": {}}
+    for row in rows():
+        if row in results["rows"] or not all(word in row.split(" ") for word in words):
+            continue
+        print(row, flush=True)
+        done = subprocess.run([sys.executable, __file__, "--row", row], stdout=subprocess.PIPE, check=True, text=True)
+        results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {"rows": {}}
+        results |= {"machine": machine(), "versions": versions()}
+        results["rows"][row] = json.loads(done.stdout.splitlines()[-1])
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    for network in NETWORKS:
+        print(network, table(results, network), sep="\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,101 @@
+"""Layers, blocks, stages, network: the same function in other units, each of them reconstructed."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from hwmodel import BitConfig, InputError, Precision
+from recon.granularity import regroup
+from recon.network import Network, trace
+from recon.reconstruct import reconstruct
+from recon.settings import Settings
+from recon.store import Store
+
+
+def resnet() -> Network:
+    torch.manual_seed(0)
+    return trace(torchvision.models.resnet18(num_classes=5), (3, 32, 32), "resnet18")
+
+
+def test_stages_are_runs_of_blocks_of_one_resolution() -> None:
+    net = resnet()
+    stages = regroup(net, "stage")
+    # stem and first stage, three more, and the classifier
+    assert [unit.name for unit in stages.units] == [
+        "conv1", "layer1.0 … layer1.1", "layer2.0 … layer2.1", "layer3.0 … layer3.1", "layer4.0 … layer4.1", "fc",
+    ]  # fmt: skip
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        for name in ("stage", "network"):
+            y = x
+            for unit in regroup(net, name).units:  # type: ignore[arg-type]
+                y = unit.module(y)
+            assert torch.allclose(y, net.model(x), atol=1e-5)
+    assert len(regroup(net, "layer").units) == len(net.table)
+    assert regroup(net, "block") is net
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one, self.two = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 1, 1), nn.Conv2d(8, 8, 3, 1, 1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        x = torch.relu(x + self.two(torch.relu(self.one(x))))
+        return self.head(4 * x.mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "granularity"),
+    [*product(["ours"], ["layer", "block", "stage", "network"]), *product(["brecq"], ["layer", "block", "stage"])],
+)
+def test_errors_fall_at_every_granularity(recipe: str, granularity: str) -> None:
+    torch.manual_seed(0)
+    net, x = trace(Small(), (3, 12, 12)), torch.randn(64, 3, 12, 12)
+    config = BitConfig.uniform(net.table.names, Precision(2, 7))
+    made = {"ours": Settings(steps=60), "brecq": Settings.brecq(200)}[recipe]
+    settings = Settings(**{name: getattr(made, name) for name in Settings.__slots__} | {
+        "granularity": granularity, "polish_steps": 0, "batch": 16, "code_rate": 1e-3 if recipe == "ours" else 0.03,
+    })  # fmt: skip
+    reports = reconstruct(net, x, config, settings).reports
+    assert [report.block for report in reports] == [unit.name for unit in regroup(net, settings.granularity).units]
+    assert sum(report.loss_after for report in reports) < 0.95 * sum(report.loss_before for report in reports)
+
+
+def test_files_and_memory_give_the_same_bits() -> None:
+    torch.manual_seed(0)
+    net, x = trace(Small(), (3, 12, 12)), torch.randn(40, 3, 12, 12)
+    config = BitConfig.uniform(net.table.names, Precision(2, 4))
+    found = [
+        reconstruct(net, x, config, Settings(steps=5, polish_steps=5, memory_bytes=limit)).layers
+        for limit in (0, 2**30)
+    ]
+    for name in net.table.names:
+        assert torch.equal(found[0].weights[name].codes, found[1].weights[name].codes)
+        assert torch.equal(found[0].weights[name].grid.scale, found[1].weights[name].grid.scale)
+    assert found[0].inputs == found[1].inputs
+
+
+def test_a_store_keeps_large_tensors_in_files_that_go_away() -> None:
+    with Store(4 * 1000) as store:
+        small, large = store.empty((250,), torch.float32), store.empty((251,), torch.float32)
+        assert not small.is_shared()
+        assert large.is_shared()  # mapped from a file
+        large.fill_(3)
+        assert float(large.sum()) == 753
+        doubled = store.map(lambda batch: 2 * batch, torch.arange(300.0)[:, None])
+        assert torch.equal(doubled, 2 * torch.arange(300.0)[:, None])
+
+
+def test_settings_name_what_they_take() -> None:
+    with pytest.raises(InputError, match="granularity must be one of layer, block, stage, network"):
+        Settings(granularity="model")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="share"):
+        Settings(dropped=1.0)

@@ -1,0 +1,137 @@
+"""Quantized activations: against torch's own operators, brute force, and by hand."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from recon.input_quantizer import Histogram, InputGrid, InputQuantizer
+from recon.inputs import find_ranges, frozen_inputs, quantize_inputs, quantizer_of
+from recon.network import Network, trace
+
+
+def quantizer(bits: int, scale: float, zero_point: int) -> InputQuantizer:
+    made = InputQuantizer(bits)
+    made.put(InputGrid(bits, scale, zero_point))
+    made.log_scale.requires_grad_()
+    return made
+
+
+@pytest.mark.parametrize(("bits", "zero"), [(2, 0), (4, 0), (4, 7), (8, 128)])
+def test_values_and_gradients_are_those_of_torch(bits: int, zero: int) -> None:
+    levels, scale = 2**bits - 1, 0.0625
+    x = torch.randn(64, 9, generator=torch.Generator().manual_seed(0)) * scale * levels / 2
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    made = quantizer(bits, scale, zero)
+    size, place = torch.tensor([scale], requires_grad=True), torch.tensor([float(zero)])
+    rounded = made(ours)
+    expected = torch._fake_quantize_learnable_per_tensor_affine(theirs, size, place, 0, levels, 1.0)
+    assert torch.equal(rounded, torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, levels))
+    assert torch.equal(rounded, expected)
+    push = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    rounded.backward(push)
+    expected.backward(push)
+    assert ours.grad is not None
+    assert torch.equal(ours.grad, theirs.grad)  # type: ignore[arg-type]
+    assert made.log_scale.grad is not None
+    assert size.grad is not None
+    assert float(made.log_scale.grad) == pytest.approx(scale * float(size.grad), rel=1e-3, abs=1e-3)
+
+
+def test_everything_passes_until_there_is_a_grid_and_some_when_dropped() -> None:
+    made, x = InputQuantizer(2), torch.rand(50, 40, 3, 3)
+    assert torch.equal(made(x), x)
+    made.put(InputGrid(2, 0.5, 0))
+    assert not torch.equal(made(x), x)
+    made.drop(0.3, torch.Generator().manual_seed(0))
+    found = made(x)
+    untouched = (found == x).flatten(2).all(2)
+    assert float(untouched.float().mean()) == pytest.approx(0.3, abs=0.04)
+    assert set(found[~untouched].unique().tolist()) <= {0.0, 0.5, 1.0}
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_the_grid_of_a_histogram_is_nearly_the_best_there_is(bits: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for x in (torch.randn(20_000, generator=generator), torch.randn(20_000, generator=generator).relu()):
+        seen = Histogram()
+        for part in x.split(1000):  # the range grows on the way
+            seen.add(part)
+        assert float(seen.counts.sum()) == len(x)
+        grid, levels = seen.grid(bits), 2**bits - 1
+
+        def error(scale: float, zero: int, x: Tensor = x, levels: int = levels) -> float:
+            return float((torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, levels) - x).square().mean())
+
+        width = float(x.max() - x.min())
+        best = min(
+            error(width * share / levels, zero)
+            for share, zero in itertools.product(torch.linspace(0.1, 1, 150).tolist(), range(levels + 1))
+        )
+        assert 0.998 * best <= error(grid.scale, grid.zero_point) <= 1.03 * best
+
+
+class Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.one, self.two = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.two(torch.relu(self.one(x))))
+
+
+class Untraceable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(3, 5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x).mean((2, 3)) if float(x.sum()) < 1e9 else x
+
+
+def residual() -> Network:
+    torch.manual_seed(0)
+    return trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), Residual(4), nn.Flatten(), nn.Linear(144, 5)), (3, 8, 8))
+
+
+def ready(net: Network, bits: int, x: Tensor) -> Network:
+    rounded = quantize_inputs(net, dict.fromkeys(net.table.names, bits))
+    find_ranges(rounded.model, {name: rounded.layer(name) for name in net.table.names}, x)
+    return rounded
+
+
+def test_whoever_reads_a_tensor_reads_it_rounded() -> None:
+    net, x = residual(), torch.randn(16, 3, 8, 8)
+    rounded = ready(net, 3, x)
+    grids = frozen_inputs({name: rounded.layer(name) for name in net.table.names})
+
+    def q(name: str, x: Tensor) -> Tensor:
+        grid = grids[name]
+        return torch.fake_quantize_per_tensor_affine(x, grid.scale, grid.zero_point, 0, 7)
+
+    with torch.no_grad():
+        a = q("2.one", torch.relu(net.layer("0")(q("0", x))))
+        b = q("2.two", torch.relu(net.layer("2.one")(a)))
+        c = torch.relu(a + net.layer("2.two")(b))  # the other operand of the addition is rounded too
+        expected = net.layer("4")(q("4", c.flatten(1)))
+        assert torch.allclose(rounded.model(x), expected, atol=1e-5)
+        chained = x
+        for unit in rounded.units:
+            chained = unit.module(chained)
+        assert torch.equal(chained, rounded.model(x))
+        assert torch.equal(copy.deepcopy(rounded.model)(x), rounded.model(x))
+    assert all(quantizer_of(net.layer(name)) is None for name in net.table.names)  # the network stays as it was
+
+
+def test_a_network_that_cannot_be_traced_rounds_what_its_layers_read() -> None:
+    net, x = trace(Untraceable(), (3, 8, 8)), torch.randn(16, 3, 8, 8)
+    assert not net.chained
+    rounded = ready(net, 4, x)
+    grid = frozen_inputs({"body": rounded.layer("body")})["body"]
+    with torch.no_grad():
+        expected = net.model(torch.fake_quantize_per_tensor_affine(x, grid.scale, grid.zero_point, 0, 15))
+        assert torch.equal(rounded.model(x), expected)
