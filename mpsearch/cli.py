@@ -8,13 +8,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hwmodel import InputError
-from mpsearch.options import RunOptions, edge_policy, parse_bits
-from mpsearch.units import parse_size
+from mpsearch.budgets import COSTS
+from mpsearch.options import RunOptions, edge_policy, parse_bits, parse_objectives
 
 DEFAULTS = RunOptions(model="", size_budget_bytes=1)
 INTERRUPTED = 130
@@ -36,7 +36,18 @@ app = typer.Typer(
 Model = Annotated[str, typer.Option(help="A torchvision classifier, file.py:factory or package.module:factory.")]
 Weights = Annotated[Path | None, typer.Option(help="safetensors or a torch checkpoint; a JSON may stand beside it.")]
 Data = Annotated[str | None, typer.Option(help="A folder with calib/ and val/, a .npz, or file.py:factory.")]
-Budget = Annotated[str, typer.Option(help="What the packed file may take: 1.5MB, 900kB, 2MiB.")]
+SizeBudget = Annotated[str | None, typer.Option(help="What the packed file may take: 1.5MB, 900kB, 2MiB.")]
+LatencyBudget = Annotated[str | None, typer.Option(help="Seconds an image on the device: 3ms, 250us.")]
+EnergyBudget = Annotated[str | None, typer.Option(help="Joules an image on the device: 1mJ, 800uJ.")]
+BopsBudget = Annotated[str | None, typer.Option(help="Bit operations an image: 34G.")]
+MeanBits = Annotated[str | None, typer.Option(help="Mean bits of a weight: 3.5.")]
+Device = Annotated[str | None, typer.Option(help="A device's name, its TOML, or a lookup table (.csv, .json).")]
+Objectives = Annotated[
+    str | None,
+    typer.Option(
+        help="What the front spans beside the loss, one or two of size, latency, energy [default: what is budgeted]."
+    ),
+]
 Bits = Annotated[str, typer.Option(help="Candidate weight bits.")]
 ABits = Annotated[str | None, typer.Option(help="Candidate activation bits, such as 8 or 4,8 [default: float].")]
 Edges = Annotated[str, typer.Option(help="First and last layer: 8, free, or auto (8 where the budget has room).")]
@@ -67,7 +78,13 @@ def root(
 
 @app.command()
 def run(
-    size_budget: Budget,
+    size_budget: SizeBudget = None,
+    latency_budget: LatencyBudget = None,
+    energy_budget: EnergyBudget = None,
+    bops_budget: BopsBudget = None,
+    mean_bits: MeanBits = None,
+    device: Device = None,
+    objectives: Objectives = None,
     model: Model = "mobilenetv2",
     weights: Weights = None,
     data: Data = None,
@@ -84,12 +101,12 @@ def run(
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """The main job: sensitivity, search, and the finished model at the budget."""
+    """The main job: sensitivity, search, and the finished model at the budget. Any number of budgets may be given."""
     from mpsearch import report
     from mpsearch.exact import answers
 
     options = _options(
-        size_budget,
+        _bounds(size_budget, latency_budget, energy_budget, bops_budget, mean_bits, device, objectives),
         model,
         weights,
         data,
@@ -113,7 +130,7 @@ def run(
     summary = job.summary_step(chosen)
     problem = job.problem(sensitivity)
     beside = answers(problem, problem.genomes(front.choices[best : best + 1])[0])
-    comparison = report.answer_rows(beside, options.size_budget_bytes)
+    comparison = report.answer_rows(beside, options.budgets)
     job.folder.write(
         "report.txt",
         report.as_text(
@@ -137,7 +154,7 @@ def layers(
     model: Model = "mobilenetv2",
     weights: Weights = None,
     data: Data = None,
-    device: Annotated[str | None, typer.Option(help="Costs on a device: its name, a TOML, or a lookup table.")] = None,
+    device: Device = None,
     as_json: Json = False,
 ) -> None:
     """The layer table: shapes, MACs, weights, blocks, and what is not quantized; with a device, what layers cost."""
@@ -146,7 +163,7 @@ def layers(
     from mpsearch import report
 
     spec = None if device is None else load_device(device)
-    table = _start(_options("1GB", model, weights, data), None).table
+    table = _start(_options({"size_budget_bytes": 10**9}, model, weights, data), None).table
     if as_json:
         print(json.dumps(table.to_json(), indent=1))
         return
@@ -186,7 +203,7 @@ def profile(
 
     if out.suffix not in (".csv", ".json"):
         raise InputError(f"--out must be a .csv or .json file, got {out}")
-    job = _start(_options("1GB", model, weights, data), None)
+    job = _start(_options({"size_budget_bytes": 10**9}, model, weights, data), None)
     found = profile_layers(job.table, threads=threads, rounds=rounds, report=job.console.note)
     try:
         write_lookup(found, out)
@@ -197,7 +214,13 @@ def profile(
 
 @app.command()
 def sensitivity(
-    size_budget: Budget,
+    size_budget: SizeBudget = None,
+    latency_budget: LatencyBudget = None,
+    energy_budget: EnergyBudget = None,
+    bops_budget: BopsBudget = None,
+    mean_bits: MeanBits = None,
+    device: Device = None,
+    objectives: Objectives = None,
     model: Model = "mobilenetv2",
     weights: Weights = None,
     data: Data = None,
@@ -209,7 +232,8 @@ def sensitivity(
     out: Out = None,
 ) -> None:
     """Measures the sensitivity cache of a run folder, which `search` and `finalize` go on from."""
-    job = _start(_options(size_budget, model, weights, data, wbits, abits, edges, samples=samples, seed=seed), out)
+    bounds = _bounds(size_budget, latency_budget, energy_budget, bops_budget, mean_bits, device, objectives)
+    job = _start(_options(bounds, model, weights, data, wbits, abits, edges, samples=samples, seed=seed), out)
     job.layers_step()
     job.sensitivity_step()
     job.console.note(f"the cache is in {job.folder.path}; go on with: mpsearch search {job.folder.path}")
@@ -226,7 +250,7 @@ def search(folder: Folder) -> None:
     front = job.search_step(table)
     problem = job.problem(table)
     found = problem.genomes(front.choices[front.best() : front.best() + 1])[0]
-    job.console.out.print(report.answer_rows(answers(problem, found), job.options.size_budget_bytes))
+    job.console.out.print(report.answer_rows(answers(problem, found), job.options.budgets))
 
 
 @app.command()
@@ -347,19 +371,34 @@ def _errors(debug: bool) -> Iterator[None]:
         sys.exit(1)
 
 
+def _bounds(
+    size: str | None,
+    latency: str | None,
+    energy: str | None,
+    bops: str | None,
+    mean_bits: str | None,
+    device: str | None,
+    objectives: str | None,
+) -> dict[str, Any]:
+    """The run options that the budgets on the command line mean."""
+    texts = {"size_bytes": size, "latency_s": latency, "energy_j": energy, "bops": bops, "mean_bits": mean_bits}
+    bounds = {COSTS[name].field: COSTS[name].parse(text) for name, text in texts.items() if text is not None}
+    return {**bounds, "device": device, "objectives": () if objectives is None else parse_objectives(objectives)}
+
+
 def _options(
-    size_budget: str,
+    bounds: dict[str, Any],
     model: str,
     weights: Path | None,
     data: str | None,
     wbits: str = WBITS,
     abits: str | None = None,
     edges: str = DEFAULTS.edges,
-    **counts: int,
+    **counts: Any,
 ) -> RunOptions:
     return RunOptions(
         model=model,
-        size_budget_bytes=parse_size(size_budget),
+        **bounds,
         weights=None if weights is None else str(weights),
         data=data,
         wbits=parse_bits(wbits),
@@ -393,5 +432,5 @@ def _console() -> Console:
 def _draw(job: Run, found: ParetoFront, index: int, beside: Sequence[Answer]) -> None:
     from mpsearch.plots import draw_front, front_info
 
-    info = front_info(found, index, job.options.size_budget_bytes, job.table, beside)
+    info = front_info(found, index, job.options.budgets, job.table, beside)
     draw_front(info, job.folder.file("front.png"))

@@ -159,7 +159,7 @@ def build_problem(
     _require_same(table, costs, sensitivity)
     choices = _gene_choices(table, sensitivity.precisions, allowed or {})
     linear, pair = _gene_loss(table, sensitivity, choices)
-    per_layer = _cost_arrays(table, costs, sensitivity.precisions)
+    per_layer = layer_costs(table, costs, sensitivity.precisions)
     cost_names = tuple(per_layer)
     flat_costs = np.array([_gene_sums(table, per_layer[name], choices) for name in cost_names])
     fixed = np.array([float(costs.fixed_bytes) if name == "size_bytes" else 0.0 for name in cost_names])
@@ -193,6 +193,15 @@ def smallest(problem: BitProblem, cost: str) -> float:
     """The smallest value that `cost` can take, whatever the budgets."""
     row = problem.cost_names.index(cost)
     return float(np.minimum.reduceat(problem.costs[row], problem.start).sum() + problem.fixed[row])
+
+
+def cheapest(problem: BitProblem, cost: str) -> Genomes:
+    """The genome (G,) that has the smallest value of `cost`; of equal choices, the highest precision."""
+    row = problem.costs[problem.cost_names.index(cost)]
+    genome = np.empty(len(problem.genes), dtype=np.int16)
+    for gene, (start, size) in enumerate(zip(problem.start, problem.sizes, strict=True)):
+        genome[gene] = size - 1 - row[start : start + size][::-1].argmin()
+    return genome
 
 
 def solve_additive(
@@ -369,10 +378,10 @@ def _gene_loss(
     return linear, (pair + pair.T) / 2
 
 
-def _cost_arrays(
+def layer_costs(
     table: LayerTable, costs: CostTable, precisions: tuple[Precision, ...]
 ) -> dict[str, NDArray[np.float64]]:
-    """Additive costs (L, C) by name, at the candidates' columns."""
+    """Additive costs (L, C) by the names that budgets and objectives have, at the columns of `precisions`."""
     columns = [costs.precisions.index(precision) for precision in precisions]
     arrays = {
         "size_bytes": costs.weight_bytes,
@@ -421,6 +430,7 @@ def _require_reachable(problem: BitProblem) -> None:
         least = float(problem.costs[row] @ shares + problem.fixed[row])
         if least > limit * (1 + 1e-6):
             raise BudgetError(
-                f"the budgets cannot be met together: {name} is {limit:g}, but within "
-                f"{', '.join(other for other, _ in others)} it is at least {least:,.10g}; raise one of them"
+                f"the budgets cannot be met together: {name} is {limit:.6g}, but within "
+                f"{', '.join(f'{other} of {most:.6g}' for other, most in others)} it is at least {least:,.10g}; "
+                "raise one of them"
             )
