@@ -6,6 +6,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -170,6 +171,8 @@ def layers(
     console = _console()
     if spec is not None:
         console.out.print(report.cost_rows(device_costs(table, spec.precisions, spec)))
+        if spec.table is not None and (missing := spec.table.missing(table, spec.precisions)):
+            console.out.print(report.missing_rows(missing))
         return
     for view in report.layer_rows(table):
         console.out.print(view)
@@ -194,22 +197,58 @@ def profile(
     model: Model = "mobilenetv2",
     weights: Weights = None,
     data: Data = None,
+    runtime: Annotated[str, typer.Option(help="What runs the layers: onnxruntime.")] = "onnxruntime",
     threads: Annotated[int, typer.Option(help="Threads of the runtime.")] = 1,
     rounds: Annotated[int, typer.Option(help="Runs that are counted.")] = 30,
 ) -> None:
-    """Measures every distinct layer shape in onnxruntime on this machine: a table for `layers --device`."""
+    """Measures every distinct layer shape in a runtime on this machine: a lookup table for --device."""
     from hwmodel.lookup import write_lookup
     from mpsearch.profile import profile_layers
 
-    if out.suffix not in (".csv", ".json"):
-        raise InputError(f"--out must be a .csv or .json file, got {out}")
+    if runtime != "onnxruntime":
+        raise InputError(f"--runtime must be onnxruntime, got {runtime!r}")
+    _check_table_path(out)
     job = _start(_options({"size_budget_bytes": 10**9}, model, weights, data), None)
-    found = profile_layers(job.table, threads=threads, rounds=rounds, report=job.console.note)
+    partial = out.with_suffix(".partial.json")
+    try:
+        found = profile_layers(job.table, threads=threads, rounds=rounds, report=job.console.note, partial=partial)
+        write_lookup(found, out)
+    except OSError as error:
+        raise InputError(f"cannot write {out} ({error.strerror}); name another file with --out") from None
+    job.console.note(f"the table is in {out}; see it with: mpsearch layers --device {out}")
+
+
+@app.command("import-haq")
+def import_haq(
+    table: Annotated[Path, typer.Argument(help="A lookup table in HAQ's layout, .npy, (layers, 8, 8).")],
+    unit: Annotated[str, typer.Option(help="What one unit of its numbers is, the file does not say: 1ms.")],
+    out: Annotated[Path, typer.Option(help="The lookup table to write: .csv or .json.")],
+    batch: Annotated[int, typer.Option(help="Images that its costs are for.")] = 16,
+    model: Model = "mobilenetv2",
+    weights: Weights = None,
+    data: Data = None,
+) -> None:
+    """Turns a latency table of HAQ (github.com/mit-han-lab/haq) into a lookup table for --device."""
+    from hwmodel.lookup import import_haq as imported
+    from hwmodel.lookup import read_haq, write_lookup
+    from mpsearch.units import parse_duration
+
+    _check_table_path(out)
+    seconds, costs = parse_duration(unit), read_haq(table)
+    job = _start(_options({"size_budget_bytes": 10**9}, model, weights, data), None)
+    order = {name: index for index, (name, _) in enumerate(job.model.model.named_modules())}
+    layers = replace(job.table, layers=tuple(sorted(job.table, key=lambda layer: order[layer.name])))
+    found = imported(costs, layers, seconds, batch, f"HAQ table {table.name}, a batch of {batch}, unit {unit}")
     try:
         write_lookup(found, out)
     except OSError as error:
         raise InputError(f"cannot write {out} ({error.strerror}); name another file with --out") from None
     job.console.note(f"the table is in {out}; see it with: mpsearch layers --device {out}")
+
+
+def _check_table_path(out: Path) -> None:
+    if out.suffix not in (".csv", ".json"):
+        raise InputError(f"--out must be a .csv or .json file, got {out}")
 
 
 @app.command()

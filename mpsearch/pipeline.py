@@ -188,6 +188,14 @@ class Run:
         refused = [f"W{bits}" for bits in self.options.wbits if bits not in {p.w for p in self.offered}]
         if self.device is not None and refused:
             self.console.note(f"device {self.device.name} does not run {', '.join(refused)}: not offered to the search")
+        if self.device is not None and self.device.table is not None:
+            run_as = [self.device.resolve(precision) for precision in self.precisions]
+            missing = self.device.table.missing(self.table, run_as)
+            if missing:
+                self.console.note(
+                    f"{len(missing)} of {len(self.table) * len(run_as)} costs have no row in {self.device.name} and "
+                    f"are fitted; see which: mpsearch layers --device {self.options.device}"
+                )
 
     @cached_property
     def sensitivity_key(self) -> str:

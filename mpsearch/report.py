@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from hwmodel import BitConfig, LayerTable
+from hwmodel import BitConfig, LayerTable, Precision
 from hwmodel.breakdown import DeviceCosts
 from hwmodel.device import DeviceSpec
 from mpsearch.budgets import COSTS, NEED_DEVICE, share
@@ -59,6 +59,17 @@ def cost_rows(costs: DeviceCosts) -> Table:
         view.add_row(f"  {name.removesuffix('_s')}", *[f"{1e6 * seconds:,.2f}" for seconds in parts], "")
     if costs.energy_j is not None:
         view.add_row("energy, µJ", *[f"{1e6 * joules:,.2f}" for joules in costs.energy_j.sum(axis=0)], "")
+    return view
+
+
+def missing_rows(missing: Sequence[tuple[str, Precision]]) -> Table:
+    """Layers and precisions that a lookup table has no row for."""
+    by_layer: dict[str, list[str]] = {}
+    for name, precision in missing:
+        by_layer.setdefault(name, []).append(str(precision))
+    view = _table("no row in the table: fitted", "at", wrap=True)
+    for name, precisions in by_layer.items():
+        view.add_row(name, ", ".join(precisions))
     return view
 
 
