@@ -170,7 +170,8 @@ def layers(
         return
     console = _console()
     if spec is not None:
-        console.out.print(report.cost_rows(device_costs(table, spec.precisions, spec)))
+        for part in report.cost_rows(device_costs(table, spec.precisions, spec)):
+            console.out.print(part)
         if spec.table is not None and (missing := spec.table.missing(table, spec.precisions)):
             console.out.print(report.missing_rows(missing))
         return

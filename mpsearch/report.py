@@ -20,6 +20,7 @@ from mpsearch.summary import lines
 from mpsearch.units import format_number
 
 WIDTH = 110
+MOST_COLUMNS = 7
 
 
 def layer_rows(table: LayerTable, uncounted: bool = True) -> list[Table]:
@@ -46,9 +47,19 @@ def layer_rows(table: LayerTable, uncounted: bool = True) -> list[Table]:
     return tables
 
 
-def cost_rows(costs: DeviceCosts) -> Table:
-    """Microseconds of every layer at every precision, what binds it, and totals; energy where the device has it."""
-    view = _table("layer", *[f">{precision}, µs" for precision in costs.precisions], "binds")
+def cost_rows(costs: DeviceCosts) -> list[Table]:
+    """Microseconds of every layer at every precision, what binds it, and totals; energy where the device has it.
+
+    One table, or one for each width of activations where there are more precisions than a page is wide.
+    """
+    if len(costs.precisions) <= MOST_COLUMNS:
+        return [_cost_table(costs)]
+    widths = sorted({precision.a for precision in costs.precisions}, reverse=True)
+    return [_cost_table(costs.at([p for p in costs.precisions if p.a == width])) for width in widths]
+
+
+def _cost_table(costs: DeviceCosts) -> Table:
+    view = _table("µs an image", *[f">{precision}" for precision in costs.precisions], "binds")
     for index, layer in enumerate(costs.layers):
         binds = ",".join(dict.fromkeys(costs.binds[index].tolist()))
         view.add_row(layer, *[f"{1e6 * seconds:,.2f}" for seconds in costs.latency_s[index]], binds)
