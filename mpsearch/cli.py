@@ -15,7 +15,7 @@ import typer
 
 from hwmodel import InputError
 from mpsearch.budgets import COSTS
-from mpsearch.options import RunOptions, edge_policy, parse_bits, parse_objectives
+from mpsearch.options import RunOptions, device_abits, edge_policy, parse_bits, parse_objectives
 
 DEFAULTS = RunOptions(model="", size_budget_bytes=1)
 INTERRUPTED = 130
@@ -50,7 +50,9 @@ Objectives = Annotated[
     ),
 ]
 Bits = Annotated[str, typer.Option(help="Candidate weight bits.")]
-ABits = Annotated[str | None, typer.Option(help="Candidate activation bits, such as 8 or 4,8 [default: float].")]
+ABits = Annotated[
+    str | None, typer.Option(help="Candidate activation bits, such as 4,8 [default: float; on a device, its widest].")
+]
 Edges = Annotated[str, typer.Option(help="First and last layer: 8, free, or auto (8 where the budget has room).")]
 Samples = Annotated[int, typer.Option(help="Calibration images.")]
 ValSamples = Annotated[int, typer.Option(help="Validation images; 0 for all.")]
@@ -436,13 +438,18 @@ def _options(
     edges: str = DEFAULTS.edges,
     **counts: Any,
 ) -> RunOptions:
+    candidates = parse_bits(wbits)
+    if abits is not None:
+        activations = parse_bits(abits)
+    else:
+        activations = device_abits(bounds["device"], candidates) if bounds.get("device") else ()
     return RunOptions(
         model=model,
         **bounds,
         weights=None if weights is None else str(weights),
         data=data,
-        wbits=parse_bits(wbits),
-        abits=() if abits is None else parse_bits(abits),
+        wbits=candidates,
+        abits=activations,
         edges=edge_policy(edges),
         **counts,
     )

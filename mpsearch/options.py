@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from hwmodel import FLOAT_BITS, WEIGHT_BITS, InputError, Precision
+from hwmodel.device import load_device
 from mpsearch.budgets import COSTS, FRONT, NEED_DEVICE
 
 EDGE_BITS = 8
@@ -128,6 +129,16 @@ def parse_objectives(text: str) -> tuple[str, ...]:
     if not all(part in titles for part in parts) or len(set(parts)) != len(parts) or len(parts) > 2:
         raise InputError(f"--objectives takes one or two of {', '.join(titles)}, got {text!r}")
     return tuple(titles[part] for part in parts)
+
+
+def device_abits(device: str, wbits: tuple[int, ...]) -> tuple[int, ...]:
+    """Candidate activation bits where none are asked for: the widest that the device runs with any of `wbits`.
+
+    None, for float activations, where it runs those as they are (a measured table may).
+    """
+    runs = load_device(device).precisions
+    widths = {precision.a for precision in runs if precision.w in wbits} or {precision.a for precision in runs}
+    return () if FLOAT_BITS in widths else (max(widths),)
 
 
 def _list(values: tuple[object, ...]) -> str:

@@ -185,16 +185,16 @@ class Run:
         return self.table
 
     def _note_refused(self) -> None:
-        refused = [f"W{bits}" for bits in self.options.wbits if bits not in {p.w for p in self.offered}]
+        refused = [str(precision) for precision in self.options.precisions if precision not in self.offered]
         if self.device is not None and refused:
             self.console.note(f"device {self.device.name} does not run {', '.join(refused)}: not offered to the search")
         if self.device is not None and self.device.table is not None:
-            run_as = [self.device.resolve(precision) for precision in self.precisions]
-            missing = self.device.table.missing(self.table, run_as)
+            missing = self.device.table.missing(self.table, self.precisions)
             if missing:
+                of = f"{len(missing)} of {len(self.table) * len(self.precisions)}"
                 self.console.note(
-                    f"{len(missing)} of {len(self.table) * len(run_as)} costs have no row in {self.device.name} and "
-                    f"are fitted; see which: mpsearch layers --device {self.options.device}"
+                    f"{of} costs have no row in {self.device.name} and are fitted; see which: mpsearch layers --device "
+                    f"{self.options.device}"
                 )
 
     @cached_property

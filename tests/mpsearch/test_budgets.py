@@ -81,6 +81,8 @@ def test_a_run_within_latency_and_size(tiny: Path, toy: Path, tmp_path: Path, co
     assert "device toy does not run W3" in result.err
     summary = json.loads((out / "summary.json").read_text())
     assert summary["device"] == "toy"
+    assert summary["activation_bits"] == [8]  # what the device runs, really quantized
+    assert "activations            8 bits" in result.out
     assert summary["latency_s"] == pytest.approx(summed(out, toy, "latency_s"))
     assert summary["energy_j"] == pytest.approx(0.5 * summary["latency_s"])
     assert summary["latency_s"] <= summary["latency_budget_s"] == 4e-4
@@ -153,7 +155,7 @@ def test_budgets_without_a_device(tiny: Path, tmp_path: Path, command: Command) 
         (("--mean-bits", "1"), ("mean bits budget is 1 bits", "narrowest", "--mean-bits")),
         (("--bops-budget", "1k"), ("1 kBOPs", "leanest", "--bops-budget")),
         (("--size-budget", "1kB"), ("1,000 bytes", "smallest file", "W2A", "--size-budget")),
-        (("--latency-budget", "1ms", "--wbits", "3,6"), ("toy runs none of weight bits 3, 6", "W4A8", "--wbits")),
+        (("--latency-budget", "1ms", "--wbits", "3,6"), ("toy runs none of W3A8, W6A8", "W4A8", "--wbits")),
         (("--latency-budget", "1"), ("units s, ms, us, ns", "'1'")),
         (("--energy-budget", "1kWh"), ("units J, mJ, uJ, nJ", "'1kWh'")),
         (("--bops-budget", "many"), ("34G", "'many'")),
@@ -196,9 +198,9 @@ def test_budgets_that_exclude_each_other(tiny: Path, tmp_path: Path, command: Co
     table = tmp_path / "slow.csv"
     imported = command("import-haq", tmp_path / "slow.npy", *model, "--unit", "1ms", "--batch", 1, "--out", table)
     assert imported.code == 0
-    result = run(command, tiny, tmp_path / "out", "--size-budget", "5kB", "--latency-budget", "7ms", "--device", table)
+    result = run(command, tiny, tmp_path / "out", "--mean-bits", "4", "--latency-budget", "7ms", "--device", table)
     assert result.code == 2
-    assert "cannot be met together: size_bytes is 5000, but within latency_s of 0.007 it is at least" in result.err
+    assert "cannot be met together: mean_bits is 4, but within latency_s of 0.007 it is at least" in result.err
     assert "sensitivity" not in result.err
 
 
