@@ -15,7 +15,7 @@ import typer
 
 from hwmodel import InputError
 from mpsearch.budgets import COSTS
-from mpsearch.options import RunOptions, device_abits, edge_policy, parse_bits, parse_objectives
+from mpsearch.options import RunOptions, device_abits, edge_policy, parse_abits, parse_bits, parse_objectives
 
 DEFAULTS = RunOptions(model="", size_budget_bytes=1)
 INTERRUPTED = 130
@@ -51,7 +51,10 @@ Objectives = Annotated[
 ]
 Bits = Annotated[str, typer.Option(help="Candidate weight bits.")]
 ABits = Annotated[
-    str | None, typer.Option(help="Candidate activation bits, such as 4,8 [default: float; on a device, its widest].")
+    str | None,
+    typer.Option(
+        help="Candidate activation bits: 8, 4,8 or 8,32 (32: float) [default: float; on a device, its widest]."
+    ),
 ]
 Edges = Annotated[str, typer.Option(help="First and last layer: 8, free, or auto (8 where the budget has room).")]
 Samples = Annotated[int, typer.Option(help="Calibration images.")]
@@ -440,7 +443,7 @@ def _options(
 ) -> RunOptions:
     candidates = parse_bits(wbits)
     if abits is not None:
-        activations = parse_bits(abits)
+        activations = parse_abits(abits)
     else:
         activations = device_abits(bounds["device"], candidates) if bounds.get("device") else ()
     return RunOptions(

@@ -22,7 +22,8 @@ class RunOptions:
 
     Budgets are upper bounds in the units of their names; at least one is needed. `size_budget_bytes` is what the packed
     file may take; latency and energy are those of `device`, a name or a file. `objectives` are the costs that the front
-    spans beside the loss, those of `default_objectives` where none is named. Without `abits` activations stay float.
+    spans beside the loss, those of `default_objectives` where none is named. Without `abits` activations stay float,
+    32 among them is float.
     `edges` says what becomes of the first and the last layer: 8 bits (`8`), like any other (`free`), or 8 bits unless
     that takes more than a quarter of a budget (`auto`).
     """
@@ -49,7 +50,8 @@ class RunOptions:
     polish_steps: int = 400
 
     def __post_init__(self) -> None:
-        unknown = [bits for bits in (*self.wbits, *self.abits) if bits not in WEIGHT_BITS]
+        unknown = [bits for bits in self.wbits if bits not in WEIGHT_BITS]
+        unknown += [bits for bits in self.abits if bits not in (*WEIGHT_BITS, FLOAT_BITS)]
         if unknown or not self.wbits:
             raise InputError(
                 f"candidate bits must be among {_list(WEIGHT_BITS)}, got {_list(tuple(unknown)) or 'none'}"
@@ -134,15 +136,25 @@ def parse_objectives(text: str) -> tuple[str, ...]:
 def device_abits(device: str, wbits: tuple[int, ...]) -> tuple[int, ...]:
     """Candidate activation bits where none are asked for: the widest that the device runs with any of `wbits`.
 
-    None, for float activations, where it runs those as they are (a measured table may).
+    Float activations are candidates too where it runs them as they are, as a measured table may say.
     """
     runs = load_device(device).precisions
     widths = {precision.a for precision in runs if precision.w in wbits} or {precision.a for precision in runs}
-    return () if FLOAT_BITS in widths else (max(widths),)
+    quantized = widths - {FLOAT_BITS}
+    return (max(quantized), *sorted(widths & {FLOAT_BITS})) if quantized else ()
 
 
 def _list(values: tuple[object, ...]) -> str:
     return ", ".join(map(str, values))
+
+
+def parse_abits(text: str) -> tuple[int, ...]:
+    """Reads `4,8` or `8,32`, 32 for float; float alone is no candidate bits. Raises InputError for anything else."""
+    parts = [part.strip() for part in text.split(",")]
+    quantized = [part for part in parts if part != str(FLOAT_BITS)]
+    if not quantized:
+        return ()
+    return (*parse_bits(",".join(quantized)), *([FLOAT_BITS] if len(quantized) < len(parts) else []))
 
 
 def parse_bits(text: str) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from hwmodel.latency import device_costs
 from mpsearch.budgets import COSTS, default_objectives, describe
 from mpsearch.edges import pinned_edges
 from mpsearch.front import ParetoFront
-from mpsearch.options import RunOptions, parse_objectives
+from mpsearch.options import RunOptions, device_abits, parse_abits, parse_objectives
 
 QUICK = ("--steps", 2, "--polish-steps", 0, "--population", 16, "--generations", 8, "--samples", 32)
 DEVICE = """
@@ -241,6 +241,17 @@ def test_options_come_back_from_their_file(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text(options.to_toml())
     assert RunOptions.from_toml(tmp_path / "config.toml") == options
     assert list(options.budgets) == ["size_bytes", "mean_bits", "bops", "latency_s", "energy_j"]
+
+
+def test_activation_bits_that_a_device_runs(toy: Path) -> None:
+    assert device_abits("npu-int4", (4, 8)) == (8,)
+    assert device_abits(str(toy), (3, 6)) == (8,)
+    assert parse_abits("8, 4") == (4, 8)
+    assert parse_abits("32") == ()
+    assert parse_abits("32,8") == (8, 32)
+    for text in ("", "x", "9", "8,64"):
+        with pytest.raises(InputError, match="2,3,4,8"):
+            parse_abits(text)
 
 
 def test_a_configuration_is_described_in_a_line() -> None:
