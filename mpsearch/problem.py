@@ -19,13 +19,13 @@ from hwmodel.cost import CostTable
 from hwmodel.errors import BudgetError, InputError
 from hwmodel.layer import LayerTable
 from hwmodel.precision import BitConfig, Precision
+from mpsearch.budgets import COSTS
 from mpsearch.quadratic import QuadraticTables
 from mpsearch.sensitivity_table import SensitivityTable
 
 Genomes = NDArray[np.int16]
 
 LOSS = "loss"
-COSTS = ("size_bytes", "mean_bits", "bops", "latency_s", "energy_j")
 
 
 @dataclass(frozen=True, slots=True)
@@ -417,20 +417,20 @@ def _require_reachable(problem: BitProblem) -> None:
         least = smallest(problem, name)
         if least > limit * (1 + 1e-12):
             raise BudgetError(
-                f"the budget of {name} is {limit:g}, but with these candidates the smallest that can be reached is "
-                f"{least:,.10g}; raise the budget or allow fewer bits"
+                f"the {COSTS[name].title} budget is {COSTS[name].text(limit)}, but with these candidates the least "
+                f"that can be reached is {COSTS[name].text(least)}; raise the budget or allow fewer bits"
             )
     if len(problem.budgets) > 1:
         (name, limit), *others = problem.budgets
         row = problem.cost_names.index(name)
+        inside = " and ".join(f"{COSTS[other].title} of {COSTS[other].text(most)}" for other, most in others)
         try:
             shares = relaxed_additive(problem, problem.costs[row], others)
         except BudgetError:
-            raise BudgetError(f"the budgets of {', '.join(other for other, _ in others)} exclude each other") from None
+            raise BudgetError(f"the budgets exclude each other: {inside}; raise one of them") from None
         least = float(problem.costs[row] @ shares + problem.fixed[row])
         if least > limit * (1 + 1e-6):
             raise BudgetError(
-                f"the budgets cannot be met together: {name} is {limit:.6g}, but within "
-                f"{', '.join(f'{other} of {most:.6g}' for other, most in others)} it is at least {least:,.10g}; "
-                "raise one of them"
+                f"the budgets cannot be met together: {COSTS[name].title} may be {COSTS[name].text(limit)}, but within "
+                f"{inside} it is at least {COSTS[name].text(least)}; raise one of them"
             )

@@ -200,7 +200,7 @@ def test_budgets_that_exclude_each_other(tiny: Path, tmp_path: Path, command: Co
     assert imported.code == 0
     result = run(command, tiny, tmp_path / "out", "--mean-bits", "4", "--latency-budget", "7ms", "--device", table)
     assert result.code == 2
-    assert "cannot be met together: mean_bits is 4, but within latency_s of 0.007 it is at least" in result.err
+    assert "cannot be met together: mean bits may be 4 bits, but within latency of 7 ms it is at least" in result.err
     assert "sensitivity" not in result.err
 
 
