@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hwmodel import InputError
-from mpsearch.budgets import COSTS
+from mpsearch.budgets import COSTS, NEED_DEVICE
 from mpsearch.options import RunOptions, device_abits, edge_policy, parse_abits, parse_bits, parse_objectives
 
 DEFAULTS = RunOptions(model="", size_budget_bytes=1)
@@ -313,7 +313,9 @@ def finalize(
     for name, index in picked(front, pick):
         done = job.finalize_step(front.config(index), name)
         top1 = "" if done["top1_reconstructed"] is None else f", top-1 {done['top1_reconstructed']:.2f} %"
-        job.console.out.print(f"{name}: {done['size_bytes']:,} bytes, KL {done['kl_reconstructed']:.4f} nats{top1}")
+        costs = job.costs_of(front.config(index))
+        spent = [COSTS[cost].text(costs[cost]) for cost in ("size_bytes", *NEED_DEVICE) if cost in costs]
+        job.console.out.print(f"{name}: {', '.join(spent)}, KL {done['kl_reconstructed']:.4f} nats{top1}")
 
 
 @app.command()

@@ -22,7 +22,7 @@ class FrontInfo:
     """What the picture of a front shows: a cost, the loss in nats, and the bits of the chosen configuration.
 
     `cost` is in the unit of `axis`; `other` is a third objective, in the unit of `other_axis`, that colours the points.
-    `budget` is None where the cost has none.
+    Their budgets are None where they have none.
     """
 
     title: str
@@ -31,6 +31,7 @@ class FrontInfo:
     loss: NDArray[np.float64]
     other_axis: str
     other: NDArray[np.float64] | None
+    other_budget: float | None
     budget: float | None
     budget_text: str
     chosen: tuple[float, float]
@@ -57,6 +58,7 @@ def front_info(
         loss,
         _axis(other) if other else "",
         front.objectives[:, 2] * other.scale if other else None,
+        budgets[other.name] * other.scale if other and other.name in budgets else None,
         limit,
         "" if limit is None else f"budget {limit:g} {cost.shown}",
         (float(values[index]), float(loss[index])),
@@ -86,7 +88,9 @@ def draw_front(info: FrontInfo, path: Path) -> None:
         top.plot(info.cost, info.loss, ".-", color="#3b528b", ms=4, lw=1, label="Pareto front")
     else:
         points = top.scatter(info.cost, info.loss, c=info.other, s=6, cmap="viridis", label="Pareto front")
-        figure.colorbar(points, ax=top, label=info.other_axis)
+        bar = figure.colorbar(points, ax=top, label=info.other_axis)
+        if info.other_budget is not None:
+            bar.ax.axhline(info.other_budget, color="#d62728", lw=2, ls="--")
     for name, cost, loss in info.references:
         top.plot(cost, loss, "s", ms=6, color="#999999", zorder=3)
         beside = {"textcoords": "offset points", "xytext": (0, 8), "ha": "center", "fontsize": 8, "color": "#555555"}
