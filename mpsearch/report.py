@@ -101,8 +101,9 @@ def device_rows(device: DeviceSpec) -> list[Table | str]:
     for precision, quantity in sorted(device.kernels.items()):
         numbers.add_row(f"kernel {precision}", f"{quantity.value:g}", quantity.unit, quantity.source)
     head = f"{device.name}: {device.title} ({device.model} model)"
-    run = f"batch of {device.batch}, costs are for one image; float activations run at "
-    run += f"{device.activation_bits_default} bits where there is no kernel for them"
+    run = f"batch of {device.batch}, costs are for one image"
+    if device.table is None:
+        run += f"; float activations run at {device.activation_bits_default} bits where there is no kernel for them"
     flow = f"; dataflow: {device.dataflow}" if device.model == "systolic" else ""
     return [head, *([f"caution: {device.caution}"] if device.caution else []), run + flow, numbers]
 
