@@ -2,15 +2,15 @@
 
     python benchmarks/bench_profile.py
 
-Needs the extra `onnx`. Writes benchmarks/results/bench_profile.json. Networks carry random weights: time does not
-depend on them. The layer table and the whole network are measured in turn, REPEATS times, and medians are compared.
+Needs the extra `onnx`. Writes benchmarks/results/bench_profile.json and the table of docs/hardware.md. Networks carry
+random weights: time does not depend on them. The layer table and the whole network are measured in turn, REPEATS times,
+and medians are compared.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import platform
 import sys
 import time
 from pathlib import Path
@@ -23,7 +23,9 @@ import torch
 import torchvision
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT)]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from machine import machine  # noqa: E402
 
 from hwmodel.device import lookup_device  # noqa: E402
 from hwmodel.latency import device_costs  # noqa: E402
@@ -34,6 +36,8 @@ from recon.network import trace  # noqa: E402
 NETWORKS = ("mobilenet_v2", "resnet18", "regnet_x_400mf")
 INTEGER = Precision(8, 8)
 REPEATS, RUNS = 5, 30
+PAGE, RESULT = ROOT / "docs" / "hardware.md", ROOT / "benchmarks" / "results" / "bench_profile.json"
+BEGIN, END = "<!-- bench_profile: begin -->", "<!-- bench_profile: end -->"
 
 
 class RandomImages:
@@ -110,24 +114,29 @@ def compare(name: str) -> list[dict[str, Any]]:
     ]
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    """The page's table."""
+    lines = ["| network | precision | sum of layers | whole network | error |", "|---|---|---|---|---|"]
+    for row in rows:
+        figures = f"{row['predicted_ms']:.2f} ms | {row['measured_ms']:.2f} ms | {100 * row['error']:+.1f} %"
+        lines.append(f"| {row['network']} | {row['precision']} | {figures} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     torch.set_num_threads(1)
     rows = [row for name in NETWORKS for row in compare(name)]
-    for row in rows:
-        print(
-            f"{row['network']:16} {row['precision']:7} predicted {row['predicted_ms']:7.2f} ms, "
-            f"measured {row['measured_ms']:7.2f} ms, error {row['error']:+.1%}"
-        )
+    print(table(rows))
     result = {
         "what": "sum of the layers' measured latencies beside the whole network's, one image, one thread",
-        "machine": platform.machine(),
+        "machine": machine(),
         "load_average": os.getloadavg()[0],
         "onnxruntime": onnxruntime.__version__,
         "rows": rows,
     }
-    path = ROOT / "benchmarks" / "results" / "bench_profile.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    head, rest = PAGE.read_text("utf-8").split(BEGIN)
+    PAGE.write_text(f"{head}{BEGIN}\n{table(rows)}\n{END}{rest.split(END)[1]}", "utf-8")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,6 +60,25 @@ class DeviceCosts:
             at = np.argwhere(wrong)
             name = self.layers[at[0][0]] if len(at) else "a layer"
             raise MpsearchError(f"device costs: compute, memory and overhead of {name} do not add up to its latency")
+
+    def at(self, precisions: Sequence[Precision]) -> DeviceCosts:
+        """The costs at some of the precisions."""
+        column = [self.precisions.index(precision) for precision in precisions]
+
+        def some(array: Floats) -> Floats:
+            return array[:, column]
+
+        return DeviceCosts(
+            self.layers,
+            tuple(precisions),
+            some(self.latency_s),
+            some(self.compute_s),
+            some(self.memory_s),
+            some(self.overhead_s),
+            None if self.energy_j is None else some(self.energy_j),
+            some(self.memory_bytes),
+            self.binds[:, column],
+        )
 
     def records(self) -> Iterator[LayerCost]:
         """The L·C costs one by one, layer by layer."""

@@ -184,13 +184,29 @@ def write_lookup(table: LookupTable, path: Path) -> None:
         writer.writerows(rows)
 
 
+def read_haq(path: Path) -> NDArray[np.float64]:
+    """The numbers of a HAQ table, a `.npy` file. Raises InputError where it is none; pickles are never loaded."""
+    try:
+        costs = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path} is no .npy file of numbers ({error})") from None
+    if not isinstance(costs, np.ndarray) or costs.dtype.kind not in "fiu":
+        raise InputError(f"{path} must hold an array of numbers, as np.save writes it")
+    if not (np.isfinite(costs).all() and (costs >= 0).all()):
+        raise InputError(f"{path} must hold finite numbers of at least 0")
+    return costs.astype(np.float64)
+
+
 def import_haq(costs: NDArray[np.float64], table: LayerTable, unit_s: float, batch: int, source: str) -> LookupTable:
     """The public lookup tables of HAQ (Wang et al., CVPR 2019): costs (L, 8, 8) by layer, weight and activation bits.
 
     Entry [i, w - 1, a - 1] is the cost of the i-th convolution or linear layer in the order of the model's modules
-    (`lib/env/linear_quantize_env.py` of its code) for a batch, in units of `unit_s` seconds, which the files do not
-    state. Layers of one shape are averaged; 1-bit entries are left out. Raises InputError where the shape differs.
+    (github.com/mit-han-lab/haq, lib/env/linear_quantize_env.py; its MobileNetV2 table is for a batch of 16) for a
+    batch, in units of `unit_s` seconds, which the files do not state. `table` has the layers in that order. Layers of
+    one shape are averaged; 1-bit entries are left out. Raises InputError where the shape differs.
     """
+    if batch < 1:
+        raise InputError(f"a HAQ table is for a batch of at least 1, got {batch}")
     if costs.ndim != 3 or costs.shape[0] != len(table) or costs.shape[1:] != (8, 8):
         raise InputError(f"a HAQ table of {table.model} must have shape ({len(table)}, 8, 8), got {costs.shape}")
     cells: dict[tuple[LayerShape, Precision], list[float]] = {}

@@ -6,15 +6,16 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hwmodel import InputError
-from mpsearch.options import RunOptions, edge_policy, parse_bits
-from mpsearch.units import parse_size
+from mpsearch.budgets import COSTS, NEED_DEVICE
+from mpsearch.options import RunOptions, device_abits, edge_policy, parse_abits, parse_bits, parse_objectives
 
 DEFAULTS = RunOptions(model="", size_budget_bytes=1)
 INTERRUPTED = 130
@@ -36,9 +37,25 @@ app = typer.Typer(
 Model = Annotated[str, typer.Option(help="A torchvision classifier, file.py:factory or package.module:factory.")]
 Weights = Annotated[Path | None, typer.Option(help="safetensors or a torch checkpoint; a JSON may stand beside it.")]
 Data = Annotated[str | None, typer.Option(help="A folder with calib/ and val/, a .npz, or file.py:factory.")]
-Budget = Annotated[str, typer.Option(help="What the packed file may take: 1.5MB, 900kB, 2MiB.")]
+SizeBudget = Annotated[str | None, typer.Option(help="What the packed file may take: 1.5MB, 900kB, 2MiB.")]
+LatencyBudget = Annotated[str | None, typer.Option(help="Seconds an image on the device: 3ms, 250us.")]
+EnergyBudget = Annotated[str | None, typer.Option(help="Joules an image on the device: 1mJ, 800uJ.")]
+BopsBudget = Annotated[str | None, typer.Option(help="Bit operations an image: 34G.")]
+MeanBits = Annotated[str | None, typer.Option(help="Mean bits of a weight: 3.5.")]
+Device = Annotated[str | None, typer.Option(help="A device's name, its TOML, or a lookup table (.csv, .json).")]
+Objectives = Annotated[
+    str | None,
+    typer.Option(
+        help="What the front spans beside the loss, one or two of size, latency, energy [default: what is budgeted]."
+    ),
+]
 Bits = Annotated[str, typer.Option(help="Candidate weight bits.")]
-ABits = Annotated[str | None, typer.Option(help="Candidate activation bits, such as 8 or 4,8 [default: float].")]
+ABits = Annotated[
+    str | None,
+    typer.Option(
+        help="Candidate activation bits: 8, 4,8 or 8,32 (32: float) [default: float; on a device, its widest]."
+    ),
+]
 Edges = Annotated[str, typer.Option(help="First and last layer: 8, free, or auto (8 where the budget has room).")]
 Samples = Annotated[int, typer.Option(help="Calibration images.")]
 ValSamples = Annotated[int, typer.Option(help="Validation images; 0 for all.")]
@@ -67,7 +84,13 @@ def root(
 
 @app.command()
 def run(
-    size_budget: Budget,
+    size_budget: SizeBudget = None,
+    latency_budget: LatencyBudget = None,
+    energy_budget: EnergyBudget = None,
+    bops_budget: BopsBudget = None,
+    mean_bits: MeanBits = None,
+    device: Device = None,
+    objectives: Objectives = None,
     model: Model = "mobilenetv2",
     weights: Weights = None,
     data: Data = None,
@@ -84,12 +107,12 @@ def run(
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """The main job: sensitivity, search, and the finished model at the budget."""
+    """The main job: sensitivity, search, and the finished model at the budget. Any number of budgets may be given."""
     from mpsearch import report
     from mpsearch.exact import answers
 
     options = _options(
-        size_budget,
+        _bounds(size_budget, latency_budget, energy_budget, bops_budget, mean_bits, device, objectives),
         model,
         weights,
         data,
@@ -113,7 +136,7 @@ def run(
     summary = job.summary_step(chosen)
     problem = job.problem(sensitivity)
     beside = answers(problem, problem.genomes(front.choices[best : best + 1])[0])
-    comparison = report.answer_rows(beside, options.size_budget_bytes)
+    comparison = report.answer_rows(beside, options.budgets)
     job.folder.write(
         "report.txt",
         report.as_text(
@@ -137,7 +160,7 @@ def layers(
     model: Model = "mobilenetv2",
     weights: Weights = None,
     data: Data = None,
-    device: Annotated[str | None, typer.Option(help="Costs on a device: its name, a TOML, or a lookup table.")] = None,
+    device: Device = None,
     as_json: Json = False,
 ) -> None:
     """The layer table: shapes, MACs, weights, blocks, and what is not quantized; with a device, what layers cost."""
@@ -146,13 +169,16 @@ def layers(
     from mpsearch import report
 
     spec = None if device is None else load_device(device)
-    table = _start(_options("1GB", model, weights, data), None).table
+    table = _start(_options({"size_budget_bytes": 10**9}, model, weights, data), None).table
     if as_json:
         print(json.dumps(table.to_json(), indent=1))
         return
     console = _console()
     if spec is not None:
-        console.out.print(report.cost_rows(device_costs(table, spec.precisions, spec)))
+        for part in report.cost_rows(device_costs(table, spec.precisions, spec)):
+            console.out.print(part)
+        if spec.table is not None and (missing := spec.table.missing(table, spec.precisions)):
+            console.out.print(report.missing_rows(missing))
         return
     for view in report.layer_rows(table):
         console.out.print(view)
@@ -177,17 +203,48 @@ def profile(
     model: Model = "mobilenetv2",
     weights: Weights = None,
     data: Data = None,
+    runtime: Annotated[str, typer.Option(help="What runs the layers: onnxruntime.")] = "onnxruntime",
     threads: Annotated[int, typer.Option(help="Threads of the runtime.")] = 1,
     rounds: Annotated[int, typer.Option(help="Runs that are counted.")] = 30,
 ) -> None:
-    """Measures every distinct layer shape in onnxruntime on this machine: a table for `layers --device`."""
+    """Measures every distinct layer shape in a runtime on this machine: a lookup table for --device."""
     from hwmodel.lookup import write_lookup
     from mpsearch.profile import profile_layers
 
-    if out.suffix not in (".csv", ".json"):
-        raise InputError(f"--out must be a .csv or .json file, got {out}")
-    job = _start(_options("1GB", model, weights, data), None)
-    found = profile_layers(job.table, threads=threads, rounds=rounds, report=job.console.note)
+    if runtime != "onnxruntime":
+        raise InputError(f"--runtime must be onnxruntime, got {runtime!r}")
+    _check_table_path(out)
+    job = _start(_options({"size_budget_bytes": 10**9}, model, weights, data), None)
+    partial = out.with_suffix(".partial.json")
+    try:
+        found = profile_layers(job.table, threads=threads, rounds=rounds, report=job.console.note, partial=partial)
+        write_lookup(found, out)
+    except OSError as error:
+        raise InputError(f"cannot write {out} ({error.strerror}); name another file with --out") from None
+    job.console.note(f"the table is in {out}; see it with: mpsearch layers --device {out}")
+
+
+@app.command("import-haq")
+def import_haq(
+    table: Annotated[Path, typer.Argument(help="A lookup table in HAQ's layout, .npy, (layers, 8, 8).")],
+    unit: Annotated[str, typer.Option(help="What one unit of its numbers is, the file does not say: 1ms.")],
+    out: Annotated[Path, typer.Option(help="The lookup table to write: .csv or .json.")],
+    batch: Annotated[int, typer.Option(help="Images that its costs are for.")] = 16,
+    model: Model = "mobilenetv2",
+    weights: Weights = None,
+    data: Data = None,
+) -> None:
+    """Turns a latency table of HAQ (github.com/mit-han-lab/haq) into a lookup table for --device."""
+    from hwmodel.lookup import import_haq as imported
+    from hwmodel.lookup import read_haq, write_lookup
+    from mpsearch.units import parse_duration
+
+    _check_table_path(out)
+    seconds, costs = parse_duration(unit), read_haq(table)
+    job = _start(_options({"size_budget_bytes": 10**9}, model, weights, data), None)
+    order = {name: index for index, (name, _) in enumerate(job.model.model.named_modules())}
+    layers = replace(job.table, layers=tuple(sorted(job.table, key=lambda layer: order[layer.name])))
+    found = imported(costs, layers, seconds, batch, f"HAQ table {table.name}, a batch of {batch}, unit {unit}")
     try:
         write_lookup(found, out)
     except OSError as error:
@@ -195,9 +252,20 @@ def profile(
     job.console.note(f"the table is in {out}; see it with: mpsearch layers --device {out}")
 
 
+def _check_table_path(out: Path) -> None:
+    if out.suffix not in (".csv", ".json"):
+        raise InputError(f"--out must be a .csv or .json file, got {out}")
+
+
 @app.command()
 def sensitivity(
-    size_budget: Budget,
+    size_budget: SizeBudget = None,
+    latency_budget: LatencyBudget = None,
+    energy_budget: EnergyBudget = None,
+    bops_budget: BopsBudget = None,
+    mean_bits: MeanBits = None,
+    device: Device = None,
+    objectives: Objectives = None,
     model: Model = "mobilenetv2",
     weights: Weights = None,
     data: Data = None,
@@ -209,7 +277,8 @@ def sensitivity(
     out: Out = None,
 ) -> None:
     """Measures the sensitivity cache of a run folder, which `search` and `finalize` go on from."""
-    job = _start(_options(size_budget, model, weights, data, wbits, abits, edges, samples=samples, seed=seed), out)
+    bounds = _bounds(size_budget, latency_budget, energy_budget, bops_budget, mean_bits, device, objectives)
+    job = _start(_options(bounds, model, weights, data, wbits, abits, edges, samples=samples, seed=seed), out)
     job.layers_step()
     job.sensitivity_step()
     job.console.note(f"the cache is in {job.folder.path}; go on with: mpsearch search {job.folder.path}")
@@ -226,7 +295,7 @@ def search(folder: Folder) -> None:
     front = job.search_step(table)
     problem = job.problem(table)
     found = problem.genomes(front.choices[front.best() : front.best() + 1])[0]
-    job.console.out.print(report.answer_rows(answers(problem, found), job.options.size_budget_bytes))
+    job.console.out.print(report.answer_rows(answers(problem, found), job.options.budgets))
 
 
 @app.command()
@@ -244,7 +313,9 @@ def finalize(
     for name, index in picked(front, pick):
         done = job.finalize_step(front.config(index), name)
         top1 = "" if done["top1_reconstructed"] is None else f", top-1 {done['top1_reconstructed']:.2f} %"
-        job.console.out.print(f"{name}: {done['size_bytes']:,} bytes, KL {done['kl_reconstructed']:.4f} nats{top1}")
+        costs = job.costs_of(front.config(index))
+        spent = [COSTS[cost].text(costs[cost]) for cost in ("size_bytes", *NEED_DEVICE) if cost in costs]
+        job.console.out.print(f"{name}: {', '.join(spent)}, KL {done['kl_reconstructed']:.4f} nats{top1}")
 
 
 @app.command()
@@ -347,23 +418,43 @@ def _errors(debug: bool) -> Iterator[None]:
         sys.exit(1)
 
 
+def _bounds(
+    size: str | None,
+    latency: str | None,
+    energy: str | None,
+    bops: str | None,
+    mean_bits: str | None,
+    device: str | None,
+    objectives: str | None,
+) -> dict[str, Any]:
+    """The run options that the budgets on the command line mean."""
+    texts = {"size_bytes": size, "latency_s": latency, "energy_j": energy, "bops": bops, "mean_bits": mean_bits}
+    bounds = {COSTS[name].field: COSTS[name].parse(text) for name, text in texts.items() if text is not None}
+    return {**bounds, "device": device, "objectives": () if objectives is None else parse_objectives(objectives)}
+
+
 def _options(
-    size_budget: str,
+    bounds: dict[str, Any],
     model: str,
     weights: Path | None,
     data: str | None,
     wbits: str = WBITS,
     abits: str | None = None,
     edges: str = DEFAULTS.edges,
-    **counts: int,
+    **counts: Any,
 ) -> RunOptions:
+    candidates = parse_bits(wbits)
+    if abits is not None:
+        activations = parse_abits(abits)
+    else:
+        activations = device_abits(bounds["device"], candidates) if bounds.get("device") else ()
     return RunOptions(
         model=model,
-        size_budget_bytes=parse_size(size_budget),
+        **bounds,
         weights=None if weights is None else str(weights),
         data=data,
-        wbits=parse_bits(wbits),
-        abits=() if abits is None else parse_bits(abits),
+        wbits=candidates,
+        abits=activations,
         edges=edge_policy(edges),
         **counts,
     )
@@ -393,5 +484,5 @@ def _console() -> Console:
 def _draw(job: Run, found: ParetoFront, index: int, beside: Sequence[Answer]) -> None:
     from mpsearch.plots import draw_front, front_info
 
-    info = front_info(found, index, job.options.size_budget_bytes, job.table, beside)
+    info = front_info(found, index, job.options.budgets, job.table, beside)
     draw_front(info, job.folder.file("front.png"))

@@ -1,22 +1,29 @@
-"""The first and the last layer: at 8 bits by convention, where the budget has room for that."""
+"""The first and the last layer: at 8 bits by convention, where the budgets have room for that."""
 
 from __future__ import annotations
 
-from hwmodel import LayerTable, Precision
-from hwmodel.size import layer_bytes
-from mpsearch.options import EDGE_BITS, EdgePolicy
+from collections.abc import Mapping
+
+from hwmodel import CostTable, LayerTable
+from mpsearch.options import EdgePolicy
+from mpsearch.problem import layer_costs
 
 LARGEST_SHARE = 0.25
 
 
-def pinned_edges(table: LayerTable, budget_bytes: int, policy: EdgePolicy) -> tuple[str, ...]:
-    """Names of the edge layers that are held at 8 bits.
+def pinned_edges(
+    table: LayerTable, costs: CostTable, budgets: Mapping[str, float], policy: EdgePolicy
+) -> tuple[str, ...]:
+    """Names of the edge layers that are held at 8 bits; `costs` are those of the layers at 8 bits, arrays (L, 1).
 
-    Under `auto`, one that would take more than a quarter of the budget at 8 bits is searched like any other: the
+    Under `auto`, one that would take more than a quarter of any budget at 8 bits is searched like any other: the
     classifier of MobileNetV2 on ImageNet has 37 % of all weights.
     """
-    edges = tuple(dict.fromkeys((table[0], table[-1])))
     if policy == "free":
         return ()
-    small = (layer for layer in edges if layer_bytes(layer, Precision(EDGE_BITS)) <= LARGEST_SHARE * budget_bytes)
-    return tuple(layer.name for layer in (edges if policy == "8" else small))
+    edges = dict.fromkeys((0, len(table) - 1))
+    if policy == "auto":
+        alone = layer_costs(table, costs, costs.precisions)
+        largest = {i: max(float(alone[name][i, 0]) / limit for name, limit in budgets.items()) for i in edges}
+        edges = dict.fromkeys(i for i in edges if largest[i] <= LARGEST_SHARE)
+    return tuple(table.names[i] for i in edges)

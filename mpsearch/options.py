@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from hwmodel import FLOAT_BITS, WEIGHT_BITS, InputError, Precision
+from hwmodel.device import load_device
+from mpsearch.budgets import COSTS, FRONT, NEED_DEVICE
 
 EDGE_BITS = 8
 EdgePolicy = Literal["auto", "8", "free"]
@@ -18,13 +20,22 @@ EdgePolicy = Literal["auto", "8", "free"]
 class RunOptions:
     """Everything that determines a run's result.
 
-    `size_budget_bytes` is what the packed file may take. Without `abits` activations stay float. `edges` says what
-    becomes of the first and the last layer: 8 bits (`8`), like any other (`free`), or 8 bits unless that takes more
-    than a quarter of the budget (`auto`).
+    Budgets are upper bounds in the units of their names; at least one is needed. `size_budget_bytes` is what the packed
+    file may take; latency and energy are those of `device`, a name or a file. `objectives` are the costs that the front
+    spans beside the loss, those of `default_objectives` where none is named. Without `abits` activations stay float,
+    32 among them is float.
+    `edges` says what becomes of the first and the last layer: 8 bits (`8`), like any other (`free`), or 8 bits unless
+    that takes more than a quarter of a budget (`auto`).
     """
 
     model: str
-    size_budget_bytes: int
+    size_budget_bytes: int | None = None
+    latency_budget_s: float | None = None
+    energy_budget_j: float | None = None
+    bops_budget: float | None = None
+    mean_bits_budget: float | None = None
+    device: str | None = None
+    objectives: tuple[str, ...] = ()
     weights: str | None = None
     data: str | None = None
     wbits: tuple[int, ...] = (2, 3, 4, 6, 8)
@@ -39,15 +50,33 @@ class RunOptions:
     polish_steps: int = 400
 
     def __post_init__(self) -> None:
-        unknown = [bits for bits in (*self.wbits, *self.abits) if bits not in WEIGHT_BITS]
+        unknown = [bits for bits in self.wbits if bits not in WEIGHT_BITS]
+        unknown += [bits for bits in self.abits if bits not in (*WEIGHT_BITS, FLOAT_BITS)]
         if unknown or not self.wbits:
             raise InputError(
                 f"candidate bits must be among {_list(WEIGHT_BITS)}, got {_list(tuple(unknown)) or 'none'}"
             )
         edge_policy(self.edges)
-        for name, least in (("size_budget_bytes", 1), ("samples", 1), ("val_samples", 0), ("seed", 0)):
+        if not self.budgets:
+            options = ", ".join(cost.option for cost in COSTS.values())
+            raise InputError(f"a budget is needed, say --size-budget 1.5MB; there are {options}")
+        for name, limit in self.budgets.items():
+            if not 0 < limit < float("inf"):
+                raise InputError(f"{COSTS[name].option} must be above zero, got {limit}")
+        wanted = next((name for name in (*self.budgets, *self.objectives) if name in NEED_DEVICE), None)
+        if wanted and self.device is None:
+            raise InputError(
+                f"{COSTS[wanted].title} is that of a device; name one with --device (see mpsearch devices)"
+            )
+        for name, least in (("samples", 1), ("val_samples", 0), ("seed", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
+
+    @property
+    def budgets(self) -> dict[str, float]:
+        """The upper bounds by the name of the cost."""
+        limits = {name: getattr(self, cost.field) for name, cost in COSTS.items()}
+        return {name: float(limit) for name, limit in limits.items() if limit is not None}
 
     @property
     def demo(self) -> bool:
@@ -66,8 +95,8 @@ class RunOptions:
 
     def to_toml(self) -> str:
         """The text of `config.toml`."""
-        lines = [f"{name} = {json.dumps(value)}" for name, value in asdict(self).items() if value is not None]
-        return "\n".join(["# mpsearch run options; size_budget_bytes in bytes", *lines, ""])
+        lines = [f"{name} = {json.dumps(value)}" for name, value in asdict(self).items() if value not in (None, ())]
+        return "\n".join(["# mpsearch run options; budgets in the units of their names", *lines, ""])
 
     @classmethod
     def from_toml(cls, path: Path) -> RunOptions:
@@ -95,8 +124,37 @@ def edge_policy(text: str) -> EdgePolicy:
     raise InputError(f"--edges must be one of {_list(get_args(EdgePolicy))}, got {text!r}")
 
 
+def parse_objectives(text: str) -> tuple[str, ...]:
+    """Reads `size,latency`: one or two of size, latency, energy. Raises InputError for anything else."""
+    titles = {COSTS[name].title: name for name in FRONT}
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part in titles for part in parts) or len(set(parts)) != len(parts) or len(parts) > 2:
+        raise InputError(f"--objectives takes one or two of {', '.join(titles)}, got {text!r}")
+    return tuple(titles[part] for part in parts)
+
+
+def device_abits(device: str, wbits: tuple[int, ...]) -> tuple[int, ...]:
+    """Candidate activation bits where none are asked for: the widest that the device runs with any of `wbits`.
+
+    Float activations are candidates too where it runs them as they are, as a measured table may say.
+    """
+    runs = load_device(device).precisions
+    widths = {precision.a for precision in runs if precision.w in wbits} or {precision.a for precision in runs}
+    quantized = widths - {FLOAT_BITS}
+    return (max(quantized), *sorted(widths & {FLOAT_BITS})) if quantized else ()
+
+
 def _list(values: tuple[object, ...]) -> str:
     return ", ".join(map(str, values))
+
+
+def parse_abits(text: str) -> tuple[int, ...]:
+    """Reads `4,8` or `8,32`, 32 for float; float alone is no candidate bits. Raises InputError for anything else."""
+    parts = [part.strip() for part in text.split(",")]
+    quantized = [part for part in parts if part != str(FLOAT_BITS)]
+    if not quantized:
+        return ()
+    return (*parse_bits(",".join(quantized)), *([FLOAT_BITS] if len(quantized) < len(parts) else []))
 
 
 def parse_bits(text: str) -> tuple[int, ...]:

@@ -12,7 +12,10 @@ from typing import Any
 import torch
 
 from hwmodel import BitConfig, BudgetError, CostTable, InputError, LayerTable, Precision
+from hwmodel.device import DeviceSpec, load_device
+from hwmodel.latency import with_device
 from hwmodel.size import PackedLayout, cost_table
+from mpsearch.budgets import COSTS, NEED_DEVICE, default_objectives, describe
 from mpsearch.cache import load_table, save_table
 from mpsearch.console import Console
 from mpsearch.data import DataSource, load_data, normalize
@@ -24,7 +27,7 @@ from mpsearch.front import ParetoFront
 from mpsearch.models import LoadedModel, load_model
 from mpsearch.options import RunOptions
 from mpsearch.packed import layout_of
-from mpsearch.problem import BitProblem, build_problem
+from mpsearch.problem import BitProblem, build_problem, cheapest, layer_costs
 from mpsearch.search import SearchSettings, search
 from mpsearch.sensitivity import METRIC, measure
 from mpsearch.sensitivity_table import SensitivityTable
@@ -89,25 +92,64 @@ class Run:
         return layout_of(self.network, self.model.reference, bool(self.options.abits))
 
     @cached_property
+    def device(self) -> DeviceSpec | None:
+        """The device whose latency and energy count."""
+        return None if self.options.device is None else load_device(self.options.device)
+
+    @cached_property
+    def offered(self) -> tuple[Precision, ...]:
+        """The candidates that were asked for and, where there is a device, that it runs."""
+        wanted = self.options.precisions
+        if self.device is None:
+            return wanted
+        runs = tuple(precision for precision in wanted if precision in self.device.kernels)
+        if not runs:
+            raise InputError(
+                f"device {self.device.name} runs none of {', '.join(map(str, wanted))}; it runs "
+                f"{', '.join(map(str, self.device.precisions))}: ask for those with --wbits and --abits"
+            )
+        return runs
+
+    @cached_property
     def pinned(self) -> tuple[str, ...]:
         """Edge layers held at 8 bits."""
-        return pinned_edges(self.table, self.options.size_budget_bytes, self.options.edges)
+        edge = self.options.edge
+        if self.device is not None and edge not in self.device.kernels:
+            if self.options.edges == "8":
+                raise InputError(f"device {self.device.name} does not run {edge}; take --edges free")
+            return ()
+        return pinned_edges(self.table, self._costs_at((edge,)), self.options.budgets, self.options.edges)
 
     @cached_property
     def precisions(self) -> tuple[Precision, ...]:
         """Candidates, and 8 bits where an edge layer is held there."""
-        return tuple(sorted({*self.options.precisions, *([self.options.edge] if self.pinned else [])}))
+        return tuple(sorted({*self.offered, *([self.options.edge] if self.pinned else [])}))
 
     @cached_property
     def allowed(self) -> dict[str, list[Precision]]:
         """What every layer may have."""
-        edge, any_other = [self.options.edge], list(self.options.precisions)
+        edge, any_other = [self.options.edge], list(self.offered)
         return {name: edge if name in self.pinned else any_other for name in self.table.names}
 
     @cached_property
     def costs(self) -> CostTable:
-        """Sizes and bit operations per layer and candidate."""
-        return cost_table(self.layout, self.precisions)
+        """Sizes, bit operations and, where there is a device, latency and energy per layer and candidate."""
+        return self._costs_at(self.precisions)
+
+    def _costs_at(self, precisions: tuple[Precision, ...]) -> CostTable:
+        costs = cost_table(self.layout, precisions)
+        if self.device is None:
+            return costs
+        costs = with_device(costs, self.table, self.device)
+        if "energy_j" in (*self.options.budgets, *self.options.objectives) and costs.energy_j is None:
+            raise InputError(f"device {self.device.name} gives no energy; budget its latency, or name another device")
+        return costs
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """What the front spans beside the loss."""
+        chosen = self.options.objectives
+        return chosen or default_objectives(self.options.budgets, self.device is not None)
 
     @cached_property
     def float_logits(self) -> torch.Tensor:
@@ -136,10 +178,24 @@ class Run:
         """Writes options and layer table, once it is clear that the folder is free and the budget can be met."""
         self.check_folder()
         self.check_budget()
+        self._note_refused()
         self.folder.write("config.toml", self.options.to_toml())
         data = {"fingerprint": self.model.fingerprint, "table": self.table.to_json()}
         self.folder.write_json("layers.json", data)
         return self.table
+
+    def _note_refused(self) -> None:
+        refused = [str(precision) for precision in self.options.precisions if precision not in self.offered]
+        if self.device is not None and refused:
+            self.console.note(f"device {self.device.name} does not run {', '.join(refused)}: not offered to the search")
+        if self.device is not None and self.device.table is not None:
+            missing = self.device.table.missing(self.table, self.precisions)
+            if missing:
+                of = f"{len(missing)} of {len(self.table) * len(self.precisions)}"
+                self.console.note(
+                    f"{of} costs have no row in {self.device.name} and are fitted; see which: mpsearch layers --device "
+                    f"{self.options.device}"
+                )
 
     @cached_property
     def sensitivity_key(self) -> str:
@@ -178,21 +234,30 @@ class Run:
         return "images, weights or quantizer"
 
     def problem(self, sensitivity: SensitivityTable) -> BitProblem:
-        """The search problem under the budget."""
-        budgets = {"size_bytes": float(self.options.size_budget_bytes)}
-        return build_problem(self.table, self.costs, sensitivity, self.allowed, budgets)
+        """The search problem under the budgets."""
+        return self._unbounded(sensitivity).with_budgets(self.options.budgets)
+
+    def _unbounded(self, sensitivity: SensitivityTable) -> BitProblem:
+        objectives = ("loss", *self.objectives)
+        return build_problem(self.table, self.costs, sensitivity, self.allowed, objectives=objectives)
 
     def check_budget(self) -> None:
-        """Raises BudgetError, before anything is measured, where no configuration fits."""
-        least = self.costs.fixed_bytes
-        for sizes, allowed in zip(self.costs.weight_bytes, self.allowed.values(), strict=True):
-            least += int(min(sizes[self.precisions.index(precision)] for precision in allowed))
-        if least > self.options.size_budget_bytes:
+        """Raises BudgetError, before anything is measured, where no configuration fits: it names the nearest."""
+        problem = self._unbounded(SensitivityTable.unmeasured(self.table.names, self.precisions))
+        for name, limit in self.options.budgets.items():
+            genome = cheapest(problem, name)
+            least = float(problem.pick(problem.values(genome[None]), [name])[0, 0])
+            if least <= limit * (1 + 1e-12):
+                continue
+            cost = COSTS[name]
+            on = f" on {self.device.name}" if self.device is not None and name in NEED_DEVICE else ""
+            what = "smallest file" if name == "size_bytes" else f"{cost.least} configuration"
             raise BudgetError(
-                f"the size budget is {self.options.size_budget_bytes:,} bytes, but the smallest file that candidate "
-                f"bits {','.join(map(str, self.options.wbits))} can reach has {least:,} bytes; raise --size-budget or "
-                "allow fewer bits with --wbits"
+                f"the {cost.title} budget is {cost.text(limit)}, but the {what} that candidate bits "
+                f"{', '.join(map(str, self.offered))} can reach{on} has {cost.text(least)} "
+                f"({describe(problem.config(genome))}); raise {cost.option} or allow fewer bits with --wbits"
             )
+        problem.with_budgets(self.options.budgets)
 
     def search_step(self, sensitivity: SensitivityTable) -> ParetoFront:
         """The Pareto front: read when current, else searched and written, with the costs it was searched with."""
@@ -200,7 +265,13 @@ class Run:
         settings = SearchSettings(population=options.population, generations=options.generations, seed=options.seed)
         problem = self.problem(sensitivity)
         key = fingerprint(
-            self.sensitivity_key, asdict(settings), problem.budgets, problem.choices, self.layout.fixed_bytes()
+            self.sensitivity_key,
+            asdict(settings),
+            problem.budgets,
+            problem.choices,
+            problem.objectives,
+            problem.costs.tolist(),
+            self.layout.fixed_bytes(),
         )
         path = self.folder.file("front.json")
         costs = self.folder.current("costs.json", key)
@@ -211,7 +282,7 @@ class Run:
             checkpoint = self.folder.file(f"search-{key}.npz")
             front = search(problem, settings, checkpoint, lambda seen: advance(seen.generation))
         self.folder.write("front.json", front.to_json())
-        self.folder.write_json("costs.json", {"key": key, **_costs_json(self.costs)})
+        self.folder.write_json("costs.json", {"key": key, **_costs_json(self.costs, self.device)})
         return front
 
     def finalize_step(self, config: BitConfig, name: str) -> Json:
@@ -257,12 +328,21 @@ class Run:
         """Accuracy and KL divergence from the float model on the validation images."""
         return evaluate(model, self._validation, self.model.mean, self.model.std, reference_logits=self.float_logits)
 
+    def costs_of(self, config: BitConfig) -> dict[str, float]:
+        """What a configuration costs, by the names that budgets have."""
+        arrays = layer_costs(self.table, self.costs, self.precisions)
+        choice = [self.precisions.index(precision) for precision in config.precisions]
+        sums = {name: float(array[range(len(choice)), choice].sum()) for name, array in arrays.items()}
+        return {**sums, "size_bytes": sums["size_bytes"] + self.costs.fixed_bytes}
+
     def summary_step(self, chosen: Json) -> Json:
         """Writes `summary.json`; seconds of steps that were current are kept from the run that made them."""
         old = self.folder.read_json("summary.json") if self.folder.file("summary.json").is_file() else {}
         seconds = {**old.get("seconds", {}), **{step: round(s, 2) for step, s in self.seconds.items()}}
         peak = max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, old.get("peak_rss_bytes", 0))
-        summary = summarize(self.options, self.model, self.data, self.pinned, chosen, seconds, peak)
+        costs = self.costs_of(BitConfig.from_json(chosen["config"]))
+        device = None if self.device is None else self.device.name
+        summary = summarize(self.options, self.model, self.data, self.pinned, chosen, costs, device, seconds, peak)
         if not self.seconds and old:
             return old
         self.folder.write_json("summary.json", summary)
@@ -283,8 +363,8 @@ class _Timer:
         self.seconds[self.step] = time.perf_counter() - self.started
 
 
-def _costs_json(costs: CostTable) -> Json:
-    return {
+def _costs_json(costs: CostTable, device: DeviceSpec | None) -> Json:
+    data: Json = {
         "layers": list(costs.layers),
         "precisions": [str(precision) for precision in costs.precisions],
         "fixed_bytes": costs.fixed_bytes,
@@ -292,3 +372,10 @@ def _costs_json(costs: CostTable) -> Json:
         "code_bits": costs.code_bits.tolist(),
         "bops": costs.bops.tolist(),
     }
+    if device is not None:
+        data["device"] = device.name
+    for name in NEED_DEVICE:
+        array = getattr(costs, name)
+        if array is not None:
+            data[name] = array.tolist()
+    return data

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodel import BitConfig, LayerTable
+from mpsearch.budgets import COSTS, Cost
 from mpsearch.exact import Answer
 from mpsearch.front import ParetoFront
 
@@ -18,12 +19,21 @@ BIT_COLOURS = {2: "#440154", 3: "#3b528b", 4: "#21918c", 5: "#3aa876", 6: "#5ec9
 
 @dataclass(frozen=True, slots=True)
 class FrontInfo:
-    """What the picture of a front shows: sizes in MB, losses in nats, and the bits of the chosen configuration."""
+    """What the picture of a front shows: a cost, the loss in nats, and the bits of the chosen configuration.
+
+    `cost` is in the unit of `axis`; `other` is a third objective, in the unit of `other_axis`, that colours the points.
+    Their budgets are None where they have none.
+    """
 
     title: str
-    size_mb: NDArray[np.float64]
+    axis: str
+    cost: NDArray[np.float64]
     loss: NDArray[np.float64]
-    budget_mb: float
+    other_axis: str
+    other: NDArray[np.float64] | None
+    other_budget: float | None
+    budget: float | None
+    budget_text: str
     chosen: tuple[float, float]
     references: tuple[tuple[str, float, float], ...]
     layers: tuple[str, ...]
@@ -32,19 +42,28 @@ class FrontInfo:
 
 
 def front_info(
-    front: ParetoFront, index: int, budget_bytes: float, table: LayerTable, answers: Sequence[Answer]
+    front: ParetoFront, index: int, budgets: Mapping[str, float], table: LayerTable, answers: Sequence[Answer]
 ) -> FrontInfo:
     """The picture of `front` with point `index` chosen."""
-    loss, size = front.objectives[:, front.names.index("loss")], front.objectives[:, front.names.index("size_bytes")]
+    name, *others = front.names[1:]
+    cost = COSTS[name]
+    loss, values = front.objectives[:, 0], front.objectives[:, 1] * cost.scale
     config: BitConfig = front.config(index)
+    other = COSTS[others[0]] if others else None
+    limit = budgets[name] * cost.scale if name in budgets else None
     return FrontInfo(
         table.model.split("?")[0].removeprefix("torchvision:"),
-        size / 1e6,
+        _axis(cost),
+        values,
         loss,
-        budget_bytes / 1e6,
-        (float(size[index]) / 1e6, float(loss[index])),
+        _axis(other) if other else "",
+        front.objectives[:, 2] * other.scale if other else None,
+        budgets[other.name] * other.scale if other and other.name in budgets else None,
+        limit,
+        "" if limit is None else f"budget {limit:g} {cost.shown}",
+        (float(values[index]), float(loss[index])),
         tuple(
-            (answer.name, dict(answer.costs)["size_bytes"] / 1e6, answer.loss)
+            (answer.name, dict(answer.costs)[name] * cost.scale, answer.loss)
             for answer in answers
             if answer.name.startswith("uniform")  # greedy and exact answers would hide behind the chosen point
         ),
@@ -54,6 +73,10 @@ def front_info(
     )
 
 
+def _axis(cost: Cost) -> str:
+    return f"{'packed file' if cost.name == 'size_bytes' else cost.title}, {cost.shown}"
+
+
 def draw_front(info: FrontInfo, path: Path) -> None:
     """Writes the front above the chosen configuration's bits per layer, as a PNG."""
     from matplotlib.figure import Figure
@@ -61,14 +84,21 @@ def draw_front(info: FrontInfo, path: Path) -> None:
 
     figure = Figure(figsize=(9, 7), dpi=120, layout="constrained")
     top, bottom = figure.subplots(2, 1, height_ratios=[3, 1.5])
-    top.plot(info.size_mb, info.loss, ".-", color="#3b528b", ms=4, lw=1, label="Pareto front")
-    for name, size, loss in info.references:
-        top.plot(size, loss, "s", ms=6, color="#999999", zorder=3)
+    if info.other is None:
+        top.plot(info.cost, info.loss, ".-", color="#3b528b", ms=4, lw=1, label="Pareto front")
+    else:
+        points = top.scatter(info.cost, info.loss, c=info.other, s=6, cmap="viridis", label="Pareto front")
+        bar = figure.colorbar(points, ax=top, label=info.other_axis)
+        if info.other_budget is not None:
+            bar.ax.axhline(info.other_budget, color="#d62728", lw=2, ls="--")
+    for name, cost, loss in info.references:
+        top.plot(cost, loss, "s", ms=6, color="#999999", zorder=3)
         beside = {"textcoords": "offset points", "xytext": (0, 8), "ha": "center", "fontsize": 8, "color": "#555555"}
-        top.annotate(name.removesuffix("A32"), (size, loss), **beside)
-    top.axvline(info.budget_mb, color="#d62728", lw=1, ls="--", label=f"budget {info.budget_mb:g} MB")
+        top.annotate(name.removesuffix("A32"), (cost, loss), **beside)
+    if info.budget is not None:
+        top.axvline(info.budget, color="#d62728", lw=1, ls="--", label=info.budget_text)
     top.plot(*info.chosen, "*", color="#d62728", ms=15, zorder=4, label="chosen")
-    top.set(yscale="log", xlabel="packed file, MB", ylabel="predicted KL divergence, nats", title=info.title)
+    top.set(yscale="log", xlabel=info.axis, ylabel="predicted KL divergence, nats", title=info.title)
     top.grid(alpha=0.3, which="both")
     top.legend()
     bars = range(len(info.layers))

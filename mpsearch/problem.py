@@ -19,13 +19,13 @@ from hwmodel.cost import CostTable
 from hwmodel.errors import BudgetError, InputError
 from hwmodel.layer import LayerTable
 from hwmodel.precision import BitConfig, Precision
+from mpsearch.budgets import COSTS
 from mpsearch.quadratic import QuadraticTables
 from mpsearch.sensitivity_table import SensitivityTable
 
 Genomes = NDArray[np.int16]
 
 LOSS = "loss"
-COSTS = ("size_bytes", "mean_bits", "bops", "latency_s", "energy_j")
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,7 @@ def build_problem(
     _require_same(table, costs, sensitivity)
     choices = _gene_choices(table, sensitivity.precisions, allowed or {})
     linear, pair = _gene_loss(table, sensitivity, choices)
-    per_layer = _cost_arrays(table, costs, sensitivity.precisions)
+    per_layer = layer_costs(table, costs, sensitivity.precisions)
     cost_names = tuple(per_layer)
     flat_costs = np.array([_gene_sums(table, per_layer[name], choices) for name in cost_names])
     fixed = np.array([float(costs.fixed_bytes) if name == "size_bytes" else 0.0 for name in cost_names])
@@ -193,6 +193,15 @@ def smallest(problem: BitProblem, cost: str) -> float:
     """The smallest value that `cost` can take, whatever the budgets."""
     row = problem.cost_names.index(cost)
     return float(np.minimum.reduceat(problem.costs[row], problem.start).sum() + problem.fixed[row])
+
+
+def cheapest(problem: BitProblem, cost: str) -> Genomes:
+    """The genome (G,) that has the smallest value of `cost`; of equal choices, the highest precision."""
+    row = problem.costs[problem.cost_names.index(cost)]
+    genome = np.empty(len(problem.genes), dtype=np.int16)
+    for gene, (start, size) in enumerate(zip(problem.start, problem.sizes, strict=True)):
+        genome[gene] = size - 1 - row[start : start + size][::-1].argmin()
+    return genome
 
 
 def solve_additive(
@@ -369,10 +378,10 @@ def _gene_loss(
     return linear, (pair + pair.T) / 2
 
 
-def _cost_arrays(
+def layer_costs(
     table: LayerTable, costs: CostTable, precisions: tuple[Precision, ...]
 ) -> dict[str, NDArray[np.float64]]:
-    """Additive costs (L, C) by name, at the candidates' columns."""
+    """Additive costs (L, C) by the names that budgets and objectives have, at the columns of `precisions`."""
     columns = [costs.precisions.index(precision) for precision in precisions]
     arrays = {
         "size_bytes": costs.weight_bytes,
@@ -408,19 +417,20 @@ def _require_reachable(problem: BitProblem) -> None:
         least = smallest(problem, name)
         if least > limit * (1 + 1e-12):
             raise BudgetError(
-                f"the budget of {name} is {limit:g}, but with these candidates the smallest that can be reached is "
-                f"{least:,.10g}; raise the budget or allow fewer bits"
+                f"the {COSTS[name].title} budget is {COSTS[name].text(limit)}, but with these candidates the least "
+                f"that can be reached is {COSTS[name].text(least)}; raise the budget or allow fewer bits"
             )
     if len(problem.budgets) > 1:
         (name, limit), *others = problem.budgets
         row = problem.cost_names.index(name)
+        inside = " and ".join(f"{COSTS[other].title} of {COSTS[other].text(most)}" for other, most in others)
         try:
             shares = relaxed_additive(problem, problem.costs[row], others)
         except BudgetError:
-            raise BudgetError(f"the budgets of {', '.join(other for other, _ in others)} exclude each other") from None
+            raise BudgetError(f"the budgets exclude each other: {inside}; raise one of them") from None
         least = float(problem.costs[row] @ shares + problem.fixed[row])
         if least > limit * (1 + 1e-6):
             raise BudgetError(
-                f"the budgets cannot be met together: {name} is {limit:g}, but within "
-                f"{', '.join(other for other, _ in others)} it is at least {least:,.10g}; raise one of them"
+                f"the budgets cannot be met together: {COSTS[name].title} may be {COSTS[name].text(limit)}, but within "
+                f"{inside} it is at least {COSTS[name].text(least)}; raise one of them"
             )

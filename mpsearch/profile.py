@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from hwmodel.errors import InputError
 from hwmodel.layer import LayerSpec, LayerTable
-from hwmodel.lookup import LayerShape, LookupRow, LookupTable
+from hwmodel.lookup import LayerShape, LookupRow, LookupTable, read_lookup, write_lookup
 from hwmodel.precision import FLOAT_BITS, Precision
 
 FLOAT = Precision(FLOAT_BITS, FLOAT_BITS)
@@ -68,21 +68,27 @@ def profile_layers(
     warmup: int = 3,
     seed: int = 0,
     report: Callable[[str], None] = lambda line: None,
+    partial: Path | None = None,
 ) -> LookupTable:
     """Measures each distinct shape of `table`, one image at a time, at those of `precisions` that onnxruntime executes.
 
     A precision counts as executed when the runtime loads and runs the model and, for integer activations, runs it with
     an integer kernel: a model that is widened to float on every call would be measured, but saves no arithmetic. What
-    is left out is reported, a line each, as `report` gets them. Raises InputError where onnx or onnxruntime is missing,
-    or nothing can be run.
+    is left out is reported, a line each, as `report` gets them. `partial` (.json) keeps what is measured, precision by
+    precision: an interrupted profile goes on from it, and the file goes when all is measured. Raises InputError where
+    onnx or onnxruntime is missing, or nothing can be run.
     """
     onnx, runtime = _require("onnx"), _require("onnxruntime")
     if rounds < 1 or warmup < 0 or threads < 1:
         raise InputError(f"rounds and threads must be at least 1, got {rounds} and {threads}")
     shapes = list(dict.fromkeys(LayerShape.of(layer) for layer in table))
-    rows: list[LookupRow] = []
+    source = _source(runtime, threads, rounds)
+    rows = _measured_before(partial, source, shapes)
     with TemporaryDirectory() as folder:
         for precision in precisions:
+            if any(row.precision == precision for row in rows):
+                report(f"{precision}: measured before the interruption")
+                continue
             try:
                 probes = _probes(onnx, runtime, shapes, precision, threads, np.random.default_rng(seed), Path(folder))
             except _Refused as reason:
@@ -96,11 +102,30 @@ def profile_layers(
             for i, (shape, probe) in enumerate(zip(shapes, probes, strict=True)):
                 spread = float(high[i] - low[i]) / 2
                 rows.append(LookupRow(shape, precision, float(middle[i]), None, spread, "+".join(probe.operators)))
+            if partial is not None:
+                write_lookup(LookupTable(source, tuple(rows)), partial)
             names = sorted({name for probe in probes for name in probe.operators})
             report(f"{precision}: {len(shapes)} shapes, {middle.sum() * 1e3:.2f} ms, by {'+'.join(names)}")
     if not rows:
         raise InputError(f"onnxruntime runs none of {', '.join(map(str, precisions))} here")
-    return LookupTable(_source(runtime, threads, rounds), tuple(rows))
+    if partial is not None:
+        partial.unlink(missing_ok=True)
+    return LookupTable(source, tuple(rows))
+
+
+def _measured_before(partial: Path | None, source: str, shapes: Sequence[LayerShape]) -> list[LookupRow]:
+    """The rows of an interrupted profile of the same shapes in the same runtime, else none."""
+    if partial is None or not partial.is_file():
+        return []
+    try:
+        table = read_lookup(partial)
+    except InputError:  # cut off while it was written
+        return []
+    complete = {
+        precision for precision in table.precisions if all((shape, precision) in table.index for shape in shapes)
+    }
+    same = table.source == source and {row.shape for row in table.rows} == set(shapes)
+    return [row for row in table.rows if same and row.precision in complete]
 
 
 class _Refused(Exception):

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from hwmodel import BitConfig, LayerTable
+from hwmodel import BitConfig, LayerTable, Precision
 from hwmodel.breakdown import DeviceCosts
 from hwmodel.device import DeviceSpec
+from mpsearch.budgets import COSTS, NEED_DEVICE, share
 from mpsearch.exact import Answer
 from mpsearch.folder import Json
 from mpsearch.front import ParetoFront
 from mpsearch.summary import lines
+from mpsearch.units import format_number
 
 WIDTH = 110
+MOST_COLUMNS = 7
 
 
 def layer_rows(table: LayerTable, uncounted: bool = True) -> list[Table]:
@@ -44,9 +47,19 @@ def layer_rows(table: LayerTable, uncounted: bool = True) -> list[Table]:
     return tables
 
 
-def cost_rows(costs: DeviceCosts) -> Table:
-    """Microseconds of every layer at every precision, what binds it, and totals; energy where the device has it."""
-    view = _table("layer", *[f">{precision}, µs" for precision in costs.precisions], "binds")
+def cost_rows(costs: DeviceCosts) -> list[Table]:
+    """Microseconds of every layer at every precision, what binds it, and totals; energy where the device has it.
+
+    One table, or one for each width of activations where there are more precisions than a page is wide.
+    """
+    if len(costs.precisions) <= MOST_COLUMNS:
+        return [_cost_table(costs)]
+    widths = sorted({precision.a for precision in costs.precisions}, reverse=True)
+    return [_cost_table(costs.at([p for p in costs.precisions if p.a == width])) for width in widths]
+
+
+def _cost_table(costs: DeviceCosts) -> Table:
+    view = _table("µs an image", *[f">{precision}" for precision in costs.precisions], "binds")
     for index, layer in enumerate(costs.layers):
         binds = ",".join(dict.fromkeys(costs.binds[index].tolist()))
         view.add_row(layer, *[f"{1e6 * seconds:,.2f}" for seconds in costs.latency_s[index]], binds)
@@ -57,6 +70,17 @@ def cost_rows(costs: DeviceCosts) -> Table:
         view.add_row(f"  {name.removesuffix('_s')}", *[f"{1e6 * seconds:,.2f}" for seconds in parts], "")
     if costs.energy_j is not None:
         view.add_row("energy, µJ", *[f"{1e6 * joules:,.2f}" for joules in costs.energy_j.sum(axis=0)], "")
+    return view
+
+
+def missing_rows(missing: Sequence[tuple[str, Precision]]) -> Table:
+    """Layers and precisions that a lookup table has no row for."""
+    by_layer: dict[str, list[str]] = {}
+    for name, precision in missing:
+        by_layer.setdefault(name, []).append(str(precision))
+    view = _table("no row in the table: fitted", "at", wrap=True)
+    for name, precisions in by_layer.items():
+        view.add_row(name, ", ".join(precisions))
     return view
 
 
@@ -77,32 +101,57 @@ def device_rows(device: DeviceSpec) -> list[Table | str]:
     for precision, quantity in sorted(device.kernels.items()):
         numbers.add_row(f"kernel {precision}", f"{quantity.value:g}", quantity.unit, quantity.source)
     head = f"{device.name}: {device.title} ({device.model} model)"
-    return [head, *([f"caution: {device.caution}"] if device.caution else []), numbers]
+    run = f"batch of {device.batch}, costs are for one image"
+    if device.table is None:
+        run += f"; float activations run at {device.activation_bits_default} bits where there is no kernel for them"
+    flow = f"; dataflow: {device.dataflow}" if device.model == "systolic" else ""
+    return [head, *([f"caution: {device.caution}"] if device.caution else []), run + flow, numbers]
 
 
-def answer_rows(answers: Sequence[Answer], budget_bytes: float) -> Table:
-    """Uniform, greedy, exact and found answers side by side."""
-    view = _table("answer", ">file bytes", ">of budget", ">mean bits", ">predicted KL", "")
+def answer_rows(answers: Sequence[Answer], budgets: Mapping[str, float]) -> Table:
+    """Uniform, greedy, exact and found answers side by side; `of budget` is the share of the tightest."""
+    known = dict(answers[0].costs)
+    shown = [name for name in COSTS if name in known and (name in NEED_DEVICE or name in budgets)]
+    shown = [name for name in shown if name not in ("size_bytes", "mean_bits")]
+    view = _table(
+        "answer", ">file bytes", *[f">{_heading(name)}" for name in shown], ">of budget", ">mean bits",
+        ">predicted KL", "",
+    )  # fmt: skip
     for answer in answers:
         costs = dict(answer.costs)
-        size = costs["size_bytes"]
         fits = "" if answer.feasible else "over budget"
-        share = f"{100 * size / budget_bytes:.1f} %"
-        view.add_row(answer.name, f"{size:,.0f}", share, f"{costs['mean_bits']:.2f}", f"{answer.loss:.4g} nats", fits)
+        view.add_row(
+            answer.name,
+            *[_figure(name, costs[name]) for name in ("size_bytes", *shown)],
+            f"{100 * share(costs, budgets):.1f} %",
+            f"{costs['mean_bits']:.2f}",
+            f"{answer.loss:.4g} nats",
+            fits,
+        )
     return view
 
 
 def front_rows(front: ParetoFront, points: Sequence[int], finished: Sequence[Json] = ()) -> Table:
     """Points of the front, one a line; where one was finished, what was measured stands beside."""
     measured = {tuple(entry["config"].items()): entry for entry in finished}
-    view = _table(">point", ">file bytes", ">predicted KL", ">measured KL", ">top-1 %", "")
+    costs = front.names[1:]
+    view = _table(">point", *[f">{_heading(name)}" for name in costs], ">predicted KL", ">measured KL", ">top-1 %", "")
     for index in points:
-        loss, size = (front.objectives[index, front.names.index(name)] for name in ("loss", "size_bytes"))
+        values = dict(zip(front.names, front.objectives[index].tolist(), strict=True))
         entry = measured.get(tuple(front.config(index).to_json().items()))
         found = (f"{entry['kl_reconstructed']:.4f}", _percent(entry["top1_reconstructed"])) if entry else ("", "")
         note = ", ".join(["budget"] * (index == front.best()) + ["knee"] * (index == front.knee()))
-        view.add_row(str(index), f"{size:,.0f}", f"{loss:.4g}", *found, note)
+        figures = [_figure(name, values[name]) for name in costs]
+        view.add_row(str(index), *figures, f"{values['loss']:.4g}", *found, note)
     return view
+
+
+def _heading(name: str) -> str:
+    return "file bytes" if name == "size_bytes" else f"{COSTS[name].title}, {COSTS[name].shown}"
+
+
+def _figure(name: str, value: float) -> str:
+    return f"{value:,.0f}" if name == "size_bytes" else format_number(value * COSTS[name].scale)
 
 
 def bit_rows(table: LayerTable, configs: Sequence[tuple[str, BitConfig]]) -> Table:

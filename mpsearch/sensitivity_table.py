@@ -52,6 +52,12 @@ class SensitivityTable:
         if np.einsum("lclk->lck", blocks).any():
             raise InputError("sensitivity table: inter must be zero inside a layer's own block; that part is intra")
 
+    @classmethod
+    def unmeasured(cls, layers: tuple[str, ...], precisions: tuple[Precision, ...]) -> SensitivityTable:
+        """No loss anywhere: for questions about costs alone."""
+        alone, pairs = (len(layers), len(precisions)), len(layers) * len(precisions)
+        return cls(layers, precisions, np.zeros(alone), np.zeros((pairs, pairs)), np.zeros(alone), 0, 0, "none", "")
+
     def additive(self) -> SensitivityTable:
         """The same table without interactions between layers."""
         return replace(self, inter=np.zeros_like(self.inter))

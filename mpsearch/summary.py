@@ -11,6 +11,7 @@ import pymoo
 import torch
 import torchvision
 
+from mpsearch.budgets import COSTS, NEED_DEVICE
 from mpsearch.data import DataSource
 from mpsearch.folder import Json
 from mpsearch.models import LoadedModel
@@ -23,10 +24,15 @@ def summarize(
     data: DataSource,
     pinned: tuple[str, ...],
     chosen: Json,
+    costs: dict[str, float],
+    device: str | None,
     seconds: dict[str, float],
     peak_rss_bytes: int,
 ) -> Json:
-    """The contents of `summary.json`. Top-1 in percent, KL in nats, sizes in bytes."""
+    """The contents of `summary.json`. Top-1 in percent, KL in nats, sizes in bytes.
+
+    `costs` are those of the chosen configuration; the ones shown are the budgeted and, on a device, latency and energy.
+    """
     measured = (
         "size_bytes",
         "weights_only_bytes",
@@ -42,8 +48,11 @@ def summarize(
         "model": model.reference,
         "weights": model.source,
         "data": data.source,
-        "size_budget_bytes": options.size_budget_bytes,
+        **{COSTS[name].field: getattr(options, COSTS[name].field) for name in options.budgets},
         **{name: chosen[name] for name in measured},
+        **({} if device is None else {"device": device}),
+        **({"activation_bits": list(options.abits)} if options.abits else {}),
+        **{name: value for name, value in costs.items() if name not in measured and _shown(name, options)},
         "edge_layers_at_8_bits": list(pinned),
         "calibration_images": len(data.calib.x),
         "seed": options.seed,
@@ -51,6 +60,10 @@ def summarize(
         "peak_rss_bytes": peak_rss_bytes,
         "versions": versions(),
     }
+
+
+def _shown(name: str, options: RunOptions) -> bool:
+    return name in NEED_DEVICE or name in options.budgets
 
 
 def versions() -> dict[str, str]:
@@ -71,13 +84,24 @@ def lines(summary: Json) -> list[tuple[str, str]]:
     def percent(value: Any) -> str:
         return "no labels" if value is None else f"{value:.2f} %"
 
-    budget, size = summary["size_budget_bytes"], summary["size_bytes"]
+    def cost(name: str) -> str:
+        limit, value = summary.get(COSTS[name].field), summary[name]
+        text = COSTS[name].text(value)
+        if limit is None:
+            return text
+        of = COSTS[name].text(limit).removesuffix(" bytes")
+        return f"{text} of {of} ({100 * value / limit:.1f} % of the budget)"
+
+    bounded = [name for name in COSTS if name != "size_bytes" and name in summary]
+    on = {name: f" on {summary['device']}" if name in NEED_DEVICE else "" for name in bounded}
     return [
-        ("packed file", f"{size:,} bytes of {budget:,} ({100 * size / budget:.1f} % of the budget)"),
+        ("packed file", cost("size_bytes")),
+        *[(f"{COSTS[name].title}{on[name]}", cost(name)) for name in bounded],
         (
             "weights only",
             f"{summary['weights_only_bytes']:,.0f} bytes, {summary['mean_weight_bits']:.2f} bits a weight",
         ),
+        *[("activations", f"{', '.join(map(str, bits))} bits") for bits in (summary.get("activation_bits"),) if bits],
         ("top-1 float", percent(summary["top1_float"])),
         ("top-1 plain rounding", percent(summary["top1_nearest"])),
         ("top-1 reconstructed", percent(summary["top1_reconstructed"])),

@@ -1,7 +1,8 @@
-"""Sizes and durations as people write them."""
+"""Sizes, durations, energies and counts as people write them."""
 
 from __future__ import annotations
 
+import math
 import re
 from decimal import Decimal
 
@@ -9,6 +10,8 @@ from hwmodel.errors import InputError
 
 _BYTES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _SECONDS = {"ns": "1e-9", "us": "1e-6", "µs": "1e-6", "μs": "1e-6", "ms": "1e-3", "s": "1"}
+_JOULES = {"nj": "1e-9", "uj": "1e-6", "µj": "1e-6", "μj": "1e-6", "mj": "1e-3", "j": "1"}
+_COUNTS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _QUANTITY = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-zµμ]*)\s*", re.IGNORECASE)
 
 
@@ -37,6 +40,38 @@ def parse_duration(text: str) -> float:
     return float(number * Decimal(factor))
 
 
+def parse_energy(text: str) -> float:
+    """Joules of `1mJ`; the unit is one of J, mJ, uJ, nJ. Raises InputError for anything else, and for zero."""
+    number, unit = _split(text, "an energy looks like 1mJ (units J, mJ, uJ, nJ)")
+    factor = _JOULES.get(unit)
+    if factor is None:
+        raise InputError(f"an energy needs one of the units J, mJ, uJ, nJ; got {text!r}")
+    if number == 0:
+        raise InputError(f"an energy must be above zero, got {text!r}")
+    return float(number * Decimal(factor))
+
+
+def parse_operations(text: str) -> float:
+    """Bit operations of `34G` or `34GBOPs` (MACs × weight bits × activation bits); k, M, G, T are powers of 1000.
+
+    Raises InputError for anything else, and for zero.
+    """
+    expected = "a number of bit operations looks like 34G or 34GBOPs (k, M, G, T)"
+    number, unit = _split(text, expected)
+    factor = _COUNTS.get(unit.removesuffix("bops"))
+    if factor is None or number == 0:
+        raise InputError(f"{expected}; got {text!r}")
+    return float(number * factor)
+
+
+def parse_mean_bits(text: str) -> float:
+    """Mean bits of a weight, `3.5`. Raises InputError for anything else, and for zero."""
+    number, unit = _split(text, "mean bits look like 3.5")
+    if unit not in ("", "bits") or number == 0:
+        raise InputError(f"mean bits look like 3.5, got {text!r}")
+    return float(number)
+
+
 def _split(text: str, expected: str) -> tuple[Decimal, str]:
     match = _QUANTITY.fullmatch(text)
     if match is None:
@@ -50,3 +85,19 @@ def format_bytes(count: float) -> str:
         if count >= 0.9995 * factor:
             return f"{count / factor:#.3g}".rstrip(".") + f" {unit}"
     return f"{count:.0f} B"
+
+
+def format_number(value: float) -> str:
+    """At most four significant digits, thousands set apart: `1,234`, `12.3`, `0.01234`."""
+    if value == 0:
+        return "0"
+    digits = 3 - math.floor(math.log10(abs(value)))
+    text = f"{round(value, digits):,.{max(digits, 0)}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def format_si(value: float, unit: str) -> str:
+    """`3 ms`, `34.1 GBOPs`: the prefix that leaves at least 1, four significant digits."""
+    prefixes = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"))
+    scale, prefix = next(((s, p) for s, p in prefixes if value >= 0.99995 * s), prefixes[-1])
+    return f"{format_number(value / scale)} {prefix}{unit}"

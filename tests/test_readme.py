@@ -14,18 +14,21 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 RESULTS = ROOT / "benchmarks" / "results"
+HARDWARE = (ROOT / "docs" / "hardware.md").read_text("utf-8")
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md")]
+PAGES.append(ROOT / "docs" / "hardware.md")
 
 
-def commands() -> list[str]:
-    """Every `mpsearch …` command line in the README's code blocks."""
-    blocks = "\n".join(re.findall(r"(?:^    .*\n)+", README, re.MULTILINE))
+def commands(page: str) -> list[str]:
+    """Every `mpsearch …` command line in a page's code blocks."""
+    blocks = "\n".join(re.findall(r"(?:^    .*\n)+", page, re.MULTILINE))
     return re.findall(r"mpsearch ((?:[a-z-]+) ?[^#\n&|]*)", blocks)
 
 
-def test_every_command_and_option_exists() -> None:
-    found = commands()
-    assert any(command.startswith("run --model mobilenetv2 --size-budget 1.5MB") for command in found)
+@pytest.mark.parametrize("page", [README, HARDWARE], ids=["README.md", "hardware.md"])
+def test_every_command_and_option_exists(page: str) -> None:
+    found = commands(page)
+    assert any(command.startswith("run --model mobilenetv2") for command in found)
     for command in found:
         name, *rest = command.split()
         shown = subprocess.run(
@@ -83,6 +86,15 @@ def test_the_figures_in_the_text_are_the_measured_ones() -> None:
     assert f"Among {fidelity['configurations']} configurations" in text
     assert f"τ = {tau['full Fisher(ours)']:.2f}" in text
     assert f"the diagonal Fisher's sum, at {tau['diagonal Fisher-layer']:.2f}" in text
+
+
+def test_sums_of_measured_layers_are_near_the_measured_networks() -> None:
+    rows = json.loads((RESULTS / "bench_profile.json").read_text("utf-8"))["rows"]
+    assert len({row["network"] for row in rows}) == 3
+    for row in rows:
+        assert abs(row["error"]) <= 0.15, row
+        figures = f"{row['predicted_ms']:.2f} ms | {row['measured_ms']:.2f} ms | {100 * row['error']:+.1f} %"
+        assert f"| {row['network']} | {row['precision']} | {figures} |" in HARDWARE
 
 
 def test_the_result_meets_what_was_promised() -> None:

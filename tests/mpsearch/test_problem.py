@@ -82,9 +82,9 @@ def test_budgets_that_exclude_each_other_are_refused_with_what_is_left():
     slow = replace(costs, latency_s=latency)
     size = smallest(free, "size_bytes")
     quick = latency.min(axis=1).sum()
-    with pytest.raises(BudgetError, match="within latency_s it is at least"):
+    with pytest.raises(BudgetError, match=r"within latency of .* it is at least"):
         build_problem(table, slow, sensitivity, budgets={"size_bytes": size * 1.01, "latency_s": quick * 1.01})
-    with pytest.raises(BudgetError, match="latency_s"):
+    with pytest.raises(BudgetError, match="latency budget is"):
         build_problem(table, slow, sensitivity, budgets={"latency_s": quick * 0.99})
 
 
