@@ -34,8 +34,8 @@ def distill(
 ) -> Tensor:
     """`count` images uint8 (N, H, W, 3) for a float `model` that takes (x / 255 − mean) / std; it stays as it is.
 
-    Batches of 32 are fitted by Adam until mean and variance at every batch norm are near the running ones. `on_batch` is
-    called with images done and in all. Raises InputError where the model has no batch norm with running statistics.
+    Batches of 32 are fitted by Adam until mean and variance at every batch norm are near the running ones. `on_batch`
+    is called with images done and in all. Raises InputError where the model has no batch norm with running statistics.
     """
     model = copy.deepcopy(model).to(device()).to(memory_format=torch.channels_last).eval().requires_grad_(False)
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.running_var is not None]
