@@ -46,14 +46,14 @@ Device = Annotated[str | None, typer.Option(help="A device's name, its TOML, or 
 Objectives = Annotated[
     str | None,
     typer.Option(
-        help="What the front spans beside the loss, one or two of size, latency, energy [default: what is budgeted]."
+        help="What the front spans beside the loss, one or two of size, latency, energy (default: what is budgeted)."
     ),
 ]
 Bits = Annotated[str, typer.Option(help="Candidate weight bits.")]
 ABits = Annotated[
     str | None,
     typer.Option(
-        help="Candidate activation bits: 8, 4,8 or 8,32 (32: float) [default: float; on a device, its widest]."
+        help="Candidate activation bits: 8, 4,8 or 8,32 (32: float) (default: float; on a device, its widest)."
     ),
 ]
 Edges = Annotated[str, typer.Option(help="First and last layer: 8, free, or auto (8 where the budget has room).")]
@@ -64,7 +64,7 @@ Population = Annotated[int, typer.Option(help="Configurations a generation.")]
 Generations = Annotated[int, typer.Option(help="Generations at most.")]
 Steps = Annotated[int, typer.Option(help="Reconstruction steps a block.")]
 PolishSteps = Annotated[int, typer.Option(help="Steps of the end-to-end polish; 0 for none.")]
-Out = Annotated[Path | None, typer.Option(help="The run folder [default: runs/MODEL].")]
+Out = Annotated[Path | None, typer.Option(help="The run folder (default: runs/MODEL).")]
 Json = Annotated[bool, typer.Option("--json", help="Only JSON to stdout.")]
 Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 
@@ -353,7 +353,7 @@ def front(
 def export(
     folder: Folder,
     form: Annotated[str, typer.Option("--format", help="json or csv.")] = "json",
-    out: Annotated[Path | None, typer.Option(help="A file [default: stdout].")] = None,
+    out: Annotated[Path | None, typer.Option(help="A file (default: stdout).")] = None,
 ) -> None:
     """Writes the bit assignments of a run's finished configurations."""
     from mpsearch.export import export as exported
