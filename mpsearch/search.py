@@ -25,13 +25,14 @@ from hwmodel.errors import BudgetError, InputError
 from mpsearch.exact import exact_additive, greedy, greedy_path, hull, local_search, uniform
 from mpsearch.front import ParetoFront, non_dominated
 from mpsearch.problem import BitProblem, Genomes, within
-from mpsearch.refine import refine
+from mpsearch.refine import fill_by_tangents, refine
 
 
 @dataclass(frozen=True, slots=True)
 class SearchSettings:
     """`patience` generations without a relative gain of `tolerance` in hypervolume end the evolution;
-    then the front is filled by local search, which looks at `neighbours` configurations at most."""
+    then the front is filled by linearized fronts and by local search, which looks at `neighbours` configurations at
+    most; 0 leaves it as it is."""
 
     population: int = 200
     generations: int = 200
@@ -303,7 +304,11 @@ def _finished(state: _State, settings: SearchSettings) -> bool:
 
 
 def _front(problem: BitProblem, box: _Box, settings: SearchSettings, state: _State) -> ParetoFront:
-    archive, seen = refine(problem, state.archive, settings.neighbours) if len(state.archive) else (state.archive, 0)
+    archive, seen = state.archive, 0
+    if len(archive) and settings.neighbours:
+        archive, tangent = fill_by_tangents(problem, archive)
+        archive, near = refine(problem, archive, settings.neighbours)
+        seen = tangent + near
     if problem.budgets:
         best = best_at_budget(problem, archive)
         if best is not None:
