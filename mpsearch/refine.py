@@ -11,7 +11,7 @@ from mpsearch.problem import BitProblem, Genomes, within
 
 _BATCH = 200_000  # neighbours that are compared with the front together
 _POINTS = 20_000  # a front of so many is full enough
-_TANGENTS = 16  # points that the loss is linearized about together
+_TANGENTS = 16  # points that the loss is linearized about together; fewer where there are more than 60 genes
 _STATES = 1_000_000  # partial sums of a linearized front, over all genes
 
 
@@ -27,11 +27,12 @@ def fill_by_tangents(problem: BitProblem, genomes: Genomes, rounds: int = 2) -> 
     shares = (1.0,) if len(rows) == 1 else (1.0, 0.75, 0.5, 0.25, 0.0)
     prices = [problem.costs[rows[0]] if share == 1 else share * scaled[0] + (1 - share) * scaled[1] for share in shares]
     states = max(_STATES // len(problem.genes), 1000)
+    together = min(_TANGENTS, max(1000 // len(problem.genes), 2))
     seen = 0
     for _ in range(rounds if problem.pair.any() else 1):
         loss = problem.values(genomes)[:, 0]
         found = [genomes]
-        for turn, index in enumerate(_spread(loss, _TANGENTS) if problem.pair.any() else [0] * len(prices)):
+        for turn, index in enumerate(_spread(loss, together) if problem.pair.any() else [0] * len(prices)):
             field = problem.linear + 2 * problem.pair[problem.flat(genomes[index])].sum(axis=0)
             around = knapsack_front(problem, field, prices[turn % len(prices)], states)[0]
             seen += len(around)
