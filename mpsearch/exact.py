@@ -16,6 +16,7 @@ from mpsearch.front import non_dominated
 from mpsearch.problem import BitProblem, Genomes, per_gene_minimum, relaxed_additive, solve_additive, within
 
 _EXHAUSTIVE = 5_000_000
+_BRANCHES = 200_000  # open partial genomes of a branch and bound
 _WIDE = 800  # above this many choices in all, pairs of moves are restricted to neighbouring precisions
 
 
@@ -127,7 +128,7 @@ def exact_front(problem: BitProblem, cost: str = "size_bytes") -> tuple[Genomes,
     """
     k = problem.cost_names.index(cost)
     genomes, totals = knapsack_front(problem, problem.linear, problem.costs[k])
-    return genomes, totals + [0.0, problem.fixed[k]]
+    return genomes, totals + np.array([0.0, problem.fixed[k]])
 
 
 def knapsack_front(
@@ -185,14 +186,14 @@ def branch_and_bound(problem: BitProblem) -> Genomes | None:
     Breadth first: partial genomes are extended gene by gene and dropped where no completion can undercut the incumbent,
     which local search gives. The bound takes each open gene's least share: its own loss, all that it shares with the
     decided genes, and for each other open gene half of their least common term; budgets enter with Lagrange multipliers
-    and as a test of what can still be met. Raises InputError where more than 5 million partial genomes stay open.
+    and as a test of what can still be met. Raises InputError where more than 200,000 partial genomes stay open.
     """
     starts = [start for start in (greedy(problem), exact_additive(problem)) if start is not None]
     if not starts:
         return None
     ends = np.array([local_search(problem, start) for start in starts])
     losses = problem.values(ends)[:, 0]
-    best, incumbent = ends[losses.argmin()], float(losses.min())
+    best, incumbent = np.asarray(ends[losses.argmin()]), float(losses.min())
     owner, start = problem.owner, problem.start
     least = np.minimum.reduceat(problem.pair, start, axis=1)  # (N, G): the least common term with any choice of a gene
     rows = [problem.cost_names.index(name) for name, _ in problem.budgets]
@@ -226,7 +227,7 @@ def branch_and_bound(problem: BitProblem) -> Genomes | None:
         else:
             alive &= (spent <= limits[:, None]).all(axis=0)
         alive &= bound < incumbent * (1 - 1e-12)
-        if alive.sum() > _EXHAUSTIVE // 10:
+        if alive.sum() > _BRANCHES:
             raise InputError(f"branch and bound takes about 12 free layers; here {alive.sum():,} branches stay open")
         partial, field, decided_loss = partial[alive], field[alive], decided_loss[alive]
         if not len(partial):
@@ -236,9 +237,7 @@ def branch_and_bound(problem: BitProblem) -> Genomes | None:
     return genome
 
 
-def _prices(
-    problem: BitProblem, costs: NDArray[np.float64], limits: NDArray[np.float64]
-) -> list[NDArray[np.float64]]:
+def _prices(problem: BitProblem, costs: NDArray[np.float64], limits: NDArray[np.float64]) -> list[NDArray[np.float64]]:
     """Lagrange multipliers (B,) to try, in nats per unit of cost: none, and a range about the additive slope."""
     prices = [np.zeros(len(limits))]
     for row, (cost, limit) in enumerate(zip(costs, limits, strict=True)):
@@ -348,9 +347,19 @@ def _tangent_bound(
             break
         point = point + min(1.0, fall / (2 * curve) if curve > 0 else 1.0) * step
     slope = linear + 2 * quadratic @ point
-    corner = solve_additive(problem, slope, problem.budgets)
+    corner = _least_within(problem, slope)
     if corner is None:
         return float("inf")
     base = float(per_gene_minimum(problem, slope)[problem.start].sum())
     tangent = float(slope[problem.flat(corner)].sum())
     return tangent - 1e-5 * (tangent - base) - float(point @ quadratic @ point)
+
+
+def _least_within(problem: BitProblem, weights: NDArray[np.float64]) -> Genomes | None:
+    """`solve_additive` within the budgets; where the only one is of whole bytes, by dynamic programming: sooner."""
+    if [name for name, _ in problem.budgets] != ["size_bytes"]:
+        return solve_additive(problem, weights, problem.budgets)
+    row = problem.cost_names.index("size_bytes")
+    genomes, sums = knapsack_front(problem, weights, problem.costs[row])
+    within_limit = sums[:, 1] + problem.fixed[row] <= problem.budgets[0][1] * (1 + 1e-12)
+    return genomes[np.flatnonzero(within_limit)[-1]] if within_limit.any() else None

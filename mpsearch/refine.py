@@ -45,8 +45,9 @@ def fill_by_tangents(problem: BitProblem, genomes: Genomes, rounds: int = 2) -> 
 def refine(problem: BitProblem, genomes: Genomes, neighbours: int) -> tuple[Genomes, int]:
     """A front at least as good as the non-dominated `genomes` (P, G), and the number of neighbours looked at.
 
-    Pareto local search (Paquete, Chiarandini and Stützle, 2004). A neighbour has one gene a step up, or one a step down, or both. Points whose neighbours were not seen yet are taken
-    from all over the front, until there is none or `neighbours` have been looked at.
+    Pareto local search (Paquete, Chiarandini and Stützle, 2004). A neighbour has one gene a step up, or one a step
+    down, or both. Points whose neighbours were not seen yet are taken from all over the front, until there is none or
+    `neighbours` have been looked at.
     """
     values = problem.values(genomes)
     explored: set[bytes] = set()

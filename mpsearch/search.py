@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,9 @@ class Progress:
     evaluations: int
     points: int
     hypervolume: float
+
+    def __str__(self) -> str:
+        return f"hypervolume {self.hypervolume:.4f}, {self.points:,} points"
 
 
 @dataclass(slots=True)
@@ -125,6 +128,15 @@ def best_at_budget(problem: BitProblem, found: Genomes) -> Genomes | None:
     plain = [int(index) for index in fits if len(found) <= index < len(found) + 2]
     ends = np.array([local_search(problem, candidates[index]) for index in dict.fromkeys(best_found + plain)])
     return np.asarray(ends[problem.values(ends)[:, 0].argmin()])
+
+
+def course(history: Sequence[float], settings: SearchSettings) -> str:
+    """How the hypervolume rose over the generations, and why they ended, in a line; the last value is the front's."""
+    *generations, filled = history
+    marks = sorted({0, len(generations) // 8, len(generations) // 3, len(generations) - 1})
+    values = ", ".join(f"{generations[mark]:.4f} ({mark + 1})" for mark in marks)
+    ended = "all generations" if len(generations) >= settings.generations else "it no longer moved"
+    return f"hypervolume by generation {values}, {filled:.4f} filled; {ended}"
 
 
 def hypervolume(problem: BitProblem, objectives: NDArray[np.float64]) -> float:
