@@ -94,7 +94,7 @@ def front_info(
 
 def model_title(reference: str) -> str:
     """A model's reference as people say it."""
-    return reference.split("?")[0].removeprefix("torchvision:")
+    return reference.split("?")[0].removeprefix("torchvision:").rsplit("/", 1)[-1]
 
 
 def _axis(cost: Cost) -> str:
@@ -125,7 +125,7 @@ def draw_front(info: FrontInfo, path: Path) -> None:
     _draw_measured(top, info.measured, info.scale, "#e08214", "measured, finished")
     top.set(yscale="log", xlabel=info.axis, ylabel="KL divergence, nats", title=info.title)
     top.grid(alpha=0.3, which="both")
-    top.legend()
+    top.legend(loc="upper right", framealpha=0.95)
     _draw_history(top, info.history)
     bars = range(len(info.layers))
     bottom.bar(bars, info.bits, color=[BIT_COLOURS[bits] for bits in info.bits], width=0.9)
@@ -141,16 +141,21 @@ def draw_front(info: FrontInfo, path: Path) -> None:
     figure.savefig(path, metadata={"Software": None})
 
 
-def _draw_measured(axes: Axes, measured: Sequence[Measured], scale: float, colour: str, label: str) -> None:
+def _draw_measured(axes: Axes, measured: Sequence[Measured], scale: float, colour: str, name: str) -> None:
     """Finished points, each with a line from what was predicted and its top-1."""
+    from matplotlib.patheffects import withStroke
+
     for number, point in enumerate(measured):
         cost = point.cost * scale
         axes.plot([cost, cost], [point.predicted, point.kl], color=colour, lw=0.8, alpha=0.6, zorder=3)
-        once = label if number == 0 else None
+        once = name if number == 0 else None
         axes.plot(cost, point.kl, "D", ms=6, color=colour, mec="white", mew=0.7, zorder=5, label=once)
         if point.top1 is not None:
             text, at = f"{point.top1:.1f} %", (cost, point.kl)
-            axes.annotate(text, at, textcoords="offset points", xytext=(7, -9), fontsize=8, color=colour)
+            label = axes.annotate(
+                text, at, textcoords="offset points", xytext=(6, 5), fontsize=8, color=colour, zorder=6
+            )
+            label.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
 
 
 def _draw_history(axes: Axes, history: Sequence[float]) -> None:
@@ -181,5 +186,6 @@ def draw_comparison(comparison: Comparison, path: Path) -> None:
     titles = dict.fromkeys(model_title(front.model) for front in comparison.fronts)
     axes.set(yscale="log", xlabel=_axis(cost), ylabel="KL divergence, nats", title=", ".join(titles))
     axes.grid(alpha=0.3, which="both")
-    axes.legend()
+    axes.legend(loc="upper right", framealpha=0.95)
+    axes.margins(x=0.07)
     figure.savefig(path, metadata={"Software": None})

@@ -153,7 +153,7 @@ def front_rows(
         rows.append((answer.name.replace("A32", ""), {**dict(answer.costs), LOSS: answer.loss}, answer.config, over))
     for name, values, config, note in sorted(rows, key=lambda row: row[1][costs[0]]):
         entry = measured.get(tuple(config.to_json().items()))
-        found = (f"{entry['kl_reconstructed']:.4f}", _percent(entry["top1_reconstructed"])) if entry else ("", "")
+        found = (f"{entry['kl_reconstructed']:.4g}", _percent(entry["top1_reconstructed"])) if entry else ("", "")
         figures = [_figure(cost, values[cost]) for cost in costs]
         view.add_row(name, *figures, f"{values[LOSS]:.4g}", *found, note)
     return view
@@ -213,7 +213,7 @@ def comparison_rows(comparison: Comparison) -> list[Table | str]:
     for front in comparison.fronts:
         for point in front.measured:
             cost = _figure(comparison.cost, point.cost)
-            figures = [f"{point.predicted:.4g}", f"{point.kl:.4f}", _percent(point.top1)]
+            figures = [f"{point.predicted:.4g}", f"{point.kl:.4g}", _percent(point.top1)]
             measured.add_row(front.run, point.name, cost, *figures)
     parts: list[Table | str] = ["predicted KL, nats, of the best point within each cost:", losses]
     if not comparison.same_cache:

@@ -159,7 +159,7 @@ def test_more_points_are_finished_and_shown(finished: Path, tmp_path: Path, comm
     assert shown.code == 0
     entry = json.loads((out / "chosen" / "point-0.json").read_text())
     assert f"{entry['size_bytes']:,}" in shown.out
-    assert f"{entry['kl_reconstructed']:.4f}" in shown.out
+    assert f"{entry['kl_reconstructed']:.4g}" in shown.out
     assert "budget" in shown.out
     assert "knee" in shown.out
     assert "2.two" in shown.out  # who got which bits
