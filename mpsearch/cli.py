@@ -22,8 +22,10 @@ INTERRUPTED = 130
 WBITS = ",".join(map(str, DEFAULTS.wbits))
 
 if TYPE_CHECKING:
+    from hwmodel import LayerTable
     from mpsearch.console import Console
     from mpsearch.exact import Answer
+    from mpsearch.folder import RunFolder
     from mpsearch.front import ParetoFront
     from mpsearch.pipeline import Run
 
@@ -57,6 +59,8 @@ ABits = Annotated[
     ),
 ]
 Edges = Annotated[str, typer.Option(help="First and last layer: 8, free, or auto (8 where the budget has room).")]
+Fix = Annotated[list[str] | None, typer.Option(help="LAYER=8, LAYER=4,8 or LAYER!=2; may be repeated.")]
+Tie = Annotated[list[str] | None, typer.Option(help="LAYER,LAYER,… that get the same bits; may be repeated.")]
 Samples = Annotated[int, typer.Option(help="Calibration images.")]
 ValSamples = Annotated[int, typer.Option(help="Validation images; 0 for all.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
@@ -97,6 +101,8 @@ def run(
     wbits: Bits = WBITS,
     abits: ABits = None,
     edges: Edges = DEFAULTS.edges,
+    fix: Fix = None,
+    tie: Tie = None,
     samples: Samples = DEFAULTS.samples,
     val_samples: ValSamples = DEFAULTS.val_samples,
     seed: Seed = DEFAULTS.seed,
@@ -119,6 +125,8 @@ def run(
         wbits,
         abits,
         edges,
+        fix=tuple(fix or ()),
+        tie=tuple(tie or ()),
         samples=samples,
         val_samples=val_samples,
         seed=seed,
@@ -146,7 +154,7 @@ def run(
             report.bit_rows(table, [("bits", front.config(best))]),
         ),
     )
-    _draw(job, front, best, beside)
+    _draw(job.folder, front, table, beside)
     if as_json:
         print(json.dumps(summary, indent=1))
         return
@@ -272,13 +280,16 @@ def sensitivity(
     wbits: Bits = WBITS,
     abits: ABits = None,
     edges: Edges = DEFAULTS.edges,
+    fix: Fix = None,
+    tie: Tie = None,
     samples: Samples = DEFAULTS.samples,
     seed: Seed = DEFAULTS.seed,
     out: Out = None,
 ) -> None:
     """Measures the sensitivity cache of a run folder, which `search` and `finalize` go on from."""
     bounds = _bounds(size_budget, latency_budget, energy_budget, bops_budget, mean_bits, device, objectives)
-    job = _start(_options(bounds, model, weights, data, wbits, abits, edges, samples=samples, seed=seed), out)
+    rules = {"fix": tuple(fix or ()), "tie": tuple(tie or ())}
+    job = _start(_options(bounds, model, weights, data, wbits, abits, edges, **rules, samples=samples, seed=seed), out)
     job.layers_step()
     job.sensitivity_step()
     job.console.note(f"the cache is in {job.folder.path}; go on with: mpsearch search {job.folder.path}")
@@ -304,18 +315,24 @@ def finalize(
     pick: Annotated[
         str, typer.Option(help="Which points: budget, knee, a point's number, or all:N for N of them.")
     ] = "budget",
+    as_json: Json = False,
 ) -> None:
     """Finishes points of a run folder's front: low-bit models with measured accuracy."""
     from mpsearch.picks import picked
 
     job = _resume(folder)
     front = job.search_step(job.sensitivity_step())
+    everything = {}
     for name, index in picked(front, pick):
-        done = job.finalize_step(front.config(index), name)
+        done = everything[name] = job.finalize_step(front.config(index), name)
+        if as_json:
+            continue
         top1 = "" if done["top1_reconstructed"] is None else f", top-1 {done['top1_reconstructed']:.2f} %"
         costs = job.costs_of(front.config(index))
         spent = [COSTS[cost].text(costs[cost]) for cost in ("size_bytes", *NEED_DEVICE) if cost in costs]
         job.console.out.print(f"{name}: {', '.join(spent)}, KL {done['kl_reconstructed']:.4f} nats{top1}")
+    if as_json:
+        print(json.dumps(everything, indent=1))
 
 
 @app.command()
@@ -325,10 +342,12 @@ def front(
     plot: Annotated[bool, typer.Option("--plot", help="Draw front.png again.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Shows a run's front: as a table, as a picture, and who got which bits."""
+    """Shows a run's front beside plain answers: as a table, as a picture, and who got which bits."""
     from mpsearch import report
+    from mpsearch.compare import measured_points
+    from mpsearch.exact import answers
     from mpsearch.folder import RunFolder
-    from mpsearch.view import finished_configs, read_front, read_layers
+    from mpsearch.view import finished_configs, read_front, read_layers, read_problem
 
     place = RunFolder(folder)
     found, table = read_front(place), read_layers(place)
@@ -336,17 +355,77 @@ def front(
         print(found.to_json(), end="")
         return
     finished = finished_configs(place)
-    shown = found.thin(points)
+    beside = answers(read_problem(place))
+    done = {point.index for point in measured_points(found, finished)}
+    shown = sorted({*found.thin(points), *done})
     console = _console()
-    console.out.print(report.front_rows(found, shown, [entry for _, entry in finished]))
+    console.out.print(report.front_rows(found, shown, [entry for _, entry in finished], beside))
     console.out.print(report.bit_rows(table, [(str(index), found.config(index)) for index in shown]))
     if plot:
-        from mpsearch.exact import answers
+        _draw(place, found, table, beside)
+        console.note(f"the picture is {folder / 'front.png'}")
 
-        job = _resume(folder)
-        problem = job.problem(job.sensitivity_step())
-        _draw(job, found, found.best(), answers(problem))
-    console.note(f"the picture is {folder / 'front.png'}")
+
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN RUN…", help="Two or more run folders.")],
+    plot: Annotated[Path | None, typer.Option(help="Draw them over each other into this .png.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Lays the fronts of several runs over each other: losses within the same costs, and what was measured."""
+    from mpsearch import report
+    from mpsearch.compare import compare as compared
+    from mpsearch.folder import RunFolder
+    from mpsearch.plots import draw_comparison
+    from mpsearch.view import finished_configs, read_front, read_layers
+
+    if len(folders) < 2:
+        raise InputError("compare takes two or more run folders")
+    if plot is not None and plot.suffix != ".png":
+        raise InputError(f"--plot must name a .png file, got {plot}")
+    runs = []
+    for folder, name in zip(folders, _short_names(folders), strict=True):
+        place = RunFolder(folder)
+        found = read_front(place)
+        runs.append((name, read_layers(place).model, found, finished_configs(place)))
+    comparison = compared(runs)
+    if plot is not None:
+        with _writing(plot, "--plot"):
+            draw_comparison(comparison, plot)
+    if as_json:
+        print(json.dumps(comparison.to_json(), indent=1))
+        return
+    console = _console()
+    for part in report.comparison_rows(comparison):
+        console.out.print(part, markup=False)
+    if plot is not None:
+        console.note(f"the picture is {plot}")
+
+
+@app.command()
+def why(
+    folder: Folder,
+    config: Annotated[str, typer.Argument(help="A finished name, budget, knee, a point's number, or a JSON of bits.")],
+    strongest: Annotated[int, typer.Option(min=0, help="Interactions listed.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """Explains a configuration: bits, bytes and predicted loss by layer, interactions, and what the next bit brings."""
+    from mpsearch import report
+    from mpsearch.cache import load_table
+    from mpsearch.folder import RunFolder
+    from mpsearch.view import read_config, read_costs, read_layers
+    from mpsearch.why import explain
+
+    place = RunFolder(folder)
+    name, bits = read_config(place, config)
+    costs, allowed = read_costs(place)
+    table = load_table(place.file("sensitivity.safetensors"))
+    found = explain(name, bits, read_layers(place), costs, table, allowed, strongest)
+    if as_json:
+        print(json.dumps(found.to_json(), indent=1))
+        return
+    for part in report.why_rows(found):
+        _console().out.print(part, markup=False)
 
 
 @app.command()
@@ -368,10 +447,8 @@ def export(
     if out is None:
         print(text, end="")
     else:
-        try:
+        with _writing(out, "--out"):
             out.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"cannot write {out} ({error.strerror}); name another file with --out") from None
 
 
 @app.command("demo-data")
@@ -481,8 +558,23 @@ def _console() -> Console:
     return Console()
 
 
-def _draw(job: Run, found: ParetoFront, index: int, beside: Sequence[Answer]) -> None:
+def _draw(folder: RunFolder, found: ParetoFront, table: LayerTable, beside: Sequence[Answer]) -> None:
     from mpsearch.plots import draw_front, front_info
+    from mpsearch.view import finished_configs
 
-    info = front_info(found, index, job.options.budgets, job.table, beside)
-    draw_front(info, job.folder.file("front.png"))
+    info = front_info(found, found.best(), dict(found.budgets), table, beside, finished_configs(folder))
+    draw_front(info, folder.file("front.png"))
+
+
+@contextlib.contextmanager
+def _writing(path: Path, option: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write {path} ({error.strerror}); name another file with {option}") from None
+
+
+def _short_names(folders: Sequence[Path]) -> list[str]:
+    """The folders' names, or their paths where names repeat."""
+    names = [folder.resolve().name for folder in folders]
+    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -17,6 +18,12 @@ from recon.report import BlockReport
 from recon.settings import Settings
 
 PLAIN_SECONDS = 10.0
+
+
+class Advance(Protocol):
+    """Tells a bar how many units are done, and a remark on where it stands."""
+
+    def __call__(self, done: int, text: str = "") -> None: ...
 
 
 @dataclass
@@ -35,22 +42,22 @@ class Console:
         self.note(f"{step}: {text}")
 
     @contextmanager
-    def progress(self, step: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A bar for `total` units of work; call what it gives with how many are done."""
+    def progress(self, step: str, total: int) -> Iterator[Advance]:
+        """A bar for `total` units of work; call what it gives with how many are done and, if there is, a remark."""
         if self.log.is_terminal:
             with self._bar() as bar:
                 task = bar.add_task(step, total=total)
-                yield lambda done: bar.update(task, completed=done)
+                yield lambda done, text="": bar.update(task, completed=done, description=f"{step} {text}".strip())
         else:
             self.note(f"{step}: started")
             started = last = time.monotonic()
 
-            def advance(done: int) -> None:
+            def advance(done: int, text: str = "") -> None:
                 nonlocal last
                 now = time.monotonic()
                 if now - last >= PLAIN_SECONDS:
                     last = now
-                    self.note(f"{step}: {done}/{total}, {now - started:.0f} s")
+                    self.note(f"{step}: {done}/{total}, {now - started:.0f} s{text and ', ' + text}")
 
             yield advance
             self.note(f"{step}: done in {time.monotonic() - started:.1f} s")
@@ -76,7 +83,7 @@ class FinalizeWatch:
     """Turns the callbacks of a reconstruction into progress."""
 
     console: Console
-    advance: Callable[[int], None]
+    advance: Advance
     steps: int
     done: int = 0
 

@@ -16,6 +16,7 @@ from mpsearch.front import non_dominated
 from mpsearch.problem import BitProblem, Genomes, per_gene_minimum, relaxed_additive, solve_additive, within
 
 _EXHAUSTIVE = 5_000_000
+_BRANCHES = 200_000  # open partial genomes of a branch and bound
 _WIDE = 800  # above this many choices in all, pairs of moves are restricted to neighbouring precisions
 
 
@@ -123,16 +124,29 @@ def _lower_hull(x: NDArray[np.float64], y: NDArray[np.float64]) -> list[int]:
 def exact_front(problem: BitProblem, cost: str = "size_bytes") -> tuple[Genomes, NDArray[np.float64]]:
     """The exact front of additive loss over one cost: genomes (P, G) and [loss, cost] (P, 2), by ascending cost.
 
-    Dynamic programming gene by gene over all non-dominated partial sums; interactions are left out. Exact but for the
-    rounding of sums; meant for checks, as the number of points grows fast with the genes.
+    Interactions are left out; exact but for the rounding of sums.
     """
     k = problem.cost_names.index(cost)
-    totals = np.array([[0.0, problem.fixed[k]]])
+    genomes, totals = knapsack_front(problem, problem.linear, problem.costs[k])
+    return genomes, totals + np.array([0.0, problem.fixed[k]])
+
+
+def knapsack_front(
+    problem: BitProblem, weights: NDArray[np.float64], price: NDArray[np.float64], states: int | None = None
+) -> tuple[Genomes, NDArray[np.float64]]:
+    """All non-dominated sums of `weights` (N,) and `price` (N,): genomes (P, G) and sums (P, 2), by ascending price.
+
+    Dynamic programming gene by gene over the non-dominated partial sums, of which there may be many; with `states`, an
+    even choice of so many is kept at each gene, and the front is a good one rather than the exact one.
+    """
+    totals = np.zeros((1, 2))
     trail: list[tuple[NDArray[np.int16], NDArray[np.int32]]] = []
     for start, size in zip(problem.start, problem.sizes, strict=True):
-        steps = np.stack([problem.linear[start : start + size], problem.costs[k, start : start + size]], axis=1)
+        steps = np.stack([weights[start : start + size], price[start : start + size]], axis=1)
         grown = (steps[:, None] + totals).reshape(-1, 2)
         kept = non_dominated(grown)
+        if states and len(kept) > states:
+            kept = kept[np.linspace(0, len(kept) - 1, states).astype(np.intp)]
         trail.append(((kept // len(totals)).astype(np.int16), (kept % len(totals)).astype(np.int32)))
         totals = grown[kept]
     genomes = np.empty((len(totals), len(trail)), dtype=np.int16)
@@ -164,6 +178,77 @@ def brute_force_front(problem: BitProblem) -> Genomes:
     values = problem.values(genomes)
     met = np.flatnonzero(within(problem.excess(values, problem.constraints)))
     return genomes[met[non_dominated(problem.pick(values[met], problem.objectives))]]
+
+
+def branch_and_bound(problem: BitProblem) -> Genomes | None:
+    """The genome (G,) with the least loss within all budgets, interactions included: exact, for about 12 free genes.
+
+    Breadth first: partial genomes are extended gene by gene and dropped where no completion can undercut the incumbent,
+    which local search gives. The bound takes each open gene's least share: its own loss, all that it shares with the
+    decided genes, and for each other open gene half of their least common term; budgets enter with Lagrange multipliers
+    and as a test of what can still be met. Raises InputError where more than 200,000 partial genomes stay open.
+    """
+    starts = [start for start in (greedy(problem), exact_additive(problem)) if start is not None]
+    if not starts:
+        return None
+    ends = np.array([local_search(problem, start) for start in starts])
+    losses = problem.values(ends)[:, 0]
+    best, incumbent = np.asarray(ends[losses.argmin()]), float(losses.min())
+    owner, start = problem.owner, problem.start
+    least = np.minimum.reduceat(problem.pair, start, axis=1)  # (N, G): the least common term with any choice of a gene
+    rows = [problem.cost_names.index(name) for name, _ in problem.budgets]
+    costs = problem.costs[rows]
+    limits = np.array([limit for _, limit in problem.budgets]) * (1 + 1e-12) - problem.fixed[rows]
+    prices = _prices(problem, costs, limits)
+    order = np.argsort(-np.add.reduceat(np.abs(least).sum(axis=1) + problem.linear, start) * (problem.sizes > 1))
+    partial = np.zeros((1, 0), dtype=np.intp)  # flat indices of the decided genes, in `order`
+    field = np.zeros((1, len(owner)))  # linear and decided pair terms of every choice
+    field += problem.linear
+    decided_loss = np.zeros(1)
+    for depth, gene in enumerate(order):
+        choices = np.arange(start[gene], start[gene] + problem.sizes[gene])
+        decided_loss = (decided_loss[:, None] + field[:, choices]).ravel()
+        field = (field[:, None] + 2 * problem.pair[choices]).reshape(-1, len(owner))
+        partial = np.column_stack([partial.repeat(len(choices), axis=0), np.tile(choices, len(partial))])
+        still = order[depth + 1 :]
+        columns = np.flatnonzero(np.isin(owner, still))
+        spent = costs[:, partial].sum(axis=2)
+        alive = np.ones(len(partial), dtype=bool)
+        bound = decided_loss.copy()
+        if len(columns):
+            begins = np.flatnonzero(np.diff(owner[columns], prepend=-1))
+            room = limits[:, None] - spent
+            alive &= (np.minimum.reduceat(costs[:, columns], begins, axis=1).sum(axis=1)[:, None] <= room).all(axis=0)
+            share = field[:, columns] + least[np.ix_(columns, still)].sum(axis=1)
+            bound = np.full(len(partial), -np.inf)
+            for price in prices:
+                open_loss = np.minimum.reduceat(share + price @ costs[:, columns], begins, axis=1).sum(axis=1)
+                bound = np.maximum(bound, decided_loss + open_loss - price @ room)
+        else:
+            alive &= (spent <= limits[:, None]).all(axis=0)
+        alive &= bound < incumbent * (1 - 1e-12)
+        if alive.sum() > _BRANCHES:
+            raise InputError(f"branch and bound takes about 12 free layers; here {alive.sum():,} branches stay open")
+        partial, field, decided_loss = partial[alive], field[alive], decided_loss[alive]
+        if not len(partial):
+            return best
+    genome = np.empty(len(order), dtype=np.int16)
+    genome[order] = partial[decided_loss.argmin()] - start[order]
+    return genome
+
+
+def _prices(problem: BitProblem, costs: NDArray[np.float64], limits: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    """Lagrange multipliers (B,) to try, in nats per unit of cost: none, and a range about the additive slope."""
+    prices = [np.zeros(len(limits))]
+    for row, (cost, limit) in enumerate(zip(costs, limits, strict=True)):
+        genomes, sums = knapsack_front(problem, problem.linear, cost, 2000)
+        at = min(max(int(np.searchsorted(sums[:, 1], limit)), 1), len(genomes) - 1)
+        if at < 1 or sums[at, 1] == sums[max(at - 20, 0), 1]:
+            continue
+        slope = (sums[max(at - 20, 0), 0] - sums[at, 0]) / (sums[at, 1] - sums[max(at - 20, 0), 1])
+        for factor in (0.3, 0.6, 1.0, 1.6):
+            prices.append(np.where(np.arange(len(limits)) == row, factor * slope, 0.0))
+    return prices
 
 
 def local_search(problem: BitProblem, start: Genomes) -> Genomes:
@@ -262,9 +347,19 @@ def _tangent_bound(
             break
         point = point + min(1.0, fall / (2 * curve) if curve > 0 else 1.0) * step
     slope = linear + 2 * quadratic @ point
-    corner = solve_additive(problem, slope, problem.budgets)
+    corner = _least_within(problem, slope)
     if corner is None:
         return float("inf")
     base = float(per_gene_minimum(problem, slope)[problem.start].sum())
     tangent = float(slope[problem.flat(corner)].sum())
     return tangent - 1e-5 * (tangent - base) - float(point @ quadratic @ point)
+
+
+def _least_within(problem: BitProblem, weights: NDArray[np.float64]) -> Genomes | None:
+    """`solve_additive` within the budgets; where the only one is of whole bytes, by dynamic programming: sooner."""
+    if [name for name, _ in problem.budgets] != ["size_bytes"]:
+        return solve_additive(problem, weights, problem.budgets)
+    row = problem.cost_names.index("size_bytes")
+    genomes, sums = knapsack_front(problem, weights, problem.costs[row])
+    within_limit = sums[:, 1] + problem.fixed[row] <= problem.budgets[0][1] * (1 + 1e-12)
+    return genomes[np.flatnonzero(within_limit)[-1]] if within_limit.any() else None

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from hwmodel import FLOAT_BITS, WEIGHT_BITS, InputError, Precision
 from hwmodel.device import load_device
 from mpsearch.budgets import COSTS, FRONT, NEED_DEVICE
+from mpsearch.rules import parse_rule, parse_tie
 
 EDGE_BITS = 8
 EdgePolicy = Literal["auto", "8", "free"]
@@ -25,7 +26,8 @@ class RunOptions:
     spans beside the loss, those of `default_objectives` where none is named. Without `abits` activations stay float,
     32 among them is float.
     `edges` says what becomes of the first and the last layer: 8 bits (`8`), like any other (`free`), or 8 bits unless
-    that takes more than a quarter of a budget (`auto`).
+    that takes more than a quarter of a budget (`auto`). `fix` and `tie` are rules about single layers, as on the
+    command line.
     """
 
     model: str
@@ -41,6 +43,8 @@ class RunOptions:
     wbits: tuple[int, ...] = (2, 3, 4, 6, 8)
     abits: tuple[int, ...] = ()
     edges: EdgePolicy = "auto"
+    fix: tuple[str, ...] = ()
+    tie: tuple[str, ...] = ()
     samples: int = 512
     val_samples: int = 0
     seed: int = 0
@@ -57,6 +61,10 @@ class RunOptions:
                 f"candidate bits must be among {_list(WEIGHT_BITS)}, got {_list(tuple(unknown)) or 'none'}"
             )
         edge_policy(self.edges)
+        for text in self.fix:
+            parse_rule(text)
+        for text in self.tie:
+            parse_tie(text)
         if not self.budgets:
             options = ", ".join(cost.option for cost in COSTS.values())
             raise InputError(f"a budget is needed, say --size-budget 1.5MB; there are {options}")

@@ -28,7 +28,8 @@ from mpsearch.models import LoadedModel, load_model
 from mpsearch.options import RunOptions
 from mpsearch.packed import layout_of
 from mpsearch.problem import BitProblem, build_problem, cheapest, layer_costs
-from mpsearch.search import SearchSettings, search
+from mpsearch.rules import Rule, allowed_precisions, parse_rule, parse_tie, tied
+from mpsearch.search import SearchSettings, course, search
 from mpsearch.sensitivity import METRIC, measure
 from mpsearch.sensitivity_table import SensitivityTable
 from mpsearch.summary import summarize
@@ -81,10 +82,10 @@ class Run:
         """The calibration images (N, C, H, W), normalised for the model."""
         return normalize(self.data.calib.x, self.model.mean, self.model.std)
 
-    @property
+    @cached_property
     def table(self) -> LayerTable:
-        """The layer table."""
-        return self.network.table
+        """The layer table, layers tied as asked for."""
+        return tied(self.network.table, map(parse_tie, self.options.tie))
 
     @cached_property
     def layout(self) -> PackedLayout:
@@ -118,18 +119,31 @@ class Run:
             if self.options.edges == "8":
                 raise InputError(f"device {self.device.name} does not run {edge}; take --edges free")
             return ()
-        return pinned_edges(self.table, self._costs_at((edge,)), self.options.budgets, self.options.edges)
+        given = {rule.layer for rule in self._rules if not rule.forbids}
+        edges = pinned_edges(self.table, self._costs_at((edge,)), self.options.budgets, self.options.edges)
+        return tuple(name for name in edges if name not in given)
+
+    @property
+    def _rules(self) -> list[Rule]:
+        return [parse_rule(text) for text in self.options.fix]
+
+    @cached_property
+    def allowed(self) -> dict[str, tuple[Precision, ...]]:
+        """What every layer may have."""
+        allowed = allowed_precisions(self.table.names, self.offered, self.pinned, self.options.edge, self._rules)
+        if self.device is None:
+            return allowed
+        for name, precisions in allowed.items():
+            allowed[name] = tuple(precision for precision in precisions if precision in self.device.kernels)
+            if not allowed[name]:
+                refused, runs = ", ".join(map(str, precisions)), ", ".join(map(str, self.device.precisions))
+                raise InputError(f"--fix {name}: device {self.device.name} does not run {refused}; it runs {runs}")
+        return allowed
 
     @cached_property
     def precisions(self) -> tuple[Precision, ...]:
-        """Candidates, and 8 bits where an edge layer is held there."""
-        return tuple(sorted({*self.offered, *([self.options.edge] if self.pinned else [])}))
-
-    @cached_property
-    def allowed(self) -> dict[str, list[Precision]]:
-        """What every layer may have."""
-        edge, any_other = [self.options.edge], list(self.offered)
-        return {name: edge if name in self.pinned else any_other for name in self.table.names}
+        """Candidates, 8 bits where an edge layer is held there, and what single layers are fixed to."""
+        return tuple(sorted({*self.offered, *(p for precisions in self.allowed.values() for p in precisions)}))
 
     @cached_property
     def costs(self) -> CostTable:
@@ -269,6 +283,7 @@ class Run:
             asdict(settings),
             problem.budgets,
             problem.choices,
+            problem.genes,
             problem.objectives,
             problem.costs.tolist(),
             self.layout.fixed_bytes(),
@@ -280,10 +295,30 @@ class Run:
             return ParetoFront.from_json(path.read_text(encoding="utf-8"))
         with self._timed("search"), self.console.progress("search", settings.generations) as advance:
             checkpoint = self.folder.file(f"search-{key}.npz")
-            front = search(problem, settings, checkpoint, lambda seen: advance(seen.generation))
+            front = search(problem, settings, checkpoint, lambda seen: advance(seen.generation, str(seen)))
+        self.console.note(f"search: {course(front.hypervolume, settings)}, {len(front):,} points")
         self.folder.write("front.json", front.to_json())
-        self.folder.write_json("costs.json", {"key": key, **_costs_json(self.costs, self.device)})
+        self.folder.write_json("costs.json", {"key": key, **self._costs_json()})
         return front
+
+    def _costs_json(self) -> Json:
+        costs = self.costs
+        data: Json = {
+            "layers": list(costs.layers),
+            "precisions": [str(precision) for precision in costs.precisions],
+            "allowed": [[str(precision) for precision in self.allowed[name]] for name in costs.layers],
+            "fixed_bytes": costs.fixed_bytes,
+            "weight_bytes": costs.weight_bytes.tolist(),
+            "code_bits": costs.code_bits.tolist(),
+            "bops": costs.bops.tolist(),
+        }
+        if self.device is not None:
+            data["device"] = self.device.name
+        for name in NEED_DEVICE:
+            array = getattr(costs, name)
+            if array is not None:
+                data[name] = array.tolist()
+        return data
 
     def finalize_step(self, config: BitConfig, name: str) -> Json:
         """One finished model: `chosen/NAME.json` and `model-NAME.safetensors`, made unless current."""
@@ -361,21 +396,3 @@ class _Timer:
 
     def __exit__(self, *_: object) -> None:
         self.seconds[self.step] = time.perf_counter() - self.started
-
-
-def _costs_json(costs: CostTable, device: DeviceSpec | None) -> Json:
-    data: Json = {
-        "layers": list(costs.layers),
-        "precisions": [str(precision) for precision in costs.precisions],
-        "fixed_bytes": costs.fixed_bytes,
-        "weight_bytes": costs.weight_bytes.tolist(),
-        "code_bits": costs.code_bits.tolist(),
-        "bops": costs.bops.tolist(),
-    }
-    if device is not None:
-        data["device"] = device.name
-    for name in NEED_DEVICE:
-        array = getattr(costs, name)
-        if array is not None:
-            data[name] = array.tolist()
-    return data

@@ -5,28 +5,37 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hwmodel import BitConfig, LayerTable
 from mpsearch.budgets import COSTS, Cost
+from mpsearch.compare import Comparison, Measured, measured_points
 from mpsearch.exact import Answer
+from mpsearch.folder import Json
 from mpsearch.front import ParetoFront
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 BIT_COLOURS = {2: "#440154", 3: "#3b528b", 4: "#21918c", 5: "#3aa876", 6: "#5ec962", 7: "#a5db36", 8: "#fde725"}
+RUN_COLOURS = ("#3b528b", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#a6761d", "#666666")
 
 
 @dataclass(frozen=True, slots=True)
 class FrontInfo:
     """What the picture of a front shows: a cost, the loss in nats, and the bits of the chosen configuration.
 
-    `cost` is in the unit of `axis`; `other` is a third objective, in the unit of `other_axis`, that colours the points.
-    Their budgets are None where they have none.
+    `cost` is in the unit of `axis`, `scale` of which make one of the cost's own; `other` is a third objective, in the
+    unit of `other_axis`, that colours the points. Their budgets are None where they have none. `measured` are the
+    finished points, `history` the hypervolume by generation.
     """
 
     title: str
     axis: str
+    scale: float
     cost: NDArray[np.float64]
     loss: NDArray[np.float64]
     other_axis: str
@@ -36,13 +45,20 @@ class FrontInfo:
     budget_text: str
     chosen: tuple[float, float]
     references: tuple[tuple[str, float, float], ...]
+    measured: tuple[Measured, ...]
+    history: tuple[float, ...]
     layers: tuple[str, ...]
     bits: tuple[int, ...]
     weights: tuple[int, ...]
 
 
 def front_info(
-    front: ParetoFront, index: int, budgets: Mapping[str, float], table: LayerTable, answers: Sequence[Answer]
+    front: ParetoFront,
+    index: int,
+    budgets: Mapping[str, float],
+    table: LayerTable,
+    answers: Sequence[Answer],
+    finished: Sequence[tuple[str, Json]] = (),
 ) -> FrontInfo:
     """The picture of `front` with point `index` chosen."""
     name, *others = front.names[1:]
@@ -52,8 +68,9 @@ def front_info(
     other = COSTS[others[0]] if others else None
     limit = budgets[name] * cost.scale if name in budgets else None
     return FrontInfo(
-        table.model.split("?")[0].removeprefix("torchvision:"),
+        model_title(table.model),
         _axis(cost),
+        cost.scale,
         values,
         loss,
         _axis(other) if other else "",
@@ -67,10 +84,17 @@ def front_info(
             for answer in answers
             if answer.name.startswith("uniform")  # greedy and exact answers would hide behind the chosen point
         ),
+        measured_points(front, finished, name),
+        front.hypervolume,
         table.names,
         config.wbits,
         tuple(layer.n_weights for layer in table),
     )
+
+
+def model_title(reference: str) -> str:
+    """A model's reference as people say it."""
+    return reference.split("?")[0].removeprefix("torchvision:").rsplit("/", 1)[-1]
 
 
 def _axis(cost: Cost) -> str:
@@ -98,9 +122,11 @@ def draw_front(info: FrontInfo, path: Path) -> None:
     if info.budget is not None:
         top.axvline(info.budget, color="#d62728", lw=1, ls="--", label=info.budget_text)
     top.plot(*info.chosen, "*", color="#d62728", ms=15, zorder=4, label="chosen")
-    top.set(yscale="log", xlabel=info.axis, ylabel="predicted KL divergence, nats", title=info.title)
+    _draw_measured(top, info.measured, info.scale, "#e08214", "measured, finished")
+    top.set(yscale="log", xlabel=info.axis, ylabel="KL divergence, nats", title=info.title)
     top.grid(alpha=0.3, which="both")
-    top.legend()
+    top.legend(loc="upper right", framealpha=0.95)
+    _draw_history(top, info.history)
     bars = range(len(info.layers))
     bottom.bar(bars, info.bits, color=[BIT_COLOURS[bits] for bits in info.bits], width=0.9)
     step = max(1, len(info.layers) // 27)
@@ -112,4 +138,54 @@ def draw_front(info: FrontInfo, path: Path) -> None:
         for bits, count in sorted(share.items())
     ]
     bottom.legend(handles=handles, fontsize=7, ncols=len(handles), loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    figure.savefig(path, metadata={"Software": None})
+
+
+def _draw_measured(axes: Axes, measured: Sequence[Measured], scale: float, colour: str, name: str) -> None:
+    """Finished points, each with a line from what was predicted and its top-1."""
+    from matplotlib.patheffects import withStroke
+
+    for number, point in enumerate(measured):
+        cost = point.cost * scale
+        axes.plot([cost, cost], [point.predicted, point.kl], color=colour, lw=0.8, alpha=0.6, zorder=3)
+        once = name if number == 0 else None
+        axes.plot(cost, point.kl, "D", ms=6, color=colour, mec="white", mew=0.7, zorder=5, label=once)
+        if point.top1 is not None:
+            text, at = f"{point.top1:.1f} %", (cost, point.kl)
+            label = axes.annotate(
+                text, at, textcoords="offset points", xytext=(6, 5), fontsize=8, color=colour, zorder=6
+            )
+            label.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
+
+
+def _draw_history(axes: Axes, history: Sequence[float]) -> None:
+    """The hypervolume by generation, small, where a front leaves room; the last value is that of the filled front."""
+    if len(history) < 3:
+        return
+    inset = axes.inset_axes((0.045, 0.08, 0.17, 0.2), zorder=6)
+    inset.plot(range(1, len(history)), history[:-1], color="#3b528b", lw=1)
+    inset.plot(len(history), history[-1], ".", color="#d62728", ms=5)
+    inset.set_title("hypervolume by generation", fontsize=6, pad=2)
+    inset.tick_params(labelsize=5, length=2, pad=1)
+    inset.set_xlim(0, len(history) * 1.05)
+    inset.grid(alpha=0.3)
+
+
+def draw_comparison(comparison: Comparison, path: Path) -> None:
+    """Writes several fronts over each other, and what was measured of them, as a PNG."""
+    from matplotlib.figure import Figure
+
+    cost = COSTS[comparison.cost]
+    figure = Figure(figsize=(9, 5.6), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    for number, front in enumerate(comparison.fronts):
+        colour = RUN_COLOURS[number % len(RUN_COLOURS)]
+        costs = np.array(front.cost) * cost.scale
+        axes.plot(costs, front.loss, "-", drawstyle="steps-post", color=colour, lw=1.4, alpha=0.9, label=front.run)
+        _draw_measured(axes, front.measured, cost.scale, colour, f"{front.run}, measured")
+    titles = dict.fromkeys(model_title(front.model) for front in comparison.fronts)
+    axes.set(yscale="log", xlabel=_axis(cost), ylabel="KL divergence, nats", title=", ".join(titles))
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(loc="upper right", framealpha=0.95)
+    axes.margins(x=0.07)
     figure.savefig(path, metadata={"Software": None})

@@ -1,22 +1,53 @@
-"""Pareto local search (Paquete, Chiarandini and Stützle, 2004): fills a front with its points' neighbours."""
+"""Fills a front: by exact fronts of the loss linearized about its points, then by its points' neighbours."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mpsearch.exact import knapsack_front
 from mpsearch.front import non_dominated
 from mpsearch.problem import BitProblem, Genomes, within
 
 _BATCH = 200_000  # neighbours that are compared with the front together
 _POINTS = 20_000  # a front of so many is full enough
+_TANGENTS = 16  # points that the loss is linearized about together; fewer where there are more than 60 genes
+_STATES = 1_000_000  # partial sums of a linearized front, over all genes
+
+
+def fill_by_tangents(problem: BitProblem, genomes: Genomes, rounds: int = 2) -> tuple[Genomes, int]:
+    """A front at least as good as the non-dominated `genomes` (P, G), and the number of configurations looked at.
+
+    About a point, the loss without the interactions of changes is additive, and its whole front over a cost is found by
+    dynamic programming: moves of many genes at once, which neighbours do not reach. Where there are no interactions,
+    this is the exact front. Of three objectives, the two costs are traded for one another at several rates.
+    """
+    rows = [problem.cost_names.index(name) for name in problem.objectives[1:]]
+    scaled = [problem.costs[row] / (np.ptp(problem.costs[row]) or 1.0) for row in rows]
+    shares = (1.0,) if len(rows) == 1 else (1.0, 0.75, 0.5, 0.25, 0.0)
+    prices = [problem.costs[rows[0]] if share == 1 else share * scaled[0] + (1 - share) * scaled[1] for share in shares]
+    states = max(_STATES // len(problem.genes), 1000)
+    together = min(_TANGENTS, max(1000 // len(problem.genes), 2))
+    seen = 0
+    for _ in range(rounds if problem.pair.any() else 1):
+        loss = problem.values(genomes)[:, 0]
+        found = [genomes]
+        for turn, index in enumerate(_spread(loss, together) if problem.pair.any() else [0] * len(prices)):
+            field = problem.linear + 2 * problem.pair[problem.flat(genomes[index])].sum(axis=0)
+            around = knapsack_front(problem, field, prices[turn % len(prices)], states)[0]
+            seen += len(around)
+            found.append(around[within(problem.excess(problem.values(around), problem.constraints))])
+        everything = np.concatenate(found)
+        genomes = everything[non_dominated(problem.evaluate(everything))]
+    return genomes, seen
 
 
 def refine(problem: BitProblem, genomes: Genomes, neighbours: int) -> tuple[Genomes, int]:
     """A front at least as good as the non-dominated `genomes` (P, G), and the number of neighbours looked at.
 
-    A neighbour has one gene a step up, or one a step down, or both. Points whose neighbours were not seen yet are taken
-    from all over the front, until there is none or `neighbours` have been looked at.
+    Pareto local search (Paquete, Chiarandini and Stützle, 2004). A neighbour has one gene a step up, or one a step
+    down, or both. Points whose neighbours were not seen yet are taken from all over the front, until there is none or
+    `neighbours` have been looked at.
     """
     values = problem.values(genomes)
     explored: set[bytes] = set()

@@ -13,11 +13,13 @@ from hwmodel import BitConfig, LayerTable, Precision
 from hwmodel.breakdown import DeviceCosts
 from hwmodel.device import DeviceSpec
 from mpsearch.budgets import COSTS, NEED_DEVICE, share
+from mpsearch.compare import Comparison
 from mpsearch.exact import Answer
 from mpsearch.folder import Json
-from mpsearch.front import ParetoFront
+from mpsearch.front import LOSS, ParetoFront
 from mpsearch.summary import lines
 from mpsearch.units import format_number
+from mpsearch.why import Step, Why
 
 WIDTH = 110
 MOST_COLUMNS = 7
@@ -131,19 +133,92 @@ def answer_rows(answers: Sequence[Answer], budgets: Mapping[str, float]) -> Tabl
     return view
 
 
-def front_rows(front: ParetoFront, points: Sequence[int], finished: Sequence[Json] = ()) -> Table:
-    """Points of the front, one a line; where one was finished, what was measured stands beside."""
+def front_rows(
+    front: ParetoFront, points: Sequence[int], finished: Sequence[Json] = (), answers: Sequence[Answer] = ()
+) -> Table:
+    """Points of the front and plain answers, by ascending cost; where one was finished, what was measured beside."""
     measured = {tuple(entry["config"].items()): entry for entry in finished}
     costs = front.names[1:]
-    view = _table(">point", *[f">{_heading(name)}" for name in costs], ">predicted KL", ">measured KL", ">top-1 %", "")
+    view = _table("point", *[f">{_heading(name)}" for name in costs], ">predicted KL", ">measured KL", ">top-1 %", "")
+    notes = {0: ["smallest"], len(front) - 1: ["largest"]}
+    notes.setdefault(front.knee(), []).insert(0, "knee")
+    if front.budgets:
+        notes.setdefault(front.best(), []).insert(0, "budget")
+    rows = []
     for index in points:
         values = dict(zip(front.names, front.objectives[index].tolist(), strict=True))
-        entry = measured.get(tuple(front.config(index).to_json().items()))
-        found = (f"{entry['kl_reconstructed']:.4f}", _percent(entry["top1_reconstructed"])) if entry else ("", "")
-        note = ", ".join(["budget"] * (index == front.best()) + ["knee"] * (index == front.knee()))
-        figures = [_figure(name, values[name]) for name in costs]
-        view.add_row(str(index), *figures, f"{values['loss']:.4g}", *found, note)
+        rows.append((str(index), values, front.config(index), ", ".join(notes.get(index, []))))
+    for answer in answers:
+        over = "" if answer.feasible else "over budget"
+        rows.append((answer.name.replace("A32", ""), {**dict(answer.costs), LOSS: answer.loss}, answer.config, over))
+    for name, values, config, note in sorted(rows, key=lambda row: row[1][costs[0]]):
+        entry = measured.get(tuple(config.to_json().items()))
+        found = (f"{entry['kl_reconstructed']:.4g}", _percent(entry["top1_reconstructed"])) if entry else ("", "")
+        figures = [_figure(cost, values[cost]) for cost in costs]
+        view.add_row(name, *figures, f"{values[LOSS]:.4g}", *found, note)
     return view
+
+
+def why_rows(why: Why) -> list[Table | str]:
+    """An explained configuration: its layers, what the next bits would bring or save, the strongest interactions."""
+    steps = (">up", ">Δ loss", ">Δ bytes", ">down", ">Δ loss", ">Δ bytes")
+    layers = _table("layer", ">bits", ">bytes", ">alone", ">shared", *steps)
+    layers.collapse_padding = True
+    for layer in why.layers:
+        layers.add_row(
+            layer.layer, _bits(layer.precision), f"{layer.size_bytes:,}", f"{1e3 * layer.alone:.2f}",
+            f"{1e3 * layer.together:+.2f}", *_step(layer.up), *_step(layer.down),
+        )  # fmt: skip
+    alone, together = sum(layer.alone for layer in why.layers), sum(layer.together for layer in why.layers)
+    data = sum(layer.size_bytes for layer in why.layers)
+    layers.add_section()
+    layers.add_row("total", "", f"{data:,}", f"{1e3 * alone:.2f}", f"{1e3 * together:+.2f}")
+    head = (
+        f"{why.name}: {why.size_bytes:,} bytes ({why.fixed_bytes:,} of them whatever the bits), "
+        f"predicted KL {why.loss:.4g} nats"
+    )
+    note = (
+        "losses in millinats: of the layer alone, its half of all interactions, and what the whole network would\n"
+        "lose more, and weigh more, were the layer to go up or down to these bits"
+    )
+    if not why.interactions:
+        return [head, note, layers]
+    pairs = _table("strongest interactions", "", ">millinats")
+    for pair in why.interactions:
+        pairs.add_row(pair.first, pair.second, f"{1e3 * pair.loss:+.2f}")
+    return [head, note, layers, pairs]
+
+
+def _step(step: Step | None) -> tuple[str, str, str]:
+    return ("", "", "") if step is None else (_bits(step.precision), f"{1e3 * step.loss:+.2f}", f"{step.size_bytes:+,}")
+
+
+def _bits(precision: Precision) -> str:
+    return str(precision).replace("A32", "").removeprefix("W")
+
+
+def comparison_rows(comparison: Comparison) -> list[Table | str]:
+    """Predicted losses of several fronts within the same costs, their hypervolumes, and what was measured."""
+    names = [front.run for front in comparison.fronts]
+    losses = _table(f">{_heading(comparison.cost)}", *[f">{name}" for name in names], "least")
+    for limit, row in zip(comparison.at, comparison.losses, strict=True):
+        known = [loss for loss in row if loss is not None]
+        least = [name for name, loss in zip(names, row, strict=True) if loss is not None and loss == min(known)]
+        figures = ["" if loss is None else f"{loss:.4g}" for loss in row]
+        losses.add_row(_figure(comparison.cost, limit), *figures, "" if len(least) == len(names) else ", ".join(least))
+    losses.add_section()
+    losses.add_row("hypervolume", *[f"{front.hypervolume:.4f}" for front in comparison.fronts], "")
+    losses.add_row("points", *[f"{len(front.cost):,}" for front in comparison.fronts], "")
+    measured = _table("finished", "point", f">{_heading(comparison.cost)}", ">predicted KL", ">measured KL", ">top-1 %")
+    for front in comparison.fronts:
+        for point in front.measured:
+            cost = _figure(comparison.cost, point.cost)
+            figures = [f"{point.predicted:.4g}", f"{point.kl:.4g}", _percent(point.top1)]
+            measured.add_row(front.run, point.name, cost, *figures)
+    parts: list[Table | str] = ["predicted KL, nats, of the best point within each cost:", losses]
+    if not comparison.same_cache:
+        parts.append("these predictions come of different sensitivity caches: compare what was measured")
+    return parts + ([measured] if measured.row_count else [])
 
 
 def _heading(name: str) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,14 @@ from hwmodel.errors import BudgetError, InputError
 from mpsearch.exact import exact_additive, greedy, greedy_path, hull, local_search, uniform
 from mpsearch.front import ParetoFront, non_dominated
 from mpsearch.problem import BitProblem, Genomes, within
-from mpsearch.refine import refine
+from mpsearch.refine import fill_by_tangents, refine
 
 
 @dataclass(frozen=True, slots=True)
 class SearchSettings:
     """`patience` generations without a relative gain of `tolerance` in hypervolume end the evolution;
-    then the front is filled by local search, which looks at `neighbours` configurations at most."""
+    then the front is filled by linearized fronts and by local search, which looks at `neighbours` configurations at
+    most; 0 leaves it as it is."""
 
     population: int = 200
     generations: int = 200
@@ -54,6 +55,9 @@ class Progress:
     evaluations: int
     points: int
     hypervolume: float
+
+    def __str__(self) -> str:
+        return f"hypervolume {self.hypervolume:.4f}, {self.points:,} points"
 
 
 @dataclass(slots=True)
@@ -124,6 +128,15 @@ def best_at_budget(problem: BitProblem, found: Genomes) -> Genomes | None:
     plain = [int(index) for index in fits if len(found) <= index < len(found) + 2]
     ends = np.array([local_search(problem, candidates[index]) for index in dict.fromkeys(best_found + plain)])
     return np.asarray(ends[problem.values(ends)[:, 0].argmin()])
+
+
+def course(history: Sequence[float], settings: SearchSettings) -> str:
+    """How the hypervolume rose over the generations, and why they ended, in a line; the last value is the front's."""
+    *generations, filled = history
+    marks = sorted({0, len(generations) // 8, len(generations) // 3, len(generations) - 1})
+    values = ", ".join(f"{generations[mark]:.4f} ({mark + 1})" for mark in marks)
+    ended = "all generations" if len(generations) >= settings.generations else "it no longer moved"
+    return f"hypervolume by generation {values}, {filled:.4f} filled; {ended}"
 
 
 def hypervolume(problem: BitProblem, objectives: NDArray[np.float64]) -> float:
@@ -303,7 +316,11 @@ def _finished(state: _State, settings: SearchSettings) -> bool:
 
 
 def _front(problem: BitProblem, box: _Box, settings: SearchSettings, state: _State) -> ParetoFront:
-    archive, seen = refine(problem, state.archive, settings.neighbours) if len(state.archive) else (state.archive, 0)
+    archive, seen = state.archive, 0
+    if len(archive) and settings.neighbours:
+        archive, tangent = fill_by_tangents(problem, archive)
+        archive, near = refine(problem, archive, settings.neighbours)
+        seen = tangent + near
     if problem.budgets:
         best = best_at_budget(problem, archive)
         if best is not None:

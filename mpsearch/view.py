@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from hwmodel import BitConfig, InputError, LayerTable
+import difflib
+import json
+from pathlib import Path
+
+import numpy as np
+
+from hwmodel import BitConfig, CostTable, InputError, LayerTable, Precision
+from mpsearch.cache import load_table
 from mpsearch.folder import Json, RunFolder
 from mpsearch.front import ParetoFront
+from mpsearch.picks import picked
+from mpsearch.problem import BitProblem, build_problem
 
 
 def read_front(folder: RunFolder) -> ParetoFront:
@@ -31,3 +40,73 @@ def read_configs(finished: list[tuple[str, Json]]) -> dict[str, BitConfig]:
     if not finished:
         raise InputError("no configuration is finished here: run `mpsearch finalize RUN` first")
     return {name: BitConfig.from_json(entry["config"]) for name, entry in finished}
+
+
+def read_costs(folder: RunFolder) -> tuple[CostTable, dict[str, tuple[Precision, ...]]]:
+    """The costs that the folder's front was searched with, and the precisions that each layer may have."""
+    data = folder.read_json("costs.json")
+    try:
+        arrays = {name: np.array(data[name], np.float64) for name in ("latency_s", "energy_j") if name in data}
+        layers = tuple(data["layers"])
+        allowed = [tuple(map(Precision.parse, precisions)) for precisions in data["allowed"]]
+        costs = CostTable(
+            layers,
+            tuple(map(Precision.parse, data["precisions"])),
+            np.array(data["weight_bytes"], np.int64),
+            np.array(data["code_bits"], np.int64),
+            np.array(data["bops"], np.float64),
+            int(data["fixed_bytes"]),
+            **arrays,
+        )
+        return costs, dict(zip(layers, allowed, strict=True))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{folder.file('costs.json')} is damaged ({error}); search again") from None
+
+
+def read_problem(folder: RunFolder) -> BitProblem:
+    """The problem that the folder's front answers. Raises InputError where the cache has been measured anew since."""
+    front, (costs, allowed) = read_front(folder), read_costs(folder)
+    sensitivity = load_table(folder.file("sensitivity.safetensors"))
+    if sensitivity.fingerprint != front.fingerprint:
+        raise InputError(
+            f"{folder.path}: the front is of an older sensitivity cache; run `mpsearch search {folder.path}`"
+        )
+    return build_problem(read_layers(folder), costs, sensitivity, allowed, dict(front.budgets), front.names)
+
+
+def read_config(folder: RunFolder, text: str) -> tuple[str, BitConfig]:
+    """Name and bit assignment of a finished name, budget, knee, a point's number, or a JSON file of bits by layer.
+
+    The file holds `"W4A8"` or `4` for every layer, or is an export with one configuration. Raises InputError for
+    anything else.
+    """
+    finished = dict(finished_configs(folder))
+    if text in finished:
+        return text, BitConfig.from_json(finished[text]["config"])
+    if text in ("budget", "knee") or text.isdecimal():
+        front = read_front(folder)
+        name, index = picked(front, text)[0]
+        return name, front.config(index)
+    if Path(text).is_file():
+        return Path(text).stem, _config_file(Path(text), read_layers(folder).names)
+    known = ["budget", "knee", *finished]
+    near = difflib.get_close_matches(text, known, 3, 0.4)
+    hint = f"; did you mean {', '.join(near)}?" if near else ""
+    raise InputError(
+        f"a configuration is one of {', '.join(dict.fromkeys(known))}, a point's number or a JSON file, "
+        f"got {text!r}{hint}"
+    )
+
+
+def _config_file(path: Path, layers: tuple[str, ...]) -> BitConfig:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        while isinstance(data, dict) and len(data) == 1 and isinstance(next(iter(data.values())), dict):
+            data = next(iter(data.values()))
+        bits = {name: Precision(p) if isinstance(p, int) else Precision.parse(p) for name, p in dict(data).items()}
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} is no bit assignment ({error}); mpsearch export writes one") from None
+    odd = sorted(set(layers) ^ set(bits))
+    if odd:
+        raise InputError(f"{path} is of another network: it has {len(bits)} layers for {len(layers)}, see {odd[0]!r}")
+    return BitConfig(layers, tuple(bits[name] for name in layers))

@@ -60,6 +60,11 @@ def flat(base: dict[str, object], **changes: object) -> list[object]:
         ({"wbits": "1,99,x"}, ("2,3,4,8", "'1,99,x'")),
         ({"wbits": ""}, ("2,3,4,8",)),
         ({"edges": "9"}, ("--edges", "auto", "'9'")),
+        ({"fix": "2.on=8"}, ("--fix 2.on=8", "no layer '2.on'", "did you mean", "2.one")),
+        ({"fix": "2.one=1"}, ("--fix 2.one=1", "2 to 8")),
+        ({"fix": "2.one"}, ("--fix looks like", "'2.one'")),
+        ({"fix": "2.one=8", "size_budget": 1700}, ("smallest file", "1,700", "2,047")),
+        ({"tie": "2.one"}, ("--tie", "two or more")),
         ({"samples": "1"}, ("at least 16 calibration images", "1 were asked for")),
         ({"samples": "many"}, ("--samples", "integer")),
         ({"seed": "-1"}, ("--seed", "-1")),
@@ -166,6 +171,22 @@ def test_a_wrong_pick_or_format(base: dict[str, object], tmp_path: Path, command
         refused(command("finalize", tmp_path / "out", "--pick", pick), "--pick takes", pick)
     refused(command("export", tmp_path / "out", "--format", "xml"), "json or csv", "xml")
     refused(command("export", tmp_path / "out", "--out", "/proc/none/x"), "cannot write", "--out")
+
+
+def test_what_cannot_be_looked_at(base: dict[str, object], tmp_path: Path, command: Command) -> None:
+    out = tmp_path / "out"
+    assert command(*flat(base)).code == 0
+    refused(command("why", out, "budgt"), "did you mean budget")
+    refused(command("why", out, "100000"), "--pick takes")
+    (tmp_path / "bits.json").write_text('{"0": "W8A32"}')
+    refused(command("why", out, tmp_path / "bits.json"), "another network")
+    (tmp_path / "bits.json").write_text("no JSON")
+    refused(command("why", out, tmp_path / "bits.json"), "no bit assignment")
+    refused(command("compare", out), "two or more")
+    refused(command("compare", out, tmp_path), "no front.json")
+    refused(command("compare", out, out, "--plot", tmp_path / "x.jpg"), ".png")
+    (out / "costs.json").write_text("{}")
+    refused(command("front", out), "costs.json is damaged")
 
 
 def test_debug_shows_where(base: dict[str, object], command: Command) -> None:

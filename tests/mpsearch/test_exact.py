@@ -10,12 +10,14 @@ from synthetic import at_fraction, problem
 from hwmodel.errors import InputError
 from mpsearch.exact import (
     answers,
+    branch_and_bound,
     brute_force,
     brute_force_front,
     exact_additive,
     exact_front,
     greedy,
     hull,
+    knapsack_front,
     local_search,
     lower_bound,
     uniform,
@@ -59,6 +61,41 @@ def test_milp_meets_several_budgets_at_once():
     built = built.with_budgets(limits)
     assert loss(built, exact_additive(built)) == pytest.approx(loss(built, brute_force(built)), rel=1e-9)
     assert built.feasible(np.array([greedy(built), exact_additive(built)])).all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("fraction", FRACTIONS)
+def test_branch_and_bound_is_the_best_of_all_with_interactions(seed, fraction):
+    built = small(seed, fraction, additive=False)
+    genome = branch_and_bound(built)
+    assert built.feasible(genome[None])[0]
+    assert loss(built, genome) == pytest.approx(loss(built, brute_force(built)), rel=1e-9)
+
+
+def test_branch_and_bound_with_strong_interactions_and_two_budgets():
+    built = problem(8, seed=5)
+    built = replace(built, pair=4 * built.pair)
+    built = replace(
+        built, tables=type(built.tables).build(built.sizes, np.vstack([built.linear, built.costs]), built.pair)
+    )
+    ends = built.values(np.stack([built.sizes * 0, built.sizes - 1]).astype(np.int16))
+    built = built.with_budgets({"size_bytes": ends[:, 1] @ [0.6, 0.4], "bops": ends[:, 3] @ [0.8, 0.2]})
+    assert loss(built, branch_and_bound(built)) == pytest.approx(loss(built, brute_force(built)), rel=1e-9)
+
+
+def test_branch_and_bound_says_where_it_ends(monkeypatch):
+    monkeypatch.setattr("mpsearch.exact._BRANCHES", 1000)
+    with pytest.raises(InputError, match="about 12 free layers"):
+        branch_and_bound(at_fraction(problem(40), 0.3))
+
+
+def test_a_thinned_front_is_near_the_exact_one():
+    built = problem(30, additive=True)
+    price = built.costs[0]
+    exact, thinned = (knapsack_front(built, built.linear, price, states)[1] for states in (None, 1000))
+    assert len(thinned) <= 1000 < len(exact)
+    at = np.searchsorted(exact[:, 1], thinned[:, 1], side="right") - 1
+    assert np.median(thinned[:, 0] / exact[at, 0]) < 1.01
 
 
 @pytest.mark.parametrize("seed", range(3))

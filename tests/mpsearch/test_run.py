@@ -159,7 +159,7 @@ def test_more_points_are_finished_and_shown(finished: Path, tmp_path: Path, comm
     assert shown.code == 0
     entry = json.loads((out / "chosen" / "point-0.json").read_text())
     assert f"{entry['size_bytes']:,}" in shown.out
-    assert f"{entry['kl_reconstructed']:.4f}" in shown.out
+    assert f"{entry['kl_reconstructed']:.4g}" in shown.out
     assert "budget" in shown.out
     assert "knee" in shown.out
     assert "2.two" in shown.out  # who got which bits
@@ -167,6 +167,66 @@ def test_more_points_are_finished_and_shown(finished: Path, tmp_path: Path, comm
     (out / "front.png").unlink()
     assert command("front", out, "--plot").code == 0
     assert (out / "front.png").is_file()
+    for answer in ("uniform W2", "uniform W8", "greedy", "exact additive", "smallest", "largest"):
+        assert answer in shown.out
+
+
+def test_fronts_are_looked_at_without_model_or_data(finished: Path, tmp_path: Path, command: Command) -> None:
+    out, other = tmp_path / "one", tmp_path / "two"
+    for folder in (out, other):
+        shutil.copytree(finished, folder)
+        (folder / "config.toml").unlink()  # what names the model and the data
+    assert command("front", out, "--plot").code == 0
+    result = command("compare", out, other, "--plot", tmp_path / "both.png")
+    assert result.code == 0
+    assert "hypervolume" in result.out
+    with Image.open(tmp_path / "both.png") as picture:
+        assert picture.size == (1080, 672)
+    data = json.loads(command("compare", out, other, "--json").out)
+    assert [front["run"] for front in data["fronts"]] == ["one", "two"]
+    assert all(row[0] == row[1] for row in data["losses"])
+    measured = data["fronts"][0]["measured"][0]
+    assert measured["name"] == "budget"
+    assert measured["cost"] == json.loads((out / "summary.json").read_text())["size_bytes"]
+
+
+def test_a_configuration_is_explained(finished: Path, tmp_path: Path, command: Command) -> None:
+    chosen = json.loads((finished / "chosen" / "budget.json").read_text())
+    by_name = json.loads(command("why", finished, "budget", "--json").out)
+    assert by_name["size_bytes"] == chosen["size_bytes"]
+    total = sum(layer["alone"] + layer["together"] for layer in by_name["layers"])
+    assert total == pytest.approx(by_name["loss"])
+    assert {layer["layer"]: layer["precision"] for layer in by_name["layers"]} == chosen["config"]
+    (tmp_path / "bits.json").write_text(json.dumps({name: int(p[1]) for name, p in chosen["config"].items()}))
+    by_file = json.loads(command("why", finished, tmp_path / "bits.json", "--json").out)
+    assert {**by_file, "name": "budget"} == by_name
+    front = ParetoFront.from_json((finished / "front.json").read_text())
+    by_number = json.loads(command("why", finished, front.best(), "--json").out)
+    assert by_number["loss"] == by_name["loss"]
+    shown = command("why", finished, "knee").out
+    assert "…" not in shown
+    assert "strongest interactions" in shown
+    assert max(map(len, shown.splitlines())) <= 110
+
+
+def test_rules_reach_the_finished_file(finished: Path, tiny: Path, tmp_path: Path, command: Command) -> None:
+    rules = ("--fix", "2.one=6", "--fix", "3.one!=2,3", "--tie", "2.two,3.two")
+    assert command(*arguments(tiny, tmp_path / "out", *rules, "--size-budget", 5_600)).code == 0
+    again = command(*arguments(tiny, tmp_path / "out", *rules, "--size-budget", 5_600))
+    assert "front is current" in again.err
+    front = ParetoFront.from_json((tmp_path / "out" / "front.json").read_text())
+    for index in range(len(front)):
+        config = front.config(index)
+        assert config["2.one"].w == 6
+        assert config["3.one"].w >= 4
+        assert config["2.two"] == config["3.two"]
+    chosen = json.loads((tmp_path / "out" / "chosen" / "budget.json").read_text())
+    assert chosen["config"]["2.one"] == "W6A32"
+    assert 'fix = ["2.one=6", "3.one!=2,3"]' in (tmp_path / "out" / "config.toml").read_text()
+    for step in json.loads(command("why", tmp_path / "out", "budget", "--json").out)["layers"]:
+        if step["layer"] == "2.one":
+            assert step["up"] is None
+            assert step["down"] is None
 
 
 def test_bit_assignments_are_exported(finished: Path, tmp_path: Path, command: Command) -> None:

@@ -1,15 +1,28 @@
 """The search against exact fronts, exhaustive answers and itself."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from synthetic import at_fraction, problem
 
 from hwmodel.errors import InputError
-from mpsearch.exact import brute_force, exact_additive, exact_front, greedy, local_search, uniform
+from mpsearch.exact import (
+    brute_force,
+    brute_force_front,
+    exact_additive,
+    exact_front,
+    greedy,
+    local_search,
+    uniform,
+)
 from mpsearch.front import ParetoFront
-from mpsearch.search import SearchSettings, best_at_budget, hypervolume, search
+from mpsearch.refine import fill_by_tangents
+from mpsearch.search import SearchSettings, best_at_budget, course, hypervolume, search
 
 QUICK = SearchSettings(population=60, generations=25, neighbours=1_000_000)
 
@@ -26,6 +39,30 @@ def test_additive_front_against_the_exact_one():
     assert hypervolume(built, found.objectives) >= 0.999 * hypervolume(built, exact)
     sizes = np.linspace(exact[0, 1], exact[-1, 1], 1000)
     assert (staircase(found.objectives, sizes) <= 1.005 * staircase(exact, sizes)).all()
+
+
+def test_with_interactions_the_whole_front_is_near_the_truth():
+    built = problem(9, seed=2)
+    truth = built.evaluate(brute_force_front(built))
+    found = search(built, QUICK)
+    assert hypervolume(built, found.objectives) >= 0.9999 * hypervolume(built, truth)
+
+
+def test_linearized_fronts_fill_what_the_evolution_left_open():
+    built = problem(40)
+    left = search(built, replace(QUICK, neighbours=0))
+    filled, seen = fill_by_tangents(built, built.genomes(left.choices))
+    assert seen > 1000
+    assert len(filled) > 2 * len(left)
+    assert hypervolume(built, built.evaluate(filled)) > hypervolume(built, left.objectives)
+
+
+def test_a_large_network_in_small():
+    """500 layers and 7 candidates take minutes (benchmarks/bench_search.py); the same path on 90."""
+    built = at_fraction(problem(90, (2, 3, 4, 5, 6, 7, 8)), 0.35)
+    found = search(built, replace(QUICK, generations=3, neighbours=50_000))
+    plain = [greedy(built), exact_additive(built)]
+    assert found.objectives[found.best(), 0] <= built.values(np.array(plain))[:, 0].min()
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -90,6 +127,34 @@ def test_same_seed_same_bytes_other_seed_other_course():
     assert ParetoFront.from_json(first).to_json() == first
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from dataclasses import replace
+from synthetic import at_fraction, problem
+from test_search import QUICK
+from mpsearch.search import search
+
+stop_at = int(sys.argv[2])
+def kill(progress):
+    if progress.generation == stop_at:
+        os.kill(os.getpid(), signal.SIGKILL)
+built = at_fraction(problem(16), 0.4)
+Path(sys.argv[3]).write_text(search(built, QUICK, Path(sys.argv[1]), kill).to_json())
+"""
+
+
+def test_a_process_killed_at_several_generations_ends_with_the_same_bytes(tmp_path):
+    here = Path(__file__).resolve().parent
+    environment = {**os.environ, "PYTHONPATH": f"{here}:{here.parents[1]}"}
+    checkpoint, out = tmp_path / "search.npz", tmp_path / "front.json"
+    for stop_at, code in ((1, -9), (7, -9), (18, -9), (1000, 0)):
+        command = [sys.executable, "-c", KILLED, str(checkpoint), str(stop_at), str(out)]
+        assert subprocess.run(command, env=environment, check=False).returncode == code
+        assert checkpoint.exists() == (code != 0)
+    assert out.read_text() == search(at_fraction(problem(16), 0.4), QUICK).to_json()
+
+
 @pytest.mark.parametrize("stop_at", [1, 2, 13, 24])
 @pytest.mark.parametrize("constrained", [False, True])
 def test_a_killed_search_goes_on_bit_for_bit(tmp_path, stop_at, constrained):
@@ -132,6 +197,7 @@ def test_checkpoints_of_other_searches_and_damaged_ones_are_refused(tmp_path):
 def test_it_stops_when_the_hypervolume_no_longer_moves_and_when_all_is_seen():
     found = search(problem(10), SearchSettings(population=40, generations=500, patience=10, neighbours=100_000))
     assert len(found.hypervolume) < 400
+    assert "no longer moved" in course(found.hypervolume, SearchSettings(generations=500))
     tiny = problem(3, (2, 8))
     assert len(search(tiny, SearchSettings(population=40, generations=50))) <= 2
 
