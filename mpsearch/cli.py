@@ -38,7 +38,9 @@ app = typer.Typer(
 
 Model = Annotated[str, typer.Option(help="A torchvision classifier, file.py:factory or package.module:factory.")]
 Weights = Annotated[Path | None, typer.Option(help="safetensors or a torch checkpoint; a JSON may stand beside it.")]
-Data = Annotated[str | None, typer.Option(help="A folder with calib/ and val/, a .npz, or file.py:factory.")]
+Data = Annotated[
+    str | None, typer.Option(help="A folder with calib/ and val/, a .npz, file.py:factory, or distilled: none.")
+]
 SizeBudget = Annotated[str | None, typer.Option(help="What the packed file may take: 1.5MB, 900kB, 2MiB.")]
 LatencyBudget = Annotated[str | None, typer.Option(help="Seconds an image on the device: 3ms, 250us.")]
 EnergyBudget = Annotated[str | None, typer.Option(help="Joules an image on the device: 1mJ, 800uJ.")]

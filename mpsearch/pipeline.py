@@ -19,6 +19,7 @@ from mpsearch.budgets import COSTS, NEED_DEVICE, default_objectives, describe
 from mpsearch.cache import load_table, save_table
 from mpsearch.console import Console
 from mpsearch.data import DataSource, load_data, normalize
+from mpsearch.distilled import DISTILLED, MEASURED, make_distilled, read_distilled
 from mpsearch.edges import pinned_edges
 from mpsearch.evaluate import Evaluation, evaluate, logits, score
 from mpsearch.finalize import Finished, finish
@@ -68,6 +69,8 @@ class Run:
     @cached_property
     def data(self) -> DataSource:
         """The calibration and validation images."""
+        if self.options.data == DISTILLED:
+            return self._distilled()
         return load_data(
             self.options.data,
             input_size=self.model.input_size,
@@ -76,6 +79,15 @@ class Run:
             seed=self.options.seed,
             classes=self.model.classes,
         )
+
+    def _distilled(self) -> DataSource:
+        what = self.model, self.options.samples, self.options.seed, self.folder.file("distilled.npz")
+        kept = read_distilled(*what)
+        if kept is not None:
+            return kept
+        total = self.options.samples + MEASURED
+        with self._timed("distillation"), self.console.progress("distillation", total) as advance:
+            return make_distilled(*what, lambda done, _: advance(done))
 
     @cached_property
     def calibration(self) -> torch.Tensor:

@@ -277,3 +277,16 @@ def test_an_interrupted_run_goes_on(
     assert command(*arguments(tiny, out)).code == 0
     assert (out / "model-budget.safetensors").read_bytes() == (finished / "model-budget.safetensors").read_bytes()
     assert {path.name for path in out.iterdir()} == FILES
+
+
+def test_a_network_is_finished_without_any_images(tiny: Path, tmp_path: Path, command: Command) -> None:
+    options = ("--model", f"{tiny}/net.py:net", "--data", "distilled", "--samples", "32", *QUICK, "--out", tmp_path)
+    done = command("run", "--size-budget", "6kB", *options, "--json")
+    assert done.code == 0, done.err
+    summary = json.loads(done.out)
+    assert summary["data"] == "32 images distilled from the network's batch norms; no image was given"
+    assert summary["top1_reconstructed"] is None
+    assert summary["kl_reconstructed"] < summary["kl_nearest"]
+    again = command("run", "--size-budget", "6kB", *options, "--json")
+    assert json.loads(again.out) == summary
+    assert "distillation" not in again.err
