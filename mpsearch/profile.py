@@ -2,8 +2,9 @@
 
 A layer is measured as a model of its own: quantized input codes, DequantizeLinear, Conv or Gemm, QuantizeLinear for
 8-bit activations (which onnxruntime fuses into one integer kernel), and float input, weights behind DequantizeLinear,
-for float activations. All layers of a precision are run in turn, so that each meets the caches that the others left,
-as it does in the network. The cost is the median over the rounds, less that of an empty model.
+for float activations. All layers of a precision are run in turn, so that each finds its weights where the others left
+them, and all use the same memory: inputs are written just before a layer runs, as its predecessor in a network does.
+The cost is the median over the rounds of what the runtime's profiler reports for the kernels.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 from types import ModuleType
@@ -34,14 +36,17 @@ INTEGER_KERNELS = frozenset({"QLinearConv", "QGemm", "QLinearMatMul", "ConvInteg
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A loaded one-layer model with its buffers bound, and the operators that its graph was optimised to."""
+    """A loaded one-layer model, its buffers bound, what its input holds, and what its graph was optimised to."""
 
     session: Any
     binding: Any
+    values: NDArray[Any]
+    buffers: tuple[NDArray[Any], NDArray[Any]]
     operators: tuple[str, ...]
 
     def run(self) -> None:
-        """One run, seen by the runtime's profiler."""
+        """One run, its input fresh, seen by the runtime's profiler."""
+        np.copyto(self.buffers[0], self.values)
         self.session.run_with_iobinding(self.binding)
 
     def seconds(self) -> NDArray[np.float64]:
@@ -79,6 +84,7 @@ def profile_layers(
     onnx or onnxruntime is missing, or nothing can be run.
     """
     onnx, runtime = _require("onnx"), _require("onnxruntime")
+    _share_arena(runtime)
     if rounds < 1 or warmup < 0 or threads < 1:
         raise InputError(f"rounds and threads must be at least 1, got {rounds} and {threads}")
     shapes = list(dict.fromkeys(LayerShape.of(layer) for layer in table))
@@ -111,6 +117,13 @@ def profile_layers(
     if partial is not None:
         partial.unlink(missing_ok=True)
     return LookupTable(source, tuple(rows))
+
+
+@cache
+def _share_arena(runtime: ModuleType) -> None:
+    """One arena for all sessions, so that intermediate tensors lie where the caches are warm, as in one network."""
+    kind, use = runtime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, runtime.OrtMemType.DEFAULT
+    runtime.create_and_register_allocator(runtime.OrtMemoryInfo("Cpu", kind, 0, use), None)
 
 
 def _measured_before(partial: Path | None, source: str, shapes: Sequence[LayerShape]) -> list[LookupRow]:
@@ -149,18 +162,24 @@ def _probes(
     folder: Path,
 ) -> list[Probe]:
     probes = []
+    memory = [np.zeros(4 * max(_elements(shape, i) for shape in shapes), np.uint8) for i in (0, 1)]
     for shape in shapes:
         layer = shape.layer()
         if min(*layer.in_size, *layer.out_size) < 1:
             raise _Refused(f"{shape} is an empty map")
         try:
-            probe = _load(onnx, runtime, layer_model(onnx, layer, precision, rng), threads, rng, folder)
+            probe = _load(onnx, runtime, layer_model(onnx, layer, precision, rng), threads, rng, folder, memory)
         except Exception as error:  # the runtime's own exception types are not public
             raise _Refused(str(error).strip().splitlines()[0][:160]) from None
         if precision.a != FLOAT_BITS and not INTEGER_KERNELS & set(probe.operators):
             raise _Refused(f"the runtime widens it to float ({'+'.join(sorted(set(probe.operators)))})")
         probes.append(probe)
     return probes
+
+
+def _elements(shape: LayerShape, side: int) -> int:
+    layer = shape.layer()
+    return (layer.n_activations, layer.n_outputs)[side]
 
 
 def layer_model(onnx: ModuleType, layer: LayerSpec, precision: Precision, rng: np.random.Generator) -> bytes:
@@ -241,11 +260,19 @@ def _padding(layer: LayerSpec, side: int) -> tuple[int, int]:
 
 
 def _load(
-    onnx: ModuleType, runtime: ModuleType, model: bytes, threads: int, rng: np.random.Generator, folder: Path
+    onnx: ModuleType,
+    runtime: ModuleType,
+    model: bytes,
+    threads: int,
+    rng: np.random.Generator,
+    folder: Path,
+    memory: Sequence[NDArray[np.uint8]],
 ) -> Probe:
+    """Loads a model onto the first bytes of `memory`: one buffer for inputs, one for outputs."""
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
+    options.add_session_config_entry("session.use_env_allocators", "1")
     # A folder each: the runtime names profiles by the millisecond, and two sessions may start in one.
     options.enable_profiling, options.profile_file_prefix = True, str(Path(mkdtemp(dir=folder)) / "profile")
     options.optimized_model_filepath = str(folder / "optimized.onnx")
@@ -257,11 +284,17 @@ def _load(
     else:
         values = rng.normal(0, 1, source.shape).astype(np.float32)
     binding = session.io_binding()
-    binding.bind_ortvalue_input(source.name, runtime.OrtValue.ortvalue_from_numpy(values))
-    output = runtime.OrtValue.ortvalue_from_shape_and_type(target.shape, values.dtype.type)
-    binding.bind_ortvalue_output(target.name, output)
+    into, out = (_view(buffer, at.shape, values.dtype) for buffer, at in zip(memory, (source, target), strict=True))
+    np.copyto(into, values)
+    binding.bind_input(source.name, "cpu", 0, values.dtype.type, source.shape, into.ctypes.data)
+    binding.bind_output(target.name, "cpu", 0, values.dtype.type, target.shape, out.ctypes.data)
     session.run_with_iobinding(binding)
-    return Probe(session, binding, tuple(node.op_type for node in optimized.graph.node))
+    return Probe(session, binding, values, (into, out), tuple(node.op_type for node in optimized.graph.node))
+
+
+def _view(buffer: NDArray[np.uint8], shape: Sequence[int], kind: np.dtype[Any]) -> NDArray[Any]:
+    count = int(np.prod(shape)) * kind.itemsize
+    return buffer[:count].view(kind).reshape(shape)
 
 
 def _source(runtime: ModuleType, threads: int, rounds: int) -> str:
