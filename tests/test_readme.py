@@ -111,3 +111,20 @@ def test_the_result_meets_what_was_promised() -> None:
     assert truth - by_bits[4]["top1_reconstructed"] < 2
     assert truth - by_bits[2]["top1_nearest"] > 30
     assert by_bits[2]["top1_reconstructed"] - by_bits[2]["top1_nearest"] > 20
+
+
+def test_the_search_is_as_near_the_truth_as_the_text_says() -> None:
+    text = " ".join(README.split())
+    results = json.loads((RESULTS / "bench_search.json").read_text("utf-8"))
+    worst = results["worst"]
+    assert f"{100 * worst['hypervolume_share']:.1f} % of the exact front's hypervolume" in text
+    assert f"within {100 * worst['gap_to_bound_mobilenetv2']:.1f} % of a lower bound" in text
+    assert f"{results['evaluation']['configs_per_second'] / 1e6:.1f} million configurations a second" in text
+    assert f"take {worst['cpu_seconds']:.1f} s of processor time" in text
+    assert worst["hypervolume_share"] >= 0.999
+    assert worst["largest_loss_gap"] <= 0.005
+    assert worst["found_over_exact_small"] <= 1e-9
+    assert worst["found_over_best_plain"] <= 1 + 1e-12
+    assert results["evaluation"]["configs_per_second"] >= 1e6
+    assert results["large"]["search_seconds"] < 120
+    assert results["large"]["peak_rss_bytes"] < 4 * 2**30
