@@ -85,7 +85,9 @@ def main() -> None:
     """Measures, prints a table, writes the results."""
     data = Path(os.environ.get("MPSEARCH_DATA") or ROOT.parent / "shared" / "data")
     weights = str(data / "models" / "mobilenet_v2_imagenet.safetensors")
-    options = RunOptions("mobilenetv2", BUDGET, weights, str(data / "imagenet"), edges="free")
+    options = RunOptions(
+        "mobilenetv2", size_budget_bytes=BUDGET, weights=weights, data=str(data / "imagenet"), edges="free"
+    )
     job = Run(options, RunFolder(Path("unused")), Console())
     table = measure(job.network, job.calibration, job.precisions, 0, "bench")
     rng = np.random.default_rng(0)

@@ -59,7 +59,7 @@ def start(network: str) -> Run:
     else:
         model, weights, images, samples = "mobilenetv2", "mobilenet_v2_imagenet", "imagenet", 512
     path = str(DATA / "models" / f"{weights}.safetensors")
-    options = RunOptions(model, 1, path, str(DATA / images), samples=samples)
+    options = RunOptions(model, size_budget_bytes=1, weights=path, data=str(DATA / images), samples=samples)
     return Run(options, RunFolder(Path("unused")), Console())
 
 
