@@ -9,13 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recon.checkpoint import Progress
-from recon.compute import channels_last, device, fast
+from recon.compute import batches, channels_last, device, fast
 from recon.inputs import quantizers_of
 from recon.network import Network
 from recon.optimizer import Annealed, weight_parameters
 from recon.settings import Settings
 
 SAVE_EVERY = 100
+FAR, LEAST = 0.5, 0.1
 CROP = 0.5
 MIXED = 0.5
 
@@ -57,13 +58,14 @@ def polish(
     """Trains all that `work` has learned so far to give the logits of `network` on images (N, C, H, W).
 
     Knowledge distillation with the Kullback-Leibler divergence and no labels: Hinton et al., 2015 (arXiv 1503.02531).
-    The state is kept in `progress` every 100 steps.
+    The nearer the two are to begin with, the smaller the rate: the whole of it from half a nat on, a tenth of it at
+    least. The state is kept in `progress` every 100 steps.
     """
     generator = torch.Generator().manual_seed(settings.seed)
     layers = [work.layer(name) for name in work.table.names]
     scales = [quantizer.log_scale for quantizer in quantizers_of(layers)]
-    weights = weight_parameters(layers, settings.polish_rate, settings.polish_rate)
-    optimizer = Annealed([*weights, (scales, settings.polish_rate)])
+    rate = settings.polish_rate * min(max(_divergence(work, network, images) / FAR, LEAST), 1)
+    optimizer = Annealed([*weight_parameters(layers, rate, rate), (scales, rate)])
     first, saved = progress.polish() if progress else (0, {})
     if first:
         _restore(optimizer, generator, saved)
@@ -78,6 +80,14 @@ def polish(
         if progress and (step + 1) % SAVE_EVERY == 0:
             progress.save_polish(step + 1, _state(optimizer, generator))
         on_step(step + 1, loss.item())
+
+
+@torch.no_grad()
+def _divergence(work: Network, network: Network, images: Tensor) -> float:
+    """How far `work` is from `network` on images (N, C, H, W), in nats."""
+    with fast():
+        parts = [len(x) * kl_divergence(network.model(x), work.model(x)) for x in batches(images)]
+    return float(torch.stack(parts).sum()) / len(images)
 
 
 def _state(optimizer: Annealed, generator: torch.Generator) -> dict[str, Tensor]:
