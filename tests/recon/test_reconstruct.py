@@ -86,7 +86,7 @@ def test_the_polish_lowers_the_divergence_on_unseen_images() -> None:
     steps: list[int] = []
     kls = []
     for count in (0, 200):
-        settings = Settings(steps=0, polish_steps=count, batch=16, polish_rate=3e-4)
+        settings = Settings(steps=0, polish_steps=count, batch=16)
         result = reconstruct(net, seen, at(net, 2), settings, on_polish=lambda step, _: steps.append(step))
         kls.append(kl(net, quantized(net, result.layers).model, unseen))
     assert kls[1] < 0.7 * kls[0]
