@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from decimal import Decimal
 
 from hwmodel.errors import InputError
@@ -31,24 +32,12 @@ def parse_size(text: str) -> int:
 
 def parse_duration(text: str) -> float:
     """Seconds of `3ms`; the unit is one of s, ms, us, ns. Raises InputError for anything else, and for zero."""
-    number, unit = _split(text, "a duration looks like 3ms (units s, ms, us, ns)")
-    factor = _SECONDS.get(unit)
-    if factor is None:
-        raise InputError(f"a duration needs one of the units s, ms, us, ns; got {text!r}")
-    if number == 0:
-        raise InputError(f"a duration must be above zero, got {text!r}")
-    return float(number * Decimal(factor))
+    return _above_zero(text, "a duration", "3ms", "s, ms, us, ns", _SECONDS)
 
 
 def parse_energy(text: str) -> float:
     """Joules of `1mJ`; the unit is one of J, mJ, uJ, nJ. Raises InputError for anything else, and for zero."""
-    number, unit = _split(text, "an energy looks like 1mJ (units J, mJ, uJ, nJ)")
-    factor = _JOULES.get(unit)
-    if factor is None:
-        raise InputError(f"an energy needs one of the units J, mJ, uJ, nJ; got {text!r}")
-    if number == 0:
-        raise InputError(f"an energy must be above zero, got {text!r}")
-    return float(number * Decimal(factor))
+    return _above_zero(text, "an energy", "1mJ", "J, mJ, uJ, nJ", _JOULES)
 
 
 def parse_operations(text: str) -> float:
@@ -70,6 +59,17 @@ def parse_mean_bits(text: str) -> float:
     if unit not in ("", "bits") or number == 0:
         raise InputError(f"mean bits look like 3.5, got {text!r}")
     return float(number)
+
+
+def _above_zero(text: str, what: str, example: str, units: str, factors: Mapping[str, str]) -> float:
+    """The number of base units; `units` names those of `factors`. Raises InputError for another, and for zero."""
+    number, unit = _split(text, f"{what} looks like {example} (units {units})")
+    factor = factors.get(unit)
+    if factor is None:
+        raise InputError(f"{what} needs one of the units {units}; got {text!r}")
+    if number == 0:
+        raise InputError(f"{what} must be above zero, got {text!r}")
+    return float(number * Decimal(factor))
 
 
 def _split(text: str, expected: str) -> tuple[Decimal, str]:

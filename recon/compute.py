@@ -78,3 +78,8 @@ def batches(x: Tensor, size: int = BATCH) -> Iterator[Tensor]:
     """Consecutive slices (≤ size, …) of x (N, …), in the compute device's memory."""
     for start in range(0, len(x), size):
         yield x[start : start + size].to(device())
+
+
+def mixed_order(x: Tensor) -> Tensor:
+    """Indices (N,) of x (N, …) in one random order: images may be sorted by class, so the first ones will not do."""
+    return torch.randperm(len(x), generator=torch.Generator().manual_seed(0))

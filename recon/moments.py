@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recon.compute import channels_last, device, fast
+from recon.compute import channels_last, device, fast, mixed_order
 
 POSITIONS = 262_144  # input patches that are enough for a layer's second moments
 BATCH = 16  # patches of a depthwise convolution take nine times the memory of its input
@@ -86,9 +86,8 @@ class InputMoments:
 @torch.no_grad()
 def gather_moments(module: nn.Module, layers: Mapping[str, nn.Conv2d | nn.Linear], x: Tensor) -> InputMoments:
     """The moments of `layers` while `module` runs on x (N, …), in mixed order until all layers have seen enough."""
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))  # images may be sorted by class
     with InputMoments(layers) as moments, fast():
-        for pick in torch.split(order, BATCH):
+        for pick in torch.split(mixed_order(x), BATCH):
             module(channels_last(x[pick].to(device())))
             if moments.enough:
                 break

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from hwmodel import InputError
@@ -88,18 +88,4 @@ class Settings:
     @classmethod
     def adaround(cls, steps: int = 10_000, seed: int = 0) -> Settings:
         """AdaRound (Nagel et al., ICML 2020, arXiv 2004.10568): one layer after another on the mean squared error."""
-        return cls(
-            steps=steps,
-            polish_steps=0,
-            seed=seed,
-            granularity="layer",
-            start="nearest",
-            rounding="adaround",
-            target="float network",
-            weighting="mse",
-            order="weights first",
-            dropped=0.0,
-            judged=False,
-            other_rate=0.0,
-            regulariser=0.01,
-        )
+        return replace(cls.brecq(steps, seed=seed), granularity="layer", weighting="mse")
