@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from hwmodel import FLOAT_BITS, Precision
 from mpsearch.sensitivity_table import SensitivityTable
 from recon.compute import batches, channels_last, device, fast
-from recon.fisher import sampled_log_likelihood
+from recon.fisher import fisher_probe
 from recon.input_quantizer import InputGrid, round_to_grid
 from recon.inputs import input_histograms
 from recon.moments import gather_moments
@@ -148,12 +148,12 @@ def _batch_terms(
     hooks = [layer.register_forward_hook(keep(name, layer)) for name, layer in layers.items()]
     try:
         with torch.enable_grad(), fast():
-            likelihood = sampled_log_likelihood(network.model(x.requires_grad_(needs_inputs)), generator)
+            probe = fisher_probe(network.model(x.requires_grad_(needs_inputs)), generator)
     finally:
         for hook in hooks:
             hook.remove()
     read = {id(inputs): inputs for _, _, inputs, _ in calls} if needs_inputs else {}
-    gradients = torch.autograd.grad(likelihood, [z for *_, z in calls] + list(read.values()))
+    gradients = torch.autograd.grad(probe, [z for *_, z in calls] + list(read.values()))
     input_gradients = dict(zip(read, gradients[len(calls) :], strict=True))
     readers = Counter(id(inputs) for _, _, inputs, _ in calls)
     index = {name: position for position, name in enumerate(errors)}
