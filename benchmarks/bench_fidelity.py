@@ -1,122 +1,206 @@
 """Does the prediction rank configurations of one size as their measured divergence does?
 
-    python benchmarks/bench_fidelity.py
+    python benchmarks/bench_fidelity.py                 # about 80 minutes on two cores; can be stopped and continued
+    python benchmarks/bench_fidelity.py resnet20        # one network
 
-MobileNetV2 on ImageNet (../shared/data or MPSEARCH_DATA), 1.5 MB: for each predictor the configuration it picks and
-five neighbours within 2 % of the budget; every one is measured after the rounding that the cache is built from, on a
-sixth of the validation images. Writes benchmarks/results/bench_fidelity.json.
+MobileNetV2 on ImageNet and ResNet-20 on CIFAR-10 (../shared/data or MPSEARCH_DATA), three budgets each. At each of them:
+the configuration that each predictor picks, and neighbours of those within 2 % of the budget; each is measured after
+plain rounding and after a finalization shortened to the second-order start with 128 images and 20 steps of polish.
+Writes benchmarks/results/bench_fidelity.json.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from dataclasses import replace
-from pathlib import Path
+import multiprocessing
+import sys
 from typing import Any
 
 import numpy as np
+import torch
 from machine import machine
+from networks import ROOT, start
 from numpy.typing import NDArray
+from predictors import Predictor, predictors
 from scipy.stats import kendalltau, spearmanr
 
-from mpsearch.console import Console
-from mpsearch.data import make_images, normalize
-from mpsearch.evaluate import score
-from mpsearch.exact import exact_additive
-from mpsearch.folder import RunFolder
-from mpsearch.options import RunOptions
+from hwmodel import BitConfig, Precision
+from mpsearch.data import make_images
+from mpsearch.evaluate import evaluate, logits
 from mpsearch.pipeline import Run
 from mpsearch.problem import BitProblem, Genomes, build_problem
-from mpsearch.search import best_at_budget
-from mpsearch.sensitivity import SHRINKAGE, measure, weight_errors
 from mpsearch.sensitivity_table import SensitivityTable
 from mpsearch.summary import versions
-from recon.attach import bias_of
-from recon.compute import map_batches
+from recon.compute import mixed_order
+from recon.quantized import plainly_rounded, quantized
+from recon.reconstruct import reconstruct
+from recon.settings import Settings
 
-ROOT = Path(__file__).resolve().parent.parent
-BUDGET = 1_500_000
-NEIGHBOURS = 5
-
-
-def predictors(table: SensitivityTable) -> dict[str, SensitivityTable]:
-    """The cache as it is, and what else could be made of the same terms."""
-    return {
-        "diagonal Fisher, intra-layer": replace(table, intra=table.diagonal).additive(),
-        "full Fisher, intra-layer": table.additive(),
-        "full Fisher, inter-layer at 1/2 (ours)": table,
-        "full Fisher, inter-layer in full": replace(table, inter=table.inter / SHRINKAGE),
-    }
+RESULTS = ROOT / "benchmarks" / "results" / "bench_fidelity.json"
+BUDGETS = {"resnet20": (90_000, 110_000, 140_000), "mobilenetv2": (1_100_000, 1_500_000, 2_000_000)}
+CONFIGS = 64
+IMAGES, POLISH = 128, 20
+RESAMPLED = 2000
+WORKERS = 2
 
 
-def near(problem: BitProblem, genome: Genomes, rng: np.random.Generator) -> Genomes:
+class Measurer:
+    """Measures configurations, given as one digit of bits a layer, in a process of its own with one thread."""
+
+    def __init__(self, network: str) -> None:
+        torch.set_num_threads(1)
+        self.job = start(network)
+        val = self.job.data.val
+        assert val is not None
+        assert val.y is not None
+        self.val = make_images(val.x[::4].contiguous(), val.y[::4].contiguous())
+        self.reference = logits(self.job.network.model, self.val, self.job.model.mean, self.job.model.std)
+
+    def __call__(self, bits: str) -> dict[str, float]:
+        job = self.job
+        config = BitConfig(job.table.names, tuple(Precision(int(w)) for w in bits))
+        few = job.calibration[mixed_order(job.calibration)[:IMAGES]]
+        layers = {
+            "plain": plainly_rounded(job.network, few, config),
+            "finalized": reconstruct(job.network, few, config, Settings(steps=0, polish_steps=POLISH)).layers,
+        }
+        found: dict[str, float] = {}
+        for state, made in layers.items():
+            model = quantized(job.network, made).model
+            result = evaluate(model, self.val, job.model.mean, job.model.std, self.reference)
+            found[f"kl_{state}"], found[f"top1_{state}"] = result.kl_nats or 0.0, result.top1 or 0.0
+        return found
+
+
+_measurer: Measurer
+
+
+def _begin(network: str) -> None:
+    global _measurer
+    _measurer = Measurer(network)
+
+
+def _measure(bits: str) -> tuple[str, dict[str, float]]:
+    return bits, _measurer(bits)
+
+
+def near(problem: BitProblem, genome: Genomes, budget: float, rng: np.random.Generator) -> Genomes:
     """A genome a few random steps from `genome`, its file within 2 % below the budget."""
     while True:
         other = genome.copy()
-        moved = rng.choice(len(genome), rng.integers(4, 14), replace=False)
+        moved = rng.choice(len(genome), rng.integers(2, max(4, len(genome) // 4)), replace=False)
         other[moved] = np.clip(other[moved] + rng.choice([-1, 1], len(moved)), 0, problem.sizes[moved] - 1)
-        if 0.98 * BUDGET < problem.evaluate(other[None])[0, 1] <= BUDGET:
+        if 0.98 * budget < problem.values(other[None])[0, 1] <= budget:
             return other
 
 
-def divergences(job: Run, genomes: Genomes) -> list[tuple[float, float]]:
-    """KL in nats and top-1 in percent of every genome, its layers rounded as the cache was measured."""
-    errors = weight_errors(job.network, job.calibration, job.precisions)
-    assert job.data.val is not None
-    assert job.data.val.y is not None
-    val = make_images(job.data.val.x[::6].contiguous(), job.data.val.y[::6].contiguous())
-    x = normalize(val.x, job.model.mean, job.model.std)
-    reference = map_batches(job.network.model, x).float()
-    found = []
-    for genome in genomes:
-        work = job.network.copy()
-        for name, choice in zip(job.table.names, genome, strict=True):
-            layer = work.layer(name)
-            error, bias = errors[name][choice]
-            layer.weight.data += error
-            bias_of(layer).data += bias
-        result = score(map_batches(work.model, x).float(), val.y, reference)
-        found.append((result.kl_nats or 0.0, result.top1 or 0.0))
-    return found
-
-
-def main() -> None:
-    """Measures, prints a table, writes the results."""
-    data = Path(os.environ.get("MPSEARCH_DATA") or ROOT.parent / "shared" / "data")
-    weights = str(data / "models" / "mobilenet_v2_imagenet.safetensors")
-    options = RunOptions(
-        "mobilenetv2", size_budget_bytes=BUDGET, weights=weights, data=str(data / "imagenet"), edges="free"
-    )
-    job = Run(options, RunFolder(Path("unused")), Console())
-    table = measure(job.network, job.calibration, job.precisions, 0, "bench")
+def drawn(problem: BitProblem, known: list[Predictor], budget: float) -> tuple[list[Genomes | None], Genomes]:
+    """What each predictor picks, and all configurations to measure: those picks and neighbours of them."""
     rng = np.random.default_rng(0)
-    problems: dict[str, BitProblem] = {}
-    picks: list[Genomes] = []
-    for name, predictor in predictors(table).items():
-        problem = build_problem(job.table, job.costs, predictor, budgets={"size_bytes": float(BUDGET)})
-        start = exact_additive(problem)
-        assert start is not None
-        best = best_at_budget(problem, start[None])
-        assert best is not None
-        problems[name] = problem
-        picks += [best, *(near(problem, best, rng) for _ in range(NEIGHBOURS))]
-    genomes = np.array(picks)
-    measured = divergences(job, genomes)
-    kl: NDArray[np.float64] = np.array([divergence for divergence, _ in measured])
-    rows: list[dict[str, Any]] = []
-    print(f"{'predictor':40} {'tau':>6} {'rho':>6} {'pick: KL':>9} {'top-1':>6}")
-    for index, (name, problem) in enumerate(problems.items()):
-        predicted = problem.values(genomes)[:, 0]
-        pick = index * (NEIGHBOURS + 1)
-        tau, rho = float(kendalltau(predicted, kl)[0]), float(spearmanr(predicted, kl)[0])
-        rows.append({"predictor": name, "tau": tau, "rho": rho, "pick_kl": kl[pick], "pick_top1": measured[pick][1]})
-        print(f"{name:40} {tau:6.2f} {rho:6.2f} {kl[pick]:9.3f} {measured[pick][1]:6.2f}")
-    path = ROOT / "benchmarks" / "results" / "bench_fidelity.json"
-    about = {"machine": machine(), "versions": versions()}
-    results = {**about, "budget_bytes": BUDGET, "configurations": len(genomes), "predictors": rows}
-    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    picks = [predictor.best(problem) for predictor in known]
+    centres = [pick for pick in picks if pick is not None]
+    genomes = np.unique(np.array(centres), axis=0)
+    while len(genomes) < CONFIGS:
+        others = [near(problem, centre, budget, rng) for centre in centres]
+        genomes = np.unique(np.concatenate([genomes, others]), axis=0)
+    return picks, genomes
+
+
+def ranking(predicted: NDArray[np.float64], measured: NDArray[np.float64]) -> dict[str, Any]:
+    """Kendall's τ and Spearman's ρ with 95 % bootstrap intervals over the configurations."""
+    rng = np.random.default_rng(0)
+    taus, rhos = [], []
+    for _ in range(RESAMPLED):
+        pick = rng.integers(0, len(measured), len(measured))
+        taus.append(kendalltau(predicted[pick], measured[pick])[0])
+        rhos.append(spearmanr(predicted[pick], measured[pick])[0])
+    return {
+        "tau": float(kendalltau(predicted, measured)[0]),
+        "tau_interval": np.nanpercentile(taus, [2.5, 97.5]).tolist(),
+        "rho": float(spearmanr(predicted, measured)[0]),
+        "rho_interval": np.nanpercentile(rhos, [2.5, 97.5]).tolist(),
+    }
+
+
+def as_bits(job: Run, genome: Genomes) -> str:
+    """One digit a layer."""
+    return "".join(str(job.precisions[choice].w) for choice in genome)
+
+
+def study(network: str, results: dict[str, Any]) -> None:
+    """Everything about one network; `results` are kept after every configuration."""
+    job = start(network)
+    known = predictors(job)
+    free = SensitivityTable.unmeasured(job.table.names, job.precisions)
+    kept = results["measured"].setdefault(network, {})
+    todo: list[tuple[int, BitProblem, list[Genomes | None], Genomes]] = []
+    for budget in BUDGETS[network]:
+        problem = build_problem(job.table, job.costs, free, budgets={"size_bytes": float(budget)})
+        todo.append((budget, problem, *drawn(problem, known, budget)))
+    missing = [bits for *_, genomes in todo for bits in (as_bits(job, g) for g in genomes) if bits not in kept]
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(WORKERS, _begin, (network,)) as pool:
+        for bits, found in pool.imap(_measure, missing):
+            kept[bits] = found
+            save(results)
+            print(f"{network} {len(kept)} measured, the last: {found}", file=sys.stderr)
+    for budget, problem, picks, genomes in todo:
+        results["rows"][f"{network} {budget}"] = compare(job, problem, known, picks, genomes, kept)
+        save(results)
+
+
+def compare(
+    job: Run,
+    problem: BitProblem,
+    known: list[Predictor],
+    picks: list[Genomes | None],
+    genomes: Genomes,
+    kept: dict[str, dict[str, float]],
+) -> dict[str, Any]:
+    """How well each predictor ranks what was measured, and what became of its pick."""
+    found = [kept[as_bits(job, genome)] for genome in genomes]
+    rows = []
+    for predictor, pick in zip(known, picks, strict=True):
+        predicted = predictor.loss(problem, genomes)
+        row: dict[str, Any] = {"predictor": predictor.name}
+        for state in ("plain", "finalized"):
+            row[state] = ranking(predicted, np.array([one[f"kl_{state}"] for one in found]))
+        row["predicted"] = [float(f"{value:.5g}") for value in predicted]
+        if pick is not None:
+            row["pick"] = as_bits(job, pick)
+            row |= kept[row["pick"]]
+        rows.append(row)
+    return {"configurations": [as_bits(job, genome) for genome in genomes], "predictors": rows}
+
+
+def save(results: dict[str, Any]) -> None:
+    """Writes the results in one step."""
+    temporary = RESULTS.with_suffix(".tmp")
+    temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(RESULTS)
+
+
+def table(row: dict[str, Any]) -> str:
+    """A budget's figures, in Markdown: a line a predictor."""
+    lines = ["| predictor | τ plain | τ finalized | ρ finalized | its pick: KL | top-1 |", "|---|---|---|---|---|---|"]
+    for one in row["predictors"]:
+        plain, done = one["plain"], one["finalized"]
+        low, high = done["tau_interval"]
+        pick = f"{one['kl_finalized']:.3f} | {one['top1_finalized']:.2f} %" if "pick" in one else "|"
+        ranks = f"{plain['tau']:.2f} | {done['tau']:.2f} ({low:.2f} to {high:.2f}) | {done['rho']:.2f}"
+        lines.append(f"| {one['predictor']} | {ranks} | {pick} |")
+    return "\n".join(lines)
+
+
+def main(words: list[str]) -> None:
+    """Measures what is missing, prints tables, writes the results."""
+    old = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    results = {"rows": {}, "measured": {}, **old, "machine": machine(), "versions": versions()}
+    for network in words or list(BUDGETS):
+        study(network, results)
+    for name, row in results["rows"].items():
+        print(f"\n{name} bytes, {len(row['configurations'])} configurations\n{table(row)}")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -11,34 +11,27 @@ written to benchmarks/results/bench_reconstruction.json when it is done, so that
 from __future__ import annotations
 
 import json
-import os
 import resource
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import torch
 from machine import machine
+from networks import ROOT, start
 
 from hwmodel import FLOAT_BITS, BitConfig, LayerTable, Precision
-from mpsearch.console import Console
 from mpsearch.evaluate import score
-from mpsearch.folder import RunFolder
-from mpsearch.options import RunOptions
-from mpsearch.pipeline import Run
 from mpsearch.summary import versions
 from recon.compute import channels_last, fast
 from recon.quantized import plainly_rounded, quantized
 from recon.reconstruct import reconstruct
 from recon.settings import Settings
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "bench_reconstruction.json"
-DATA = Path(os.environ.get("MPSEARCH_DATA") or ROOT.parent / "shared" / "data")
 NETWORKS = ("resnet20", "mobilenetv2")
 BITS = ("W4A32", "W3A32", "W2A32", "W4A4", "W2A4")
 METHODS = ("plain", "ours", "adaround-2000", "brecq-2000")
@@ -50,17 +43,6 @@ def rows() -> list[str]:
     names = [f"{network} {bits} {method} 0" for network, bits, method in product(NETWORKS, BITS, METHODS)]
     names += [f"{network} {bits} ours {seed}" for network, bits in product(NETWORKS, BITS) for seed in range(1, SEEDS)]
     return [*names, *(f"resnet20 {bits} brecq-20000 0" for bits in BITS), *(f"{network} steps" for network in NETWORKS)]
-
-
-def start(network: str) -> Run:
-    """The float network, its images and its logits."""
-    if network == "resnet20":
-        model, weights, images, samples = f"{ROOT}/benchmarks/resnet20.py:make", "cifar_resnet20", "cifar10", 1024
-    else:
-        model, weights, images, samples = "mobilenetv2", "mobilenet_v2_imagenet", "imagenet", 512
-    path = str(DATA / "models" / f"{weights}.safetensors")
-    options = RunOptions(model, size_budget_bytes=1, weights=path, data=str(DATA / images), samples=samples)
-    return Run(options, RunFolder(Path("unused")), Console())
 
 
 def config(table: LayerTable, bits: str) -> BitConfig:

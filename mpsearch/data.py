@@ -68,7 +68,8 @@ def load_data(
     classes: int | None,
     labels_needed: bool = True,
 ) -> DataSource:
-    """Images of `input_size` (3, height, width), sampled by `seed` and kept in their stored order.
+    """Images of `input_size` (3, height, width), sampled by `seed`. Calibration images come in random order, and a
+    smaller sample is the beginning of a larger one; validation images keep their stored order.
 
     `path` is one of
     - a folder with `calib/` (or `train/`) and `val/`. In `val/` each class has a folder; its index is the folder's line
@@ -248,8 +249,9 @@ def _rng(seed: int) -> np.random.Generator:
 
 
 def _take(split: _Split, samples: int, seed: int, size: tuple[int, int], *, labelled: bool) -> Images:
-    """`samples` of a split in their stored order, resized; a smaller sample is part of a larger one."""
-    chosen = np.sort(_rng(seed).permutation(split.count)[:samples])
+    """`samples` of a split, resized: in the order of a permutation, or sorted where `labelled`."""
+    chosen = _rng(seed).permutation(split.count)[:samples]
+    chosen = np.sort(chosen) if labelled else chosen
     x = np.empty((len(chosen), *size, 3), dtype=np.uint8)
 
     def fill(row: int) -> None:

@@ -44,6 +44,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def _sorted(x: NDArray[np.uint8]) -> list[bytes]:
+    """Images in an order of their own: calibration images come in a random one."""
+    return sorted(image.tobytes() for image in x)
+
+
 def _refused(text: str, path: Path | str | None, **options: Any) -> None:
     with pytest.raises(InputError, match=text) as caught:
         _load(path, **options)
@@ -52,7 +57,7 @@ def _refused(text: str, path: Path | str | None, **options: Any) -> None:
 
 def test_a_folder_holds_what_was_written(folder: Path) -> None:
     data = _load(folder)
-    np.testing.assert_array_equal(data.calib.x.numpy(), _pixels(20))
+    assert _sorted(data.calib.x.numpy()) == _sorted(_pixels(20))
     assert data.calib.y is None
     assert data.val is not None
     assert data.val.y is not None
@@ -87,7 +92,7 @@ def test_train_stands_in_for_calib_and_its_classes_do_not_matter(folder: Path) -
     assert _load(folder).calib.fingerprint == flat.calib.fingerprint
 
 
-def test_samples_are_seeded_nested_and_in_order(folder: Path) -> None:
+def test_samples_are_seeded_and_begin_larger_ones(folder: Path) -> None:
     every = [image.tobytes() for image in _pixels(20)]
 
     def chosen(samples: int, seed: int) -> list[int]:
@@ -95,8 +100,8 @@ def test_samples_are_seeded_nested_and_in_order(folder: Path) -> None:
 
     small, large = chosen(16, 7), chosen(18, 7)
     assert small == chosen(16, 7)
-    assert small == sorted(small)
-    assert set(small) < set(large)
+    assert small != sorted(small)
+    assert small == large[:16]
     assert small != chosen(16, 8)
     assert _load(folder, val_samples=4).val is not None
     assert len(_load(folder, val_samples=4).val or ()) == 4
@@ -145,9 +150,9 @@ def test_every_kind_of_image_becomes_rgb(tmp_path: Path) -> None:
     (tmp_path / "calib" / "._g.png").write_text("not an image")
     x = _load(tmp_path, labels_needed=False).calib.x.numpy()
     assert x.shape == (16, SIZE, SIZE, 3)
-    for index in (10, 12, 13):
-        np.testing.assert_array_equal(x[index], np.dstack([grey] * 3))
-    np.testing.assert_array_equal(x[11], pixels[1])
+    found = _sorted(x)
+    assert found.count(np.dstack([grey] * 3).tobytes()) == 3
+    assert found.count(pixels[1].tobytes()) == 2
 
 
 @pytest.mark.parametrize("damage", [b"", b"nonsense", None])
@@ -255,7 +260,7 @@ def test_factory(tmp_path: Path) -> None:
         "def raising():\n    raise RuntimeError('disk gone\\nsecond line')\n"
     )
     data = _load(f"{tmp_path}/mine.py:data")
-    np.testing.assert_array_equal(data.calib.x.numpy(), _pixels(20))
+    assert _sorted(data.calib.x.numpy()) == _sorted(_pixels(20))
     assert data.val is not None
     assert data.val.y is not None
     assert data.val.y.tolist() == [0, 1, 2, 0, 1, 2]

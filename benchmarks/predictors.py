@@ -1,0 +1,190 @@
+"""What could predict the loss of a bit assignment: the cache, and what it is held against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mpsearch.exact import exact_additive
+from mpsearch.pipeline import Run
+from mpsearch.problem import BitProblem, Genomes, build_problem
+from mpsearch.search import best_at_budget
+from mpsearch.sensitivity import SHRINKAGE, Errors, measure, weight_errors
+from mpsearch.sensitivity_table import SensitivityTable
+from recon.attach import bias_of
+from recon.compute import batches, fast, mixed_order
+from recon.fisher import fisher_diagonal
+from recon.network import Network
+from recon.polish import kl_divergence
+from recon.quantizer import nearest
+
+MEASURED = 128  # images that every layer is measured on at every precision
+OURS = "ours: full Fisher, inter-layer at 1/2"
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Predicts the loss of genomes (P, L) of a problem; `best` finds the one with the least within the budgets."""
+
+    name: str
+    loss: Callable[[BitProblem, Genomes], NDArray[np.float64]]
+    best: Callable[[BitProblem], Genomes | None]
+
+
+def predictors(job: Run) -> list[Predictor]:
+    """All predictors; but for size and weight error, from the same weight roundings and images."""
+    network, images, precisions = job.network, job.calibration, job.precisions
+    table = measure(network, images, precisions, 0, "bench")
+    errors = weight_errors(network, images, precisions)
+    few = images[mixed_order(images)[:MEASURED]]
+    reference, changes = one_at_a_time(network, few, errors)
+    kl = torch.tensor([[kl_divergence(reference, reference + change) for change in row] for row in changes])
+
+    def alone(intra: NDArray[np.float64]) -> SensitivityTable:
+        return replace(table, intra=intra.clip(0)).additive()
+
+    return [
+        Predictor("size", lambda problem, genomes: -problem.values(genomes)[:, 1], lambda problem: None),
+        quadratic(job, "weight MSE", alone(weight_mse(network, job))),
+        quadratic(job, "diagonal Fisher, intra-layer", alone(table.diagonal)),
+        quadratic(job, "BRECQ: intra-layer, 2-bit pairs in a block", brecq(table, network, images, errors)),
+        quadratic(job, "full Fisher, intra-layer", table.additive()),
+        quadratic(job, "full Fisher, inter-layer in full", replace(table, inter=table.inter / SHRINKAGE)),
+        quadratic(job, OURS, table),
+        quadratic(job, "KL of one layer at a time", alone(kl.double().numpy())),
+        superposition(job, alone(kl.double().numpy()), reference, changes),
+    ]
+
+
+def quadratic(job: Run, name: str, table: SensitivityTable) -> Predictor:
+    """A predictor made of a sensitivity table."""
+
+    def under(problem: BitProblem) -> BitProblem:
+        return build_problem(job.table, job.costs, table, budgets=dict(problem.budgets))
+
+    def best(problem: BitProblem) -> Genomes | None:
+        start = exact_additive(under(problem))
+        return None if start is None else best_at_budget(under(problem), start[None])
+
+    return Predictor(name, lambda problem, genomes: under(problem).values(genomes)[:, 0], best)
+
+
+def weight_mse(network: Network, job: Run) -> NDArray[np.float64]:
+    """‖Q(W) − W‖² of every layer at every precision (L, C), plainly rounded."""
+    weights = [network.layer(name).weight.detach() for name in job.table.names]
+    return np.array(
+        [[float((nearest(w, p.w).dequantize() - w).square().sum()) for p in job.precisions] for w in weights]
+    )
+
+
+@torch.no_grad()
+def brecq(table: SensitivityTable, network: Network, images: Tensor, errors: dict[str, Errors]) -> SensitivityTable:
+    """½ E[Σ F δ²] of the outputs of blocks: of each layer alone, and of pairs inside a block at the lowest bits
+    (BRECQ, section 3.4)."""
+    fisher = fisher_diagonal(network, images, 0)
+    n_layers, n_choices = table.intra.shape
+    place = {name: index for index, name in enumerate(table.layers)}
+    intra, inter = np.zeros_like(table.intra), np.zeros_like(table.inter)
+    x = images
+    for unit in network.units:
+        with fast():
+            truth = torch.cat([unit.module(part) for part in batches(x)])
+
+        def loss(choice: dict[str, int], unit=unit, x=x, truth=truth) -> float:  # type: ignore[no-untyped-def]
+            with Changed(network, errors, choice), fast():
+                parts = [unit.module(part).float() for part in batches(x)]
+            return 0.5 * float((fisher[unit.name] * (torch.cat(parts) - truth).square()).sum()) / len(x)
+
+        for name in unit.layers:
+            intra[place[name]] = [loss({name: choice}) for choice in range(n_choices)]
+        for one, two in combinations(unit.layers, 2):
+            l, m = place[one], place[two]
+            pair = loss({one: 0, two: 0}) - intra[l, 0] - intra[m, 0]
+            inter[l * n_choices, m * n_choices] = inter[m * n_choices, l * n_choices] = pair / 2
+        x = truth
+    return replace(table, intra=intra, inter=inter)
+
+
+@torch.inference_mode()
+def one_at_a_time(network: Network, images: Tensor, errors: dict[str, Errors]) -> tuple[Tensor, list[list[Tensor]]]:
+    """The float logits (N, classes), and their change by each layer at each precision alone."""
+
+    def logits() -> Tensor:
+        return torch.cat([network.model(x) for x in batches(images)])
+
+    reference, changes = logits(), []
+    for name, choices in errors.items():
+        row = []
+        for choice in range(len(choices)):
+            with Changed(network, errors, {name: choice}):
+                row.append(logits() - reference)
+        changes.append(row)
+    return reference, changes
+
+
+class Changed:
+    """Gives layers of a network the weight and bias of a choice; a context manager."""
+
+    def __init__(self, network: Network, errors: dict[str, Errors], choice: dict[str, int]) -> None:
+        self.changes = [(network.layer(name), errors[name][index]) for name, index in choice.items()]
+
+    def __enter__(self) -> None:
+        self.floats = [(layer.weight.data, bias_of(layer).data) for layer, _ in self.changes]
+        for layer, (error, bias) in self.changes:
+            layer.weight.data = layer.weight.data + error
+            bias_of(layer).data = bias_of(layer).data + bias
+
+    def __exit__(self, *_: object) -> None:
+        for (layer, _), (weight, bias) in zip(self.changes, self.floats, strict=True):
+            layer.weight.data, bias_of(layer).data = weight, bias
+
+
+def superposition(job: Run, start: SensitivityTable, reference: Tensor, changes: list[list[Tensor]]) -> Predictor:
+    """The KL divergence that the sum of the logits' changes makes; its best by local search from the best sum of
+    divergences."""
+    stacked = torch.stack([torch.stack(row) for row in changes])  # (L, C, N, classes)
+
+    def losses(choices: NDArray[np.integer]) -> NDArray[np.float64]:
+        rows = torch.arange(len(stacked))
+        moved = [reference + stacked[rows, torch.as_tensor(choice).long()].sum(0) for choice in choices]
+        return np.array([float(kl_divergence(reference, logits)) for logits in moved])
+
+    def best(problem: BitProblem) -> Genomes | None:
+        genome = quadratic(job, "", start).best(problem)
+        if genome is None:
+            return None
+        least, found = losses(genome[None])[0], True
+        while found:
+            found = False
+            for other in _moves(problem, genome):
+                value = losses(other[None])[0]
+                if value < least - 1e-6:
+                    genome, least, found = other, value, True
+                    break
+        return genome
+
+    return Predictor("superposition of logits", lambda _, genomes: losses(genomes), best)
+
+
+def _moves(problem: BitProblem, genome: Genomes) -> Genomes:
+    """The genomes (M, L) within the budgets that differ by one step up, with or without another step down."""
+    rows = []
+    up = [index for index in range(len(genome)) if genome[index] + 1 < problem.sizes[index]]
+    down = [index for index in range(len(genome)) if genome[index]]
+    for one in up:
+        for other in [None, *down]:
+            if one == other:
+                continue
+            row = genome.copy()
+            row[one] += 1
+            if other is not None:
+                row[other] -= 1
+            rows.append(row)
+    moved = np.array(rows)
+    return moved[problem.feasible(moved)]
