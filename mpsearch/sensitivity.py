@@ -32,7 +32,7 @@ from recon.network import Network
 from recon.quantizer import QuantizedWeight
 from recon.start import second_order_rounding
 
-SENSITIVITY_BATCH = 16
+SENSITIVITY_BATCH = 8
 ROUNDING_IMAGES = 256  # the first ones decide the roundings, which so stay when more images come
 
 Layer = nn.Conv2d | nn.Linear
