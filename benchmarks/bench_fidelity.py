@@ -3,10 +3,10 @@
     python benchmarks/bench_fidelity.py                 # about 80 minutes on two cores; can be stopped and continued
     python benchmarks/bench_fidelity.py resnet20        # one network
 
-MobileNetV2 on ImageNet and ResNet-20 on CIFAR-10 (../shared/data or MPSEARCH_DATA), three budgets each. At each of them:
-the configuration that each predictor picks, and neighbours of those within 2 % of the budget; each is measured after
-plain rounding and after a finalization shortened to the second-order start with 128 images and 20 steps of polish.
-Writes benchmarks/results/bench_fidelity.json.
+MobileNetV2 on ImageNet and ResNet-20 on CIFAR-10 (../shared/data or MPSEARCH_DATA), three budgets each. At each of
+them: the configuration that each predictor picks, and neighbours of those within 2 % of the budget. Each is measured
+after plain rounding and after a finalization shortened to the second-order start with 128 images and 20 steps of
+polish. Writes benchmarks/results/bench_fidelity.json.
 """
 
 from __future__ import annotations

@@ -14,8 +14,9 @@ from torch import Tensor
 from mpsearch.exact import exact_additive
 from mpsearch.pipeline import Run
 from mpsearch.problem import BitProblem, Genomes, build_problem
+from mpsearch.scores import SHRINKAGE, RoundedWeight, Scores
 from mpsearch.search import best_at_budget
-from mpsearch.sensitivity import SHRINKAGE, Errors, measure, weight_errors
+from mpsearch.sensitivity import measure
 from mpsearch.sensitivity_table import SensitivityTable
 from recon.attach import bias_of
 from recon.compute import batches, fast, mixed_order
@@ -25,6 +26,7 @@ from recon.polish import kl_divergence
 from recon.quantizer import nearest
 
 MEASURED = 128  # images that every layer is measured on at every precision
+Errors = list[tuple[Tensor, Tensor]]
 OURS = "ours: full Fisher, inter-layer at 1/2"
 
 
@@ -40,8 +42,9 @@ class Predictor:
 def predictors(job: Run) -> list[Predictor]:
     """All predictors; but for size and weight error, from the same weight roundings and images."""
     network, images, precisions = job.network, job.calibration, job.precisions
-    table = measure(network, images, precisions, 0, "bench")
-    errors = weight_errors(network, images, precisions)
+    scores = measure(network, images, precisions, 0, "bench")
+    table = scores.table(precisions, 0, "bench")
+    errors = weight_errors(network, scores)
     few = images[mixed_order(images)[:MEASURED]]
     reference, changes = one_at_a_time(network, few, errors)
     kl = torch.tensor([[kl_divergence(reference, reference + change) for change in row] for row in changes])
@@ -60,6 +63,16 @@ def predictors(job: Run) -> list[Predictor]:
         quadratic(job, "KL of one layer at a time", alone(kl.double().numpy())),
         superposition(job, alone(kl.double().numpy()), reference, changes),
     ]
+
+
+def weight_errors(network: Network, scores: Scores) -> dict[str, Errors]:
+    """Per layer and precision the weight error Q(W) − W (O, …), and the bias (O,) that takes out its mean."""
+    errors: dict[str, Errors] = {name: [] for name in scores.layers}
+    for rounded in scores.rounded.values():
+        for name, found in rounded.items():
+            assert isinstance(found, RoundedWeight)
+            errors[name].append((found.weight.dequantize() - network.layer(name).weight.detach(), found.bias))
+    return errors
 
 
 def quadratic(job: Run, name: str, table: SensitivityTable) -> Predictor:
@@ -88,7 +101,7 @@ def brecq(table: SensitivityTable, network: Network, images: Tensor, errors: dic
     """½ E[Σ F δ²] of the outputs of blocks: of each layer alone, and of pairs inside a block at the lowest bits
     (BRECQ, section 3.4)."""
     fisher = fisher_diagonal(network, images, 0)
-    n_layers, n_choices = table.intra.shape
+    n_choices = len(table.precisions)
     place = {name: index for index, name in enumerate(table.layers)}
     intra, inter = np.zeros_like(table.intra), np.zeros_like(table.inter)
     x = images
@@ -104,9 +117,9 @@ def brecq(table: SensitivityTable, network: Network, images: Tensor, errors: dic
         for name in unit.layers:
             intra[place[name]] = [loss({name: choice}) for choice in range(n_choices)]
         for one, two in combinations(unit.layers, 2):
-            l, m = place[one], place[two]
-            pair = loss({one: 0, two: 0}) - intra[l, 0] - intra[m, 0]
-            inter[l * n_choices, m * n_choices] = inter[m * n_choices, l * n_choices] = pair / 2
+            at = place[one] * n_choices, place[two] * n_choices
+            pair = loss({one: 0, two: 0}) - intra[place[one], 0] - intra[place[two], 0]
+            inter[at] = inter[at[::-1]] = pair / 2
         x = truth
     return replace(table, intra=intra, inter=inter)
 

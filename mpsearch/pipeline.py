@@ -16,7 +16,7 @@ from hwmodel.device import DeviceSpec, load_device
 from hwmodel.latency import with_device
 from hwmodel.size import PackedLayout, cost_table
 from mpsearch.budgets import COSTS, NEED_DEVICE, default_objectives, describe
-from mpsearch.cache import load_table, save_table
+from mpsearch.cache import load_scores, load_table, save_cache
 from mpsearch.console import Console
 from mpsearch.data import DataSource, load_data, normalize
 from mpsearch.distilled import DISTILLED, MEASURED, make_distilled, read_distilled
@@ -30,8 +30,9 @@ from mpsearch.options import RunOptions
 from mpsearch.packed import layout_of
 from mpsearch.problem import BitProblem, build_problem, cheapest, layer_costs
 from mpsearch.rules import Rule, allowed_precisions, parse_rule, parse_tie, tied
+from mpsearch.scores import METRIC
 from mpsearch.search import SearchSettings, course, search
-from mpsearch.sensitivity import METRIC, measure
+from mpsearch.sensitivity import measure
 from mpsearch.sensitivity_table import SensitivityTable
 from mpsearch.summary import summarize
 from recon.checkpoint import Progress
@@ -237,17 +238,21 @@ class Run:
             if table.fingerprint == self.sensitivity_key:
                 self.console.current("sensitivity", "cache is current")
                 return table
-            self.console.note(f"{CACHE} is of other {self._difference(table)}: measured again")
+            self.console.note(f"{CACHE} is of other {self._difference(table)}: what is new is measured")
+        known = load_scores(path, self.network) if path.is_file() else None
+        seed = self.options.seed
         with self._timed("sensitivity"), self.console.progress("sensitivity", len(self.calibration)) as advance:
-            table = measure(
+            scores = measure(
                 self.network,
                 self.calibration,
                 self.precisions,
-                self.options.seed,
-                self.sensitivity_key,
+                seed,
+                fingerprint(METRIC, self.model.fingerprint, seed),
+                known,
                 lambda done, total: advance(done),
             )
-        save_table(path, table)
+        table = scores.table(self.precisions, seed, self.sensitivity_key)
+        save_cache(path, table, scores)
         return table
 
     def _difference(self, table: SensitivityTable) -> str:

@@ -1,10 +1,10 @@
 """The sensitivity cache: what each choice of bits costs in expected KL, alone and together with every other choice.
 
-With g = ∂log p(y|x)/∂z_l at the output of layer l, labels y drawn from the float model, and Δz the output error of
-layer l at precision c, one number per sample, s_{l,c} = ⟨g, Δz⟩, is the first-order change of the log-likelihood. The
-Fisher information is the Hessian of the KL divergence, so a configuration is expected to cost ½ E[(Σ_l s_{l,c_l})²]
-nats: all intra- and inter-layer terms from one backward pass and one local convolution per layer and weight width.
-Quantized inputs add ⟨∂log p/∂x, Q(x) − x⟩, shared among the layers that read the tensor x.
+With g = ∂log p(y|x)/∂z_l at the output of layer l, labels y drawn from the float model (`recon.fisher`), and Δz the
+output error of layer l at precision c, one number per sample, s_{l,c} = ⟨g, Δz⟩, is the first-order change of the
+log-likelihood. The Fisher information is the Hessian of the KL divergence, so a configuration is expected to cost
+½ E[(Σ_l s_{l,c_l})²] nats: all intra- and inter-layer terms from one backward pass and one local convolution per layer
+and weight width. Quantized inputs add ⟨∂log p/∂x, Q(x) − x⟩, shared among the layers that read the tensor x.
 
 Beside them stands the diagonal Fisher's intra-layer term, ½ E[Σ_i g_i² Δz_i²] (BRECQ, arXiv 2102.05426, eq. 10). It
 ignores that a layer's output errors act together, and so judges most layers of a real network 2 to 40 times too low.
@@ -12,32 +12,31 @@ ignores that a layer's output errors act together, and so judges most layers of 
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hwmodel import FLOAT_BITS, Precision
-from mpsearch.sensitivity_table import SensitivityTable
-from recon.compute import batches, channels_last, device, fast
+from mpsearch.scores import Rounded, RoundedWeight, Scores, widths
+from recon.compute import channels_last, device, fast
 from recon.fisher import fisher_probe
 from recon.input_quantizer import InputGrid, round_to_grid
 from recon.inputs import input_histograms
 from recon.moments import gather_moments
 from recon.network import Network
+from recon.quantizer import QuantizedWeight
 from recon.start import second_order_rounding
 
-SENSITIVITY_BATCH = 16
-METRIC = "fisher"
-# Inter-layer terms are means of products with either sign, noisy with a few hundred samples, and a search finds the
-# pairs that seem to cancel: they are shrunk. On the real MobileNetV2 at 1.5 MB Kendall's tau between prediction and
-# measured KL is 0.83 without them, 0.91 at one half and 0.77 in full (benchmarks/bench_fidelity.py).
-SHRINKAGE = 0.5
+SENSITIVITY_BATCH = 8
+ROUNDING_IMAGES = 256  # the first ones decide the roundings, which so stay when more images come
 
 Layer = nn.Conv2d | nn.Linear
-Errors = list[tuple[Tensor, Tensor]]
+Change = tuple[Tensor, Tensor] | InputGrid
 
 
 def measure(
@@ -45,96 +44,92 @@ def measure(
     images: Tensor,
     precisions: Sequence[Precision],
     seed: int,
-    fingerprint: str,
+    key: str,
+    known: Scores | None = None,
     on_batch: Callable[[int, int], None] = lambda done, total: None,
-) -> SensitivityTable:
-    """The sensitivity of every layer at every weight precision on images (N, C, H, W), normalised for the network.
+) -> Scores:
+    """Scores every layer at every width of `precisions` on images (N, C, H, W), normalised for the network.
 
     Weights are rounded by `second_order_rounding`, the mean output error taken out by the bias: closer to what
-    finalization leaves than plain rounding, which overrates low bits. `on_batch` is called with images done and in all.
+    finalization leaves than plain rounding, which overrates low bits. What is `known` under the same `key` is kept as
+    far as `images` begin with the same ones: only new widths and new images are measured, and the result is the same
+    as if nothing had been known. `on_batch` is called with images done and in all.
     """
-    names = network.table.names
-    errors = weight_errors(network, images, precisions)
-    grids = input_grids(network, images, precisions)
-    generator = torch.Generator().manual_seed(seed)
-    choices = len(precisions)
-    diagonal = np.zeros((len(names), choices))
-    scores: list[Tensor] = []
-    for x in batches(images, SENSITIVITY_BATCH):
-        squares, score = _batch_terms(network, channels_last(x), errors, grids, generator)
-        diagonal += _by_precision(squares, precisions).double().cpu().numpy()
-        scores.append(_by_precision(score, precisions).double().cpu())
-        on_batch(sum(len(s) for s in scores), len(images))
-    s = torch.cat(scores).flatten(1).numpy()
-    half = 0.5 * s.T @ s / len(images)
-    own = np.kron(np.eye(len(names)), np.ones((choices, choices))).astype(bool)
-    inter = np.where(own, 0.0, SHRINKAGE * half)
-    return SensitivityTable(
-        names,
-        tuple(precisions),
-        half.diagonal().reshape(len(names), choices),
-        0.5 * (inter + inter.T),
-        0.5 * diagonal / len(images),
-        samples=len(images),
-        seed=seed,
-        metric=METRIC,
-        fingerprint=fingerprint,
-    )
+    names, digests, terms = network.table.names, _digests(images), widths(*precisions)
+    kept = _kept(known, key, digests, terms)
+    new = [term for term in terms if kept is None or term not in kept.rounded]
+    first = images[:ROUNDING_IMAGES]
+    roundings = {**({} if kept is None else kept.rounded), **_roundings(network, first, new)}
+    rounded = {term: roundings[term] for term in terms}
+    changes = {name: [_change(network, name, rounded[term]) for term in terms] for name in names}
+    score, square = np.zeros((2, len(images), len(names), len(terms)), np.float32)
+    done = 0
+    if kept is not None:
+        done, at = len(kept.images), [terms.index(term) for term in kept.terms]
+        score[:done, :, at], square[:done, :, at] = kept.score, kept.square
+    for start in range(0, len(images), SENSITIVITY_BATCH):
+        batch = slice(start, start + SENSITIVITY_BATCH)
+        at = [index for index, term in enumerate(terms) if start >= done or term in new]
+        if at:
+            x = channels_last(images[batch].to(device()))
+            missing = {name: [row[index] for index in at] for name, row in changes.items()}
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + start)
+            score[batch, :, at], square[batch, :, at] = _batch_terms(network, x, missing, generator)
+        on_batch(min(batch.stop, len(images)), len(images))
+    return Scores(key, names, digests, rounded, score, square)
 
 
-def weight_errors(network: Network, images: Tensor, precisions: Sequence[Precision]) -> dict[str, Errors]:
-    """Per layer and weight width (`weight_widths`) the weight error Q(W) − W (O, …), and the bias that takes out its
-    mean (O,)."""
+def _digests(images: Tensor) -> tuple[str, ...]:
+    return tuple(hashlib.blake2b(image.cpu().contiguous().numpy().data, digest_size=16).hexdigest() for image in images)
+
+
+def _kept(known: Scores | None, key: str, digests: tuple[str, ...], terms: Sequence[Precision]) -> Scores | None:
+    """What holds of `known` for images with these digests: whole batches, since arithmetic may depend on the batch."""
+    if known is None or known.key != key or known.images[:ROUNDING_IMAGES] != digests[:ROUNDING_IMAGES]:
+        return None
+    pairs = zip(known.images, digests, strict=False)
+    same = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+    whole = same if same == len(digests) else same - same % SENSITIVITY_BATCH
+    return known.part(whole, terms)
+
+
+def _roundings(network: Network, images: Tensor, terms: Sequence[Precision]) -> dict[Precision, Rounded]:
+    """What every layer's weight, or its input, is rounded to by each of `terms`, for what it gets on images (N, …)."""
     layers = {name: network.layer(name) for name in network.table.names}
-    moments = gather_moments(network.model, layers, images)
-    errors: dict[str, Errors] = {}
-    for name, layer in layers.items():
-        roundings = (
-            second_order_rounding(layer.weight.detach(), bits, moments, name) for bits in weight_widths(precisions)
-        )
-        errors[name] = [(error, bias) for _, _, error, bias in roundings]
-    return errors
+    rounded: dict[Precision, Rounded] = {}
+    weights = [term for term in terms if term.a == FLOAT_BITS]
+    inputs = [term for term in terms if term.a != FLOAT_BITS]
+    if weights:
+        moments = gather_moments(network.model, layers, images)
+        for term in weights:
+            found: dict[str, RoundedWeight] = {}
+            for name, layer in layers.items():
+                grid, place, _, bias = second_order_rounding(layer.weight.detach(), term.w, moments, name)
+                codes = place.round().to(torch.uint8)
+                found[name] = RoundedWeight(QuantizedWeight(grid, codes), bias)
+            rounded[term] = found
+    if inputs:
+        seen = input_histograms(network.model, layers, images)
+        for term in inputs:
+            rounded[term] = {name: seen[name].grid(term.a) for name in layers}
+    return rounded
 
 
-def input_grids(network: Network, images: Tensor, precisions: Sequence[Precision]) -> dict[str, list[InputGrid]]:
-    """Per layer and activation width (`input_widths`) the grid that suits its inputs for images (N, C, H, W) best."""
-    layers = {name: network.layer(name) for name in network.table.names}
-    widths = input_widths(precisions)
-    seen = input_histograms(network.model, layers, images) if widths else {}
-    return {name: [seen[name].grid(bits) for bits in widths] for name in layers}
-
-
-def weight_widths(precisions: Sequence[Precision]) -> list[int]:
-    """Different weight bits, ascending."""
-    return sorted({precision.w for precision in precisions})
-
-
-def input_widths(precisions: Sequence[Precision]) -> list[int]:
-    """Different activation bits, ascending, without float."""
-    return sorted({precision.a for precision in precisions} - {FLOAT_BITS})
-
-
-def _by_precision(terms: Tensor, precisions: Sequence[Precision]) -> Tensor:
-    """Terms (…, W + A) of weight and activation widths as terms (…, C) of precisions."""
-    widths, inputs = weight_widths(precisions), input_widths(precisions)
-    result = terms[..., [widths.index(precision.w) for precision in precisions]]
-    for choice, precision in enumerate(precisions):
-        if precision.a != FLOAT_BITS:
-            result[..., choice] += terms[..., len(widths) + inputs.index(precision.a)]
-    return result
+def _change(network: Network, name: str, rounded: Rounded) -> Change:
+    """The error of a layer's weight (O, …) with the bias (O,) that goes with it, or the grid of its inputs."""
+    found = rounded[name]
+    if isinstance(found, InputGrid):
+        return found
+    weight = network.layer(name).weight.detach()
+    return found.weight.dequantize().to(weight.device) - weight, found.bias.to(weight.device)
 
 
 def _batch_terms(
-    network: Network,
-    x: Tensor,
-    errors: dict[str, Errors],
-    grids: dict[str, list[InputGrid]],
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:
-    """Σ_n Σ_i g² Δ² (L, W + A) and ⟨g, Δ⟩ (n, L, W + A) for a batch x (n, …): Δ is the error of a layer's output for W
-    weight widths, then that of its input for A activation widths."""
+    network: Network, x: Tensor, changes: Mapping[str, Sequence[Change]], generator: torch.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """⟨g, Δ⟩ and Σ g² Δ² (n, L, T) of a batch x (n, …), Δ the error of a layer's output, or of its input."""
     calls: list[tuple[str, Layer, Tensor, Tensor]] = []
-    needs_inputs = any(grids.values())
+    of_inputs = any(isinstance(change, InputGrid) for change in next(iter(changes.values())))
 
     def keep(name: str, layer: Layer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         def hook(_module: nn.Module, args: tuple[Tensor, ...], z: Tensor) -> Tensor:
@@ -144,37 +139,33 @@ def _batch_terms(
 
         return hook
 
-    layers = {name: network.layer(name) for name in errors}
+    layers = {name: network.layer(name) for name in changes}
     hooks = [layer.register_forward_hook(keep(name, layer)) for name, layer in layers.items()]
     try:
         with torch.enable_grad(), fast():
-            probe = fisher_probe(network.model(x.requires_grad_(needs_inputs)), generator)
+            probe = fisher_probe(network.model(x.requires_grad_(of_inputs)), generator)
     finally:
         for hook in hooks:
             hook.remove()
-    read = {id(inputs): inputs for _, _, inputs, _ in calls} if needs_inputs else {}
+    read = {id(inputs): inputs for _, _, inputs, _ in calls} if of_inputs else {}
     gradients = torch.autograd.grad(probe, [z for *_, z in calls] + list(read.values()))
     input_gradients = dict(zip(read, gradients[len(calls) :], strict=True))
     readers = Counter(id(inputs) for _, _, inputs, _ in calls)
-    index = {name: position for position, name in enumerate(errors)}
-    widths = len(next(iter(errors.values())))
-    terms = widths + len(next(iter(grids.values())))
-    diagonal = torch.zeros(len(errors), terms, device=device())
-    score = torch.zeros(len(x), len(errors), terms, device=device())
-
-    def add(name: str, term: int, product: Tensor) -> None:
-        score[:, index[name], term] += product.flatten(1).sum(1)
-        diagonal[index[name], term] += product.square().sum()
-
+    index = {name: position for position, name in enumerate(changes)}
+    score = torch.zeros(len(x), len(changes), len(next(iter(changes.values()))), device=device())
+    square = torch.zeros_like(score)
     with torch.no_grad(), fast():
         for (name, layer, inputs, _), gradient in zip(calls, gradients, strict=False):
-            for term, (error, bias) in enumerate(errors[name]):
-                add(name, term, gradient.float() * apply_weight(layer, inputs, error, bias).float())
-            for term, grid in enumerate(grids[name]):
-                exact = inputs.float()
-                share = input_gradients[id(inputs)].float() / readers[id(inputs)]
-                add(name, widths + term, share * (round_to_grid(exact, grid) - exact))
-    return diagonal, score
+            for term, change in enumerate(changes[name]):
+                if isinstance(change, InputGrid):
+                    exact = inputs.float()
+                    share = input_gradients[id(inputs)].float() / readers[id(inputs)]
+                    product = share * (round_to_grid(exact, change) - exact)
+                else:
+                    product = gradient.float() * apply_weight(layer, inputs, *change).float()
+                score[:, index[name], term] += product.flatten(1).sum(1)
+                square[:, index[name], term] += product.flatten(1).square().sum(1)
+    return score.cpu().numpy(), square.cpu().numpy()
 
 
 def apply_weight(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

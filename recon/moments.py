@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from recon.compute import channels_last, device, fast, mixed_order
 
 POSITIONS = 262_144  # input patches that are enough for a layer's second moments
-BATCH = 16  # patches of a depthwise convolution take nine times the memory of its input
+BATCH = 4  # patches of a depthwise convolution take nine times the memory of its input, twice
 
 
 def input_patches(layer: nn.Conv2d | nn.Linear, x: Tensor) -> Tensor:

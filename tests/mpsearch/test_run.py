@@ -134,7 +134,9 @@ def test_step_by_step_gives_the_same_as_run(finished: Path, tiny: Path, tmp_path
     ).read_bytes()
 
 
-def test_a_stale_cache_is_refused_with_the_reason(finished: Path, tiny: Path, tmp_path: Path, command: Command) -> None:
+def test_a_cache_of_other_options_is_grown_and_says_so(
+    finished: Path, tiny: Path, tmp_path: Path, command: Command
+) -> None:
     out = tmp_path / "copy"
     shutil.copytree(finished, out)
     for change, reason in (
@@ -146,6 +148,10 @@ def test_a_stale_cache_is_refused_with_the_reason(finished: Path, tiny: Path, tm
         result = command(*arguments(tiny, out, *change))
         assert result.code == 0
         assert f"of other {reason}" in result.err
+        assert ": what is new is measured\n" in result.err
+        fresh = tmp_path / change[0] / "fresh"
+        assert command("sensitivity", *arguments(tiny, fresh)[1 : -len(QUICK)], *change).code == 0
+        assert (fresh / "sensitivity.safetensors").read_bytes() == (out / "sensitivity.safetensors").read_bytes()
 
 
 def test_more_points_are_finished_and_shown(finished: Path, tmp_path: Path, command: Command) -> None:

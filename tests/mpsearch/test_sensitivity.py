@@ -11,13 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from hwmodel import InputError, Precision
-from mpsearch.cache import load_table, save_table
-from mpsearch.sensitivity import SHRINKAGE, Errors, input_grids, measure, weight_errors
+from mpsearch import sensitivity
+from mpsearch.cache import load_scores, load_table, save_cache
+from mpsearch.scores import SHRINKAGE, RoundedWeight, Scores
+from mpsearch.sensitivity import measure
 from mpsearch.sensitivity_table import SensitivityTable
+from recon.input_quantizer import InputGrid
 from recon.inputs import quantize_inputs, quantizer_of
 from recon.network import Network, trace
 
 BITS = tuple(Precision(bits) for bits in (2, 3, 4, 6, 8))
+Errors = list[tuple[Tensor, Tensor]]
 
 
 class Residual(nn.Module):
@@ -43,6 +47,16 @@ def images(count: int, seed: int = 1) -> Tensor:
     return torch.randn(count, 3, 12, 12, generator=torch.Generator().manual_seed(seed))
 
 
+def weight_errors(net: Network, scores: Scores) -> dict[str, Errors]:
+    """Per layer and weight width the error of the weight and the bias that goes with it."""
+    errors: dict[str, Errors] = {name: [] for name in scores.layers}
+    for rounded in scores.rounded.values():
+        for name, found in rounded.items():
+            if isinstance(found, RoundedWeight):
+                errors[name].append((found.weight.dequantize() - net.layer(name).weight, found.bias))
+    return errors
+
+
 def divergence(net: Network, errors: dict[str, Errors], choices: np.ndarray, x: Tensor) -> float:
     """KL of the network with layer l's weights changed by its error at choice c (nats)."""
     changed = net.copy()
@@ -59,15 +73,17 @@ def divergence(net: Network, errors: dict[str, Errors], choices: np.ndarray, x: 
 @pytest.fixture(scope="module")
 def measured() -> tuple[Network, SensitivityTable, dict[str, Errors]]:
     net, x = network(), images(2000)
-    return net, measure(net, x, BITS, 0, "key"), weight_errors(net, x, BITS)
+    scores = measure(net, x, BITS, 0, "key")
+    return net, scores.table(BITS, 0, "key"), weight_errors(net, scores)
 
 
 def test_a_linear_model_has_a_closed_form() -> None:
     torch.manual_seed(0)
     net = trace(nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), (3, 2, 2), "linear")
     x = torch.randn(6000, 3, 2, 2)
-    table = measure(net, x, BITS, 0, "key")
-    errors = weight_errors(net, x, BITS)["1"]
+    scores = measure(net, x, BITS, 0, "key")
+    table = scores.table(BITS, 0, "key")
+    errors = weight_errors(net, scores)["1"]
     p = net.model(x).softmax(1)
     for choice in range(len(BITS)):
         error, bias = errors[choice]
@@ -103,16 +119,17 @@ def test_pairs_are_predicted(measured: tuple[Network, SensitivityTable, dict[str
 def test_quantized_inputs_are_predicted(bits: int) -> None:
     net, x = network(), images(2000)
     precision = Precision(8, bits)
-    table = measure(net, x, [precision, Precision(8)], 0, "key")
+    scores = measure(net, x, [precision, Precision(8)], 0, "key")
+    table = scores.table([precision, Precision(8)], 0, "key")
     full = replace(table, inter=table.inter / SHRINKAGE)
-    grids = input_grids(net, x, [precision])
+    grids = scores.rounded[Precision(32, bits)]
     rounded = quantize_inputs(net, dict.fromkeys(grids, bits))
-    for name, (grid,) in grids.items():
+    for name, grid in grids.items():
         quantizer = quantizer_of(rounded.layer(name))
         assert quantizer is not None
+        assert isinstance(grid, InputGrid)
         quantizer.put(grid)
-    errors = {name: e[-1:] for name, e in weight_errors(net, x, [precision]).items()}
-    for name, ((error, bias),) in errors.items():
+    for name, ((error, bias),) in weight_errors(net, scores).items():
         layer = rounded.layer(name)
         layer.weight.data += error
         layer.bias.data += bias  # type: ignore[union-attr]
@@ -146,19 +163,95 @@ def test_one_seed_one_result_and_the_network_is_unchanged() -> None:
     net, x = network(), images(64)
     state = {name: value.clone() for name, value in net.model.state_dict().items()}
     first, second, other = (measure(net, x, BITS, seed, "key") for seed in (0, 0, 1))
-    assert np.array_equal(first.inter, second.inter)
-    assert not np.array_equal(first.inter, other.inter)
+    assert np.array_equal(first.score, second.score)
+    assert not np.array_equal(first.score, other.score)
     assert all(torch.equal(value, state[name]) for name, value in net.model.state_dict().items())
 
 
-def test_on_disk_and_back(tmp_path: Path, measured: tuple[Network, SensitivityTable, dict[str, Errors]]) -> None:
-    path, table = tmp_path / "sensitivity.safetensors", measured[1]
-    save_table(path, table)
+MIXED = (Precision(2), Precision(4, 8), Precision(6))
+
+
+def same(one: Scores, other: Scores) -> bool:
+    """Equal bit for bit, in everything."""
+    arrays = all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("score", "square"))
+    about = (one.key, one.layers, one.images, one.terms) == (other.key, other.layers, other.images, other.terms)
+    return arrays and about and all(_equal(one.rounded[term], other.rounded[term]) for term in one.terms)
+
+
+def _equal(one: dict, other: dict) -> bool:  # type: ignore[type-arg]
+    for name, found in one.items():
+        there = other[name]
+        if isinstance(found, InputGrid):
+            if found != there:
+                return False
+            continue
+        pairs = [(found.weight.codes, there.weight.codes), (found.bias, there.bias)]
+        pairs += [
+            (getattr(found.weight.grid, part), getattr(there.weight.grid, part)) for part in ("scale", "zero_point")
+        ]
+        if not all(torch.equal(a, b) for a, b in pairs):
+            return False
+    return list(one) == list(other)
+
+
+def test_only_what_is_new_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x = network(), images(320)
+    measured: list[tuple[int, int]] = []
+    rounded: list[tuple[Precision, ...]] = []
+    batch_terms, roundings = sensitivity._batch_terms, sensitivity._roundings
+
+    def count(network, x, changes, generator):  # type: ignore[no-untyped-def]
+        measured.append((len(x), len(next(iter(changes.values())))))
+        return batch_terms(network, x, changes, generator)
+
+    def note(network, images, terms):  # type: ignore[no-untyped-def]
+        rounded.append(tuple(terms))
+        return roundings(network, images, terms)
+
+    monkeypatch.setattr(sensitivity, "_batch_terms", count)
+    monkeypatch.setattr(sensitivity, "_roundings", note)
+
+    def work(known: Scores | None, count: int, *precisions: Precision) -> tuple[Scores, int]:
+        """The scores, and how many images were measured at how many widths: the sum of the products."""
+        measured.clear()
+        scores = measure(net, x[:count], precisions, 0, "key", known)
+        return scores, sum(images * terms for images, terms in measured)
+
+    fresh, everything = work(None, 320, *MIXED)
+    assert everything == 320 * 4
+    begun, _ = work(None, 272, *MIXED[::2])
+    more_bits, added = work(begun, 272, *MIXED)
+    assert added == 272 * 2
+    assert rounded[-1] == (Precision(4), Precision(32, 8))
+    grown, added = work(more_bits, 320, *MIXED)
+    assert added == 48 * 4
+    assert rounded[-1] == ()
+    assert same(grown, fresh)
+    fewer, added = work(fresh, 272, *MIXED[:2])
+    assert added == 0
+    assert same(fewer, work(None, 272, *MIXED[:2])[0])
+    # Less than a whole batch, other images, another key: measured again.
+    assert work(work(None, 265, *MIXED)[0], 320, *MIXED)[1] == (320 - 256) * 4
+    assert same(measure(net, x, MIXED, 0, "key", measure(net, x.flip(0), MIXED, 0, "key")), fresh)
+    other = measure(net, x, MIXED, 1, "other", fresh)
+    assert not np.array_equal(other.score, fresh.score)
+
+
+def test_on_disk_and_back(tmp_path: Path) -> None:
+    net, path = network(), tmp_path / "sensitivity.safetensors"
+    scores = measure(net, images(48), MIXED, 0, "key")
+    table = scores.table(MIXED, 0, "of it all")
+    save_cache(path, table, scores)
     back = load_table(path)
     for name in SensitivityTable.__slots__:
         assert np.array_equal(getattr(back, name), getattr(table, name))
+    assert same(load_scores(path, net), scores)
+    other = trace(nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), (3, 2, 2), "linear")
+    with pytest.raises(InputError, match="another network"):
+        load_scores(path, other)
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(InputError, match="damaged"):
-        load_table(path)
-    with pytest.raises(InputError, match="missing"):
-        load_table(tmp_path / "none")
+    for load in (load_table, lambda path: load_scores(path, net)):
+        with pytest.raises(InputError, match="damaged"):
+            load(path)
+        with pytest.raises(InputError, match="missing"):
+            load(tmp_path / "none")
