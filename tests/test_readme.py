@@ -82,10 +82,19 @@ def test_the_figures_in_the_text_are_the_measured_ones() -> None:
     for row in results["embedded_uniform"]:
         assert f"{row['bits']} bits {row['top1_nearest']:.2f} → {row['top1_reconstructed']:.2f} %" in text
     fidelity = json.loads((RESULTS / "bench_fidelity.json").read_text("utf-8"))
-    tau = {row["predictor"].partition(",")[0] + row["predictor"][-6:]: row["tau"] for row in fidelity["predictors"]}
-    assert f"Among {fidelity['configurations']} configurations" in text
-    assert f"τ = {tau['full Fisher(ours)']:.2f}" in text
-    assert f"the diagonal Fisher's sum, at {tau['diagonal Fisher-layer']:.2f}" in text
+    counts = [len(row["configurations"]) for row in fidelity["rows"].values()]
+    assert f"of {min(counts)} to {max(counts)} configurations" in text
+
+    def taus(network: str, predictor: str) -> str:
+        rows = [row["predictors"] for name, row in fidelity["rows"].items() if name.startswith(network)]
+        found = [one["finalized"]["tau"] for row in rows for one in row if one["predictor"].startswith(predictor)]
+        assert len(found) == 3
+        return ", ".join(f"{tau:.2f}" for tau in found)
+
+    assert f"is {taus('mobilenetv2', 'ours')} on MobileNetV2 at 1.1, 1.5, 2.0 MB" in text
+    assert f"(BRECQ's terms: {taus('mobilenetv2', 'BRECQ')})" in text
+    assert f"and {taus('resnet20', 'ours')} on ResNet-20 at 90, 110, 140 kB" in text
+    assert f"does as well: {taus('resnet20', 'diagonal')}" in text
 
 
 def test_sums_of_measured_layers_are_near_the_measured_networks() -> None:
