@@ -231,7 +231,8 @@ def test_only_what_is_new_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert added == 0
     assert same(fewer, work(None, 272, *MIXED[:2])[0])
     # Less than a whole batch, other images, another key: measured again.
-    assert work(work(None, 265, *MIXED)[0], 320, *MIXED)[1] == (320 - 256) * 4
+    whole = 265 - 265 % sensitivity.SENSITIVITY_BATCH
+    assert work(work(None, 265, *MIXED)[0], 320, *MIXED)[1] == (320 - whole) * 4
     assert same(measure(net, x, MIXED, 0, "key", measure(net, x.flip(0), MIXED, 0, "key")), fresh)
     other = measure(net, x, MIXED, 1, "other", fresh)
     assert not np.array_equal(other.score, fresh.score)
