@@ -5,8 +5,8 @@
 
 MobileNetV2 on ImageNet and ResNet-20 on CIFAR-10 (../shared/data or MPSEARCH_DATA), three budgets each. At each of
 them: the configuration that each predictor picks, and neighbours of those within 2 % of the budget. Each is measured
-after plain rounding and after a finalization shortened to the second-order start with 128 images and 20 steps of
-polish. Writes benchmarks/results/bench_fidelity.json.
+after plain rounding and after a finalization shortened to the second-order start and a few steps of polish
+(`FINALIZED`). Writes benchmarks/results/bench_fidelity.json.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from recon.settings import Settings
 RESULTS = ROOT / "benchmarks" / "results" / "bench_fidelity.json"
 BUDGETS = {"resnet20": (90_000, 110_000, 140_000), "mobilenetv2": (1_100_000, 1_500_000, 2_000_000)}
 CONFIGS = 64
-IMAGES, POLISH = 128, 20
+FINALIZED = {"resnet20": (512, 60), "mobilenetv2": (128, 20)}  # images and steps of polish
 RESAMPLED = 2000
 WORKERS = 2
 
@@ -50,6 +50,9 @@ class Measurer:
     def __init__(self, network: str) -> None:
         torch.set_num_threads(1)
         self.job = start(network)
+        images, polish_steps = FINALIZED[network]
+        self.few = self.job.calibration[mixed_order(self.job.calibration)[:images]]
+        self.settings = Settings(steps=0, polish_steps=polish_steps)
         val = self.job.data.val
         assert val is not None
         assert val.y is not None
@@ -59,10 +62,9 @@ class Measurer:
     def __call__(self, bits: str) -> dict[str, float]:
         job = self.job
         config = BitConfig(job.table.names, tuple(Precision(int(w)) for w in bits))
-        few = job.calibration[mixed_order(job.calibration)[:IMAGES]]
         layers = {
-            "plain": plainly_rounded(job.network, few, config),
-            "finalized": reconstruct(job.network, few, config, Settings(steps=0, polish_steps=POLISH)).layers,
+            "plain": plainly_rounded(job.network, self.few, config),
+            "finalized": reconstruct(job.network, self.few, config, self.settings).layers,
         }
         found: dict[str, float] = {}
         for state, made in layers.items():

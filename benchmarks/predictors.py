@@ -14,20 +14,18 @@ from torch import Tensor
 from mpsearch.exact import exact_additive
 from mpsearch.pipeline import Run
 from mpsearch.problem import BitProblem, Genomes, build_problem
-from mpsearch.scores import SHRINKAGE, RoundedWeight, Scores
+from mpsearch.scores import SHRINKAGE
 from mpsearch.search import best_at_budget
-from mpsearch.sensitivity import measure
+from mpsearch.sensitivity import change, measure
 from mpsearch.sensitivity_table import SensitivityTable
 from recon.attach import bias_of
-from recon.compute import batches, fast, mixed_order
+from recon.compute import batches, fast
 from recon.fisher import fisher_diagonal
 from recon.network import Network
 from recon.polish import kl_divergence
 from recon.quantizer import nearest
 
-MEASURED = 128  # images that every layer is measured on at every precision
 Errors = list[tuple[Tensor, Tensor]]
-OURS = "ours: full Fisher, inter-layer at 1/2"
 
 
 @dataclass(frozen=True)
@@ -40,14 +38,16 @@ class Predictor:
 
 
 def predictors(job: Run) -> list[Predictor]:
-    """All predictors; but for size and weight error, from the same weight roundings and images."""
+    """All predictors; but for size and weight error, from the same weight roundings and the same images."""
     network, images, precisions = job.network, job.calibration, job.precisions
     scores = measure(network, images, precisions, 0, "bench")
     table = scores.table(precisions, 0, "bench")
-    errors = weight_errors(network, scores)
-    few = images[mixed_order(images)[:MEASURED]]
-    reference, changes = one_at_a_time(network, few, errors)
-    kl = torch.tensor([[kl_divergence(reference, reference + change) for change in row] for row in changes])
+    errors: dict[str, Errors] = {
+        name: [change(network, name, rounded) for rounded in scores.rounded.values()]  # type: ignore[misc]
+        for name in scores.layers
+    }
+    reference, changes = one_at_a_time(network, images, errors)
+    kl = torch.tensor([[kl_divergence(reference, reference + moved) for moved in row] for row in changes])
 
     def alone(intra: NDArray[np.float64]) -> SensitivityTable:
         return replace(table, intra=intra.clip(0)).additive()
@@ -59,20 +59,10 @@ def predictors(job: Run) -> list[Predictor]:
         quadratic(job, "BRECQ: intra-layer, 2-bit pairs in a block", brecq(table, network, images, errors)),
         quadratic(job, "full Fisher, intra-layer", table.additive()),
         quadratic(job, "full Fisher, inter-layer in full", replace(table, inter=table.inter / SHRINKAGE)),
-        quadratic(job, OURS, table),
+        quadratic(job, f"ours: full Fisher, inter-layer at {SHRINKAGE:g}", table),
         quadratic(job, "KL of one layer at a time", alone(kl.double().numpy())),
         superposition(job, alone(kl.double().numpy()), reference, changes),
     ]
-
-
-def weight_errors(network: Network, scores: Scores) -> dict[str, Errors]:
-    """Per layer and precision the weight error Q(W) − W (O, …), and the bias (O,) that takes out its mean."""
-    errors: dict[str, Errors] = {name: [] for name in scores.layers}
-    for rounded in scores.rounded.values():
-        for name, found in rounded.items():
-            assert isinstance(found, RoundedWeight)
-            errors[name].append((found.weight.dequantize() - network.layer(name).weight.detach(), found.bias))
-    return errors
 
 
 def quadratic(job: Run, name: str, table: SensitivityTable) -> Predictor:
@@ -125,20 +115,32 @@ def brecq(table: SensitivityTable, network: Network, images: Tensor, errors: dic
 
 
 @torch.inference_mode()
-def one_at_a_time(network: Network, images: Tensor, errors: dict[str, Errors]) -> tuple[Tensor, list[list[Tensor]]]:
-    """The float logits (N, classes), and their change by each layer at each precision alone."""
+def one_at_a_time(network: Network, images: Tensor, errors: dict[str, Errors]) -> tuple[Tensor, Tensor]:
+    """The float logits (N, classes), and their change (L, C, N, classes) by each layer at each precision alone.
 
-    def logits() -> Tensor:
-        return torch.cat([network.model(x) for x in batches(images)])
+    The part of the network before the layer's unit is run once for all.
+    """
 
-    reference, changes = logits(), []
-    for name, choices in errors.items():
-        row = []
-        for choice in range(len(choices)):
-            with Changed(network, errors, {name: choice}):
-                row.append(logits() - reference)
-        changes.append(row)
-    return reference, changes
+    def run(x: Tensor, first: int) -> Tensor:
+        outputs = []
+        with fast():
+            for part in batches(x):
+                for unit in network.units[first:]:
+                    part = unit.module(part)
+                outputs.append(part.float())
+        return torch.cat(outputs)
+
+    assert network.chained
+    reference, x, changes = run(images, 0), images, []
+    for index, unit in enumerate(network.units):
+        for name in unit.layers:
+            for choice in range(len(errors[name])):
+                with Changed(network, errors, {name: choice}):
+                    changes.append(run(x, index) - reference)
+        with fast():
+            x = torch.cat([unit.module(part) for part in batches(x)])
+    assert [name for unit in network.units for name in unit.layers] == list(network.table.names)
+    return reference, torch.stack(changes).view(len(errors), -1, *reference.shape)
 
 
 class Changed:
@@ -158,31 +160,39 @@ class Changed:
             layer.weight.data, bias_of(layer).data = weight, bias
 
 
-def superposition(job: Run, start: SensitivityTable, reference: Tensor, changes: list[list[Tensor]]) -> Predictor:
-    """The KL divergence that the sum of the logits' changes makes; its best by local search from the best sum of
-    divergences."""
-    stacked = torch.stack([torch.stack(row) for row in changes])  # (L, C, N, classes)
+def superposition(job: Run, start: SensitivityTable, reference: Tensor, changes: Tensor) -> Predictor:
+    """The KL divergence that the sum of the logits' changes (L, C, N, classes) makes; its best by local search from the
+    best sum of divergences."""
 
-    def losses(choices: NDArray[np.integer]) -> NDArray[np.float64]:
-        rows = torch.arange(len(stacked))
-        moved = [reference + stacked[rows, torch.as_tensor(choice).long()].sum(0) for choice in choices]
-        return np.array([float(kl_divergence(reference, logits)) for logits in moved])
+    def moved(choice: NDArray[np.integer]) -> Tensor:
+        logits = reference.clone()
+        for row, index in zip(changes, choice, strict=True):
+            logits += row[index]
+        return logits
 
     def best(problem: BitProblem) -> Genomes | None:
         genome = quadratic(job, "", start).best(problem)
         if genome is None:
             return None
-        least, found = losses(genome[None])[0], True
+        logits, found = moved(genome), True
+        least = kl_divergence(reference, logits)
         while found:
             found = False
             for other in _moves(problem, genome):
-                value = losses(other[None])[0]
+                near = logits.clone()
+                for layer in np.flatnonzero(other != genome):
+                    near += changes[layer, other[layer]] - changes[layer, genome[layer]]
+                value = kl_divergence(reference, near)
                 if value < least - 1e-6:
-                    genome, least, found = other, value, True
+                    genome, logits, least, found = other, near, value, True
                     break
         return genome
 
-    return Predictor("superposition of logits", lambda _, genomes: losses(genomes), best)
+    return Predictor(
+        "superposition of logits",
+        lambda _, genomes: np.array([float(kl_divergence(reference, moved(genome))) for genome in genomes]),
+        best,
+    )
 
 
 def _moves(problem: BitProblem, genome: Genomes) -> Genomes:

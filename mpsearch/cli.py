@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,10 +16,13 @@ import typer
 from hwmodel import InputError
 from mpsearch.budgets import COSTS, NEED_DEVICE
 from mpsearch.options import RunOptions, device_abits, edge_policy, parse_abits, parse_bits, parse_objectives
+from mpsearch.units import parse_size
 
 DEFAULTS = RunOptions(model="", size_budget_bytes=1)
 INTERRUPTED = 130
+CACHE_MEMORY = f"{DEFAULTS.cache_memory_bytes // 2**30}GiB"
 WBITS = ",".join(map(str, DEFAULTS.wbits))
+ANY_SIZE = {"size_budget_bytes": 10**9}  # for commands that search nothing
 
 if TYPE_CHECKING:
     from hwmodel import LayerTable
@@ -70,6 +73,9 @@ Population = Annotated[int, typer.Option(help="Configurations a generation.")]
 Generations = Annotated[int, typer.Option(help="Generations at most.")]
 Steps = Annotated[int, typer.Option(help="Reconstruction steps a block.")]
 PolishSteps = Annotated[int, typer.Option(help="Steps of the end-to-end polish; 0 for none.")]
+CacheMemory = Annotated[
+    str, typer.Option(help="Memory for the inputs and outputs of blocks; what is beyond it is kept in files.")
+]
 Out = Annotated[Path | None, typer.Option(help="The run folder (default: runs/MODEL).")]
 Json = Annotated[bool, typer.Option("--json", help="Only JSON to stdout.")]
 Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
@@ -112,6 +118,7 @@ def run(
     generations: Generations = DEFAULTS.generations,
     steps: Steps = DEFAULTS.steps,
     polish_steps: PolishSteps = DEFAULTS.polish_steps,
+    cache_memory: CacheMemory = CACHE_MEMORY,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
@@ -136,6 +143,7 @@ def run(
         generations=generations,
         steps=steps,
         polish_steps=polish_steps,
+        cache_memory_bytes=parse_size(cache_memory),
     )
     job = _start(options, out)
     table = job.layers_step()
@@ -179,7 +187,7 @@ def layers(
     from mpsearch import report
 
     spec = None if device is None else load_device(device)
-    table = _start(_options({"size_budget_bytes": 10**9}, model, weights, data), None).table
+    table = _start(_options(ANY_SIZE, model, weights, data), None).table
     if as_json:
         print(json.dumps(table.to_json(), indent=1))
         return
@@ -224,7 +232,7 @@ def profile(
     if runtime != "onnxruntime":
         raise InputError(f"--runtime must be onnxruntime, got {runtime!r}")
     _check_table_path(out)
-    job = _start(_options({"size_budget_bytes": 10**9}, model, weights, data), None)
+    job = _start(_options(ANY_SIZE, model, weights, data), None)
     partial = out.with_suffix(".partial.json")
     try:
         found = profile_layers(job.table, threads=threads, rounds=rounds, report=job.console.note, partial=partial)
@@ -251,7 +259,7 @@ def import_haq(
 
     _check_table_path(out)
     seconds, costs = parse_duration(unit), read_haq(table)
-    job = _start(_options({"size_budget_bytes": 10**9}, model, weights, data), None)
+    job = _start(_options(ANY_SIZE, model, weights, data), None)
     order = {name: index for index, (name, _) in enumerate(job.model.model.named_modules())}
     layers = replace(job.table, layers=tuple(sorted(job.table, key=lambda layer: order[layer.name])))
     found = imported(costs, layers, seconds, batch, f"HAQ table {table.name}, a batch of {batch}, unit {unit}")
@@ -329,12 +337,60 @@ def finalize(
         done = everything[name] = job.finalize_step(front.config(index), name)
         if as_json:
             continue
-        top1 = "" if done["top1_reconstructed"] is None else f", top-1 {done['top1_reconstructed']:.2f} %"
         costs = job.costs_of(front.config(index))
         spent = [COSTS[cost].text(costs[cost]) for cost in ("size_bytes", *NEED_DEVICE) if cost in costs]
-        job.console.out.print(f"{name}: {', '.join(spent)}, KL {done['kl_reconstructed']:.4f} nats{top1}")
+        job.console.out.print(_finished_line(name, spent, done))
     if as_json:
         print(json.dumps(everything, indent=1))
+
+
+@app.command()
+def reconstruct(
+    bits: Annotated[str, typer.Option(help="4 or W4A8 for all layers, or a JSON file of bits by layer.")],
+    model: Model = "mobilenetv2",
+    weights: Weights = None,
+    data: Data = None,
+    edges: Annotated[str, typer.Option(help="First and last layer where all get the same bits: 8 or free.")] = "8",
+    samples: Samples = DEFAULTS.samples,
+    val_samples: ValSamples = DEFAULTS.val_samples,
+    seed: Seed = DEFAULTS.seed,
+    steps: Steps = DEFAULTS.steps,
+    polish_steps: PolishSteps = DEFAULTS.polish_steps,
+    cache_memory: CacheMemory = CACHE_MEMORY,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Finishes a model at the bits that you give, without a search: a low-bit model with measured accuracy."""
+    from mpsearch.assignment import parse_precision, read_assignment, uniform
+
+    path = Path(bits)
+    precision = None if path.suffix == ".json" else parse_precision(bits)
+    options = _options(
+        ANY_SIZE,
+        model,
+        weights,
+        data,
+        abits=None if precision is None else str(precision.a),
+        edges=edges,
+        samples=samples,
+        val_samples=val_samples,
+        seed=seed,
+        steps=steps,
+        polish_steps=polish_steps,
+        cache_memory_bytes=parse_size(cache_memory),
+    )
+    job = _start(options, out)
+    names = job.table.names
+    config = read_assignment(path, names) if precision is None else uniform(names, precision, job.pinned, options.edge)
+    job.check_folder()
+    job.write_layers()
+    name = path.stem if precision is None else str(precision)
+    done = job.finalize_step(config, name)
+    if as_json:
+        print(json.dumps(done, indent=1))
+        return
+    job.console.out.print(_finished_line(name, [COSTS["size_bytes"].text(done["size_bytes"])], done))
+    job.console.note(f"the model is {job.folder.file(f'model-{name}.safetensors')}")
 
 
 @app.command()
@@ -537,6 +593,12 @@ def _options(
         edges=edge_policy(edges),
         **counts,
     )
+
+
+def _finished_line(name: str, spent: Sequence[str], done: Mapping[str, Any]) -> str:
+    """What a finished configuration costs and what is left of its accuracy."""
+    top1 = "" if done["top1_reconstructed"] is None else f", top-1 {done['top1_reconstructed']:.2f} %"
+    return f"{name}: {', '.join(spent)}, KL {done['kl_reconstructed']:.4f} nats{top1}"
 
 
 def _start(options: RunOptions, out: Path | None) -> Run:

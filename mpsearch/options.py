@@ -27,7 +27,7 @@ class RunOptions:
     32 among them is float.
     `edges` says what becomes of the first and the last layer: 8 bits (`8`), like any other (`free`), or 8 bits unless
     that takes more than a quarter of a budget (`auto`). `fix` and `tie` are rules about single layers, as on the
-    command line.
+    command line. Beyond `cache_memory_bytes` the inputs and outputs of blocks are kept in files, with no other effect.
     """
 
     model: str
@@ -52,6 +52,7 @@ class RunOptions:
     generations: int = 200
     steps: int = 40
     polish_steps: int = 400
+    cache_memory_bytes: int = 2 * 2**30
 
     def __post_init__(self) -> None:
         unknown = [bits for bits in self.wbits if bits not in WEIGHT_BITS]
@@ -76,7 +77,7 @@ class RunOptions:
             raise InputError(
                 f"{COSTS[wanted].title} is that of a device; name one with --device (see mpsearch devices)"
             )
-        for name, least in (("samples", 1), ("val_samples", 0), ("seed", 0)):
+        for name, least in (("samples", 1), ("val_samples", 0), ("seed", 0), ("cache_memory_bytes", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
 

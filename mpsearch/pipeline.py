@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -207,6 +207,10 @@ class Run:
         self.check_budget()
         self._note_refused()
         self.folder.write("config.toml", self.options.to_toml())
+        return self.write_layers()
+
+    def write_layers(self) -> LayerTable:
+        """Writes the layer table."""
         data = {"fingerprint": self.model.fingerprint, "table": self.table.to_json()}
         self.folder.write_json("layers.json", data)
         return self.table
@@ -348,6 +352,7 @@ class Run:
             config.to_json(),
             asdict(settings),
         )
+        settings = replace(settings, memory_bytes=options.cache_memory_bytes)  # changes no result, so not in the key
         path = self.folder.file(f"model-{name}.safetensors")
         done = self.folder.current(f"chosen/{name}.json", key)
         if done is not None and path.is_file() and path.stat().st_size == done["size_bytes"]:

@@ -61,7 +61,7 @@ def measure(
     first = images[:ROUNDING_IMAGES]
     roundings = {**({} if kept is None else kept.rounded), **_roundings(network, first, new)}
     rounded = {term: roundings[term] for term in terms}
-    changes = {name: [_change(network, name, rounded[term]) for term in terms] for name in names}
+    changes = {name: [change(network, name, rounded[term]) for term in terms] for name in names}
     score, square = np.zeros((2, len(images), len(names), len(terms)), np.float32)
     done = 0
     if kept is not None:
@@ -115,7 +115,7 @@ def _roundings(network: Network, images: Tensor, terms: Sequence[Precision]) -> 
     return rounded
 
 
-def _change(network: Network, name: str, rounded: Rounded) -> Change:
+def change(network: Network, name: str, rounded: Rounded) -> Change:
     """The error of a layer's weight (O, …) with the bias (O,) that goes with it, or the grid of its inputs."""
     found = rounded[name]
     if isinstance(found, InputGrid):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import json
 from pathlib import Path
 
 import numpy as np
 
 from hwmodel import BitConfig, CostTable, InputError, LayerTable, Precision
+from mpsearch.assignment import read_assignment
 from mpsearch.cache import load_table
 from mpsearch.folder import Json, RunFolder
 from mpsearch.front import ParetoFront
@@ -77,8 +77,7 @@ def read_problem(folder: RunFolder) -> BitProblem:
 def read_config(folder: RunFolder, text: str) -> tuple[str, BitConfig]:
     """Name and bit assignment of a finished name, budget, knee, a point's number, or a JSON file of bits by layer.
 
-    The file holds `"W4A8"` or `4` for every layer, or is an export with one configuration. Raises InputError for
-    anything else.
+    Raises InputError for anything else.
     """
     finished = dict(finished_configs(folder))
     if text in finished:
@@ -88,7 +87,7 @@ def read_config(folder: RunFolder, text: str) -> tuple[str, BitConfig]:
         name, index = picked(front, text)[0]
         return name, front.config(index)
     if Path(text).is_file():
-        return Path(text).stem, _config_file(Path(text), read_layers(folder).names)
+        return Path(text).stem, read_assignment(Path(text), read_layers(folder).names)
     known = ["budget", "knee", *finished]
     near = difflib.get_close_matches(text, known, 3, 0.4)
     hint = f"; did you mean {', '.join(near)}?" if near else ""
@@ -96,17 +95,3 @@ def read_config(folder: RunFolder, text: str) -> tuple[str, BitConfig]:
         f"a configuration is one of {', '.join(dict.fromkeys(known))}, a point's number or a JSON file, "
         f"got {text!r}{hint}"
     )
-
-
-def _config_file(path: Path, layers: tuple[str, ...]) -> BitConfig:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        while isinstance(data, dict) and len(data) == 1 and isinstance(next(iter(data.values())), dict):
-            data = next(iter(data.values()))
-        bits = {name: Precision(p) if isinstance(p, int) else Precision.parse(p) for name, p in dict(data).items()}
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} is no bit assignment ({error}); mpsearch export writes one") from None
-    odd = sorted(set(layers) ^ set(bits))
-    if odd:
-        raise InputError(f"{path} is of another network: it has {len(bits)} layers for {len(layers)}, see {odd[0]!r}")
-    return BitConfig(layers, tuple(bits[name] for name in layers))

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hwmodel import InputError, Precision
+from hwmodel import FLOAT_BITS, InputError, Precision
 from mpsearch import sensitivity
 from mpsearch.cache import load_scores, load_table, save_cache
-from mpsearch.scores import SHRINKAGE, RoundedWeight, Scores
-from mpsearch.sensitivity import measure
+from mpsearch.scores import SHRINKAGE, Scores
+from mpsearch.sensitivity import change, measure
 from mpsearch.sensitivity_table import SensitivityTable
 from recon.input_quantizer import InputGrid
 from recon.inputs import quantize_inputs, quantizer_of
@@ -49,12 +49,8 @@ def images(count: int, seed: int = 1) -> Tensor:
 
 def weight_errors(net: Network, scores: Scores) -> dict[str, Errors]:
     """Per layer and weight width the error of the weight and the bias that goes with it."""
-    errors: dict[str, Errors] = {name: [] for name in scores.layers}
-    for rounded in scores.rounded.values():
-        for name, found in rounded.items():
-            if isinstance(found, RoundedWeight):
-                errors[name].append((found.weight.dequantize() - net.layer(name).weight, found.bias))
-    return errors
+    weights = [rounded for term, rounded in scores.rounded.items() if term.a == FLOAT_BITS]
+    return {name: [change(net, name, rounded) for rounded in weights] for name in scores.layers}  # type: ignore[misc]
 
 
 def divergence(net: Network, errors: dict[str, Errors], choices: np.ndarray, x: Tensor) -> float:
