@@ -86,6 +86,7 @@ def test_wrong_bits(
 
 
 def test_bits_of_another_network(given: tuple[object, ...], tmp_path: Path, command: Command) -> None:
-    (tmp_path / "other.json").write_text('{"conv1": "W4A32"}')
-    refused(command(*given, "--bits", tmp_path / "other.json", "--out", tmp_path / "out"), "another network", "1 layers for 6")
-    assert not (tmp_path / "out" / "layers.json").exists()
+    other, out = tmp_path / "other.json", tmp_path / "out"
+    other.write_text('{"conv1": "W4A32"}')
+    refused(command(*given, "--bits", other, "--out", out), "another network", "1 layers for 6")
+    assert not (out / "layers.json").exists()
