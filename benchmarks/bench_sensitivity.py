@@ -1,0 +1,123 @@
+"""What the sensitivity cache of MobileNetV2 costs: time and memory, how they grow, and what growing it costs.
+
+    python benchmarks/bench_sensitivity.py
+
+ImageNet images and weights in ../shared/data (or MPSEARCH_DATA). Every row is a process of its own. Writes
+benchmarks/results/bench_sensitivity.json.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from machine import machine
+from networks import ROOT, start
+
+from hwmodel import Precision
+from mpsearch.sensitivity import measure
+from mpsearch.summary import versions
+
+RESULTS = ROOT / "benchmarks" / "results" / "bench_sensitivity.json"
+LAYERS, CANDIDATES, IMAGES = 53, 5, 256
+WIDTHS = (2, 3, 4, 6, 8)
+# Layers, candidates and images of fresh caches: the whole one first, then each of the three cut down.
+FRESH = (
+    (LAYERS, CANDIDATES, IMAGES),
+    *((LAYERS, count, IMAGES) for count in range(1, CANDIDATES)),
+    *((LAYERS, CANDIDATES, count) for count in (64, 128, 512)),
+    *((count, CANDIDATES, IMAGES) for count in (13, 26, 40)),
+)
+
+
+def fresh(layers: int, candidates: int, images: int) -> dict[str, Any]:
+    """A cache of some of the layers, candidates and images, from nothing."""
+    job = start("mobilenetv2", samples=images)
+    spread = np.linspace(0, LAYERS - 1, layers).round().astype(int)
+    table = replace(job.table, layers=tuple(job.table[index] for index in spread))
+    network = replace(job.network, table=table)
+    x, precisions = job.calibration, [Precision(w) for w in WIDTHS[:candidates]]
+    began = time.perf_counter()
+    measure(network, x, precisions, 0, "bench")
+    return {
+        "layers": layers,
+        "candidates": candidates,
+        "images": images,
+        "macs": table.macs,
+        "seconds": time.perf_counter() - began,
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def grown() -> dict[str, float]:
+    """Seconds of a fresh cache, of one candidate more, and of as many images more."""
+    x, precisions = start("mobilenetv2").calibration, [Precision(w) for w in WIDTHS]
+    network, seconds = start("mobilenetv2").network, {}
+
+    def timed(name: str, count: int, widths: list[Precision], known: Any = None) -> Any:
+        began = time.perf_counter()
+        scores = measure(network, x[:count], widths, 0, "bench", known)
+        seconds[name] = time.perf_counter() - began
+        return scores
+
+    four = timed("four_candidates", IMAGES, precisions[:2] + precisions[3:])
+    five = timed("one_candidate_more", IMAGES, precisions, four)
+    timed("images_more", 2 * IMAGES, precisions, five)
+    timed("fresh", 2 * IMAGES, precisions)
+    return seconds
+
+
+def linear(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Least squares of seconds = images · (backward + share · candidates), share that of the MACs of the layers in all;
+    `r2` is the explained share of the variance, `worst` the largest relative error."""
+    macs, images = max(row["macs"] for row in rows), np.array([row["images"] for row in rows], float)
+    share = np.array([row["macs"] / macs * row["candidates"] for row in rows])
+    seconds = np.array([row["seconds"] for row in rows])
+    terms = images[:, None] * np.stack([np.ones_like(share), share], 1)
+    found = np.linalg.lstsq(terms, seconds, rcond=None)[0]
+    error = terms @ found - seconds
+    return {
+        "seconds_an_image": found[0],
+        "seconds_an_image_and_candidate": found[1],
+        "r2": 1 - float(error.var() / seconds.var()),
+        "worst": float(np.abs(error / seconds).max()),
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    """The figures, in Markdown."""
+    lines = ["| layers | candidates | images | seconds | peak memory |", "|---|---|---|---|---|"]
+    for row in results["fresh"]:
+        memory = f"{row['peak_rss_bytes'] / 2**30:.2f} GiB"
+        lines.append(f"| {row['layers']} | {row['candidates']} | {row['images']} | {row['seconds']:.1f} | {memory} |")
+    return "\n".join(lines)
+
+
+def main(words: list[str]) -> None:
+    """Measures everything, prints it, writes the results."""
+    if words:
+        row = grown() if words[0] == "grown" else fresh(*map(int, words))
+        print(json.dumps(row))
+        return
+
+    def measured(*arguments: object) -> Any:
+        command = [sys.executable, __file__, *map(str, arguments)]
+        return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
+
+    rows = [measured(*row) for row in FRESH]
+    results = {"machine": machine(), "versions": versions(), "fresh": rows, "linear": linear(rows)}
+    results["grown"] = measured("grown")
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(table(results), json.dumps(results["linear"]), json.dumps(results["grown"]), sep="\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
