@@ -40,7 +40,7 @@ class RunOptions:
     objectives: tuple[str, ...] = ()
     weights: str | None = None
     data: str | None = None
-    wbits: tuple[int, ...] = (2, 3, 4, 6, 8)
+    wbits: tuple[int, ...] = (2, 3, 4, 5, 6, 8)
     abits: tuple[int, ...] = ()
     edges: EdgePolicy = "auto"
     fix: tuple[str, ...] = ()

@@ -12,6 +12,7 @@ from torch import Tensor
 from recon.quantizer import Grid
 
 DAMPING = 0.1
+BLOCK = 128  # columns whose errors reach the weights beyond them all at once: memory is what limits a column's update
 
 
 def place_obq(weight: Tensor, grid: Grid, moment: Tensor) -> Tensor:
@@ -40,11 +41,16 @@ def place_obq(weight: Tensor, grid: Grid, moment: Tensor) -> Tensor:
     scale = grid.scale.view(groups, -1)
     zero = grid.zero_point.view(groups, -1)
     places = torch.empty_like(left)
-    for k in range(length):
-        column = left[:, :, k]
-        places[:, :, k] = (column / scale + zero).clamp(0, grid.levels)
-        error = (column - (places[:, :, k].round() - zero) * scale) / upper[:, None, k, k]
-        left[:, :, k:] -= error[:, :, None] * upper[:, None, k, k:]
+    for first in range(0, length, BLOCK):
+        last = min(first + BLOCK, length)
+        errors = left.new_empty(*left.shape[:2], last - first)
+        for k in range(first, last):
+            column = left[:, :, k]
+            places[:, :, k] = (column / scale + zero).clamp(0, grid.levels)
+            error = (column - (places[:, :, k].round() - zero) * scale) / upper[:, None, k, k]
+            left[:, :, k:last] -= error[:, :, None] * upper[:, None, k, k:last]
+            errors[:, :, k - first] = error
+        left[:, :, last:] -= errors @ upper[:, first:last, last:]
     return torch.empty_like(places).scatter(2, rows, places).view(channels, length)
 
 
