@@ -123,6 +123,7 @@ def draw_front(info: FrontInfo, path: Path) -> None:
         top.axvline(info.budget, color="#d62728", lw=1, ls="--", label=info.budget_text)
     top.plot(*info.chosen, "*", color="#d62728", ms=15, zorder=4, label="chosen")
     _draw_measured(top, info.measured, info.scale, "#e08214", "measured, finished")
+    top.margins(y=0.12)  # room for the words above the highest point
     top.set(yscale="log", xlabel=info.axis, ylabel="KL divergence, nats", title=info.title)
     top.grid(alpha=0.3, which="both")
     top.legend(loc="upper right", framealpha=0.95)

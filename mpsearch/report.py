@@ -232,6 +232,7 @@ def _figure(name: str, value: float) -> str:
 def bit_rows(table: LayerTable, configs: Sequence[tuple[str, BitConfig]]) -> Table:
     """Who got which bits (W, or W/A where activations are quantized): a line a layer, a column a configuration."""
     view = _table("layer", ">weights", *[f">{name}" for name, _ in configs])
+    view.padding = (0, 0, 0, 0)  # a dozen points with numbers of four digits, none cut off
     for layer in table:
         view.add_row(layer.name, f"{layer.n_weights:,}", *[config[layer.name].short for _, config in configs])
     return view

@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+import torchvision
 
 from hwmodel.errors import BudgetError, InputError
-from hwmodel.precision import Precision
+from hwmodel.precision import BitConfig, Precision
 from mpsearch.front import ParetoFront, non_dominated
+from mpsearch.report import as_text, bit_rows
+from recon.network import trace
 
 
 def front(n_points=50):
@@ -76,3 +79,11 @@ def test_json_round_trip_is_canonical():
 def test_damaged_text_is_refused(text):
     with pytest.raises(InputError):
         ParetoFront.from_json(text)
+
+
+def test_the_bits_of_a_dozen_far_points_fit_a_line():
+    table = trace(torchvision.models.mobilenet_v2(), (3, 32, 32)).table
+    config = BitConfig.uniform(table.names, Precision(4, 8))
+    text = as_text(bit_rows(table, [(str(number), config) for number in range(1000, 1014)]))
+    assert text.split("\n")[0].split() == ["layer", "weights", *map(str, range(1000, 1014))]
+    assert "…" not in text
