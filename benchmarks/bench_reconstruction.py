@@ -144,13 +144,17 @@ def best(function: Any, repeats: int = 7) -> float:
 
 
 def table(results: dict[str, Any], network: str) -> str:
-    """A network's figures, in Markdown: a line a bit-width and method."""
+    """A network's figures, in Markdown: a line a bit-width and method, the range of top-1 where there are seeds."""
     lines = ["| bits | method | top-1 | KL, nats | seconds | memory |", "|---|---|---|---|---|---|"]
     for bits, method in product(BITS, (*METHODS, "brecq-20000")):
-        found = results["rows"].get(f"{network} {bits} {method} 0")
-        if found:
+        names = [f"{network} {bits} {method} {seed}" for seed in range(SEEDS)]
+        seeds = [results["rows"][name] for name in names if name in results["rows"]]
+        if seeds:
+            found, tops = seeds[0], sorted(row["top1"] for row in seeds)
+            spread = f" ({tops[0]:.2f} to {tops[-1]:.2f})" if len(tops) > 1 else ""
             memory = f"{found['peak_rss_bytes'] / 1e9:.1f} GB"
-            cells = (bits, method, f"{found['top1']:.2f} %", f"{found['kl']:.3f}", f"{found['seconds']:.0f}", memory)
+            top1 = f"{found['top1']:.2f} %{spread}"
+            cells = (bits, method, top1, f"{found['kl']:.3f}", f"{found['seconds']:.0f}", memory)
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
