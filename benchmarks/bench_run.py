@@ -20,7 +20,8 @@ from typing import Any
 
 from machine import machine
 
-from hwmodel import BitConfig, Precision
+from hwmodel import Precision
+from mpsearch.assignment import uniform
 from mpsearch.console import Console
 from mpsearch.data import load_data
 from mpsearch.evaluate import evaluate
@@ -51,8 +52,7 @@ def embedded_uniform(folder: Path) -> list[dict[str, Any]]:
     job = Run(RunOptions(model="mobilenetv2", size_budget_bytes=10**9), RunFolder(folder), Console())
     names, rows = job.table.names, []
     for bits in (4, 3, 2):
-        precisions = [Precision(8 if name in (names[0], names[-1]) else bits) for name in names]
-        config = BitConfig(names, tuple(precisions))
+        config = uniform(names, Precision(bits), (names[0], names[-1]), Precision(8))
         plain = job.measure(quantized(job.network, plainly_rounded(job.network, job.calibration, config)).model)
         begin = time.perf_counter()
         learned = reconstruct(job.network, job.calibration, config, Settings())

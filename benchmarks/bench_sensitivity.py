@@ -19,15 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 from machine import machine
-from networks import ROOT, start
+from networks import ROOT, WBITS, start
 
 from hwmodel import Precision
 from mpsearch.sensitivity import measure
 from mpsearch.summary import versions
 
 RESULTS = ROOT / "benchmarks" / "results" / "bench_sensitivity.json"
-LAYERS, CANDIDATES, IMAGES = 53, 5, 256
-WIDTHS = (2, 3, 4, 6, 8)
+LAYERS, CANDIDATES, IMAGES = 53, len(WBITS), 256
 # Layers, candidates and images of fresh caches: the whole one first, then each of the three cut down.
 FRESH = (
     (LAYERS, CANDIDATES, IMAGES),
@@ -43,7 +42,7 @@ def fresh(layers: int, candidates: int, images: int) -> dict[str, Any]:
     spread = np.linspace(0, LAYERS - 1, layers).round().astype(int)
     table = replace(job.table, layers=tuple(job.table[index] for index in spread))
     network = replace(job.network, table=table)
-    x, precisions = job.calibration, [Precision(w) for w in WIDTHS[:candidates]]
+    x, precisions = job.calibration, [Precision(w) for w in WBITS[:candidates]]
     began = time.perf_counter()
     measure(network, x, precisions, 0, "bench")
     return {
@@ -59,10 +58,10 @@ def fresh(layers: int, candidates: int, images: int) -> dict[str, Any]:
 
 def grown() -> dict[str, float]:
     """Seconds of a fresh cache, of one candidate more, and of as many images more."""
-    x, precisions = start("mobilenetv2").calibration, [Precision(w) for w in WIDTHS]
-    network, seconds = start("mobilenetv2").network, {}
+    job, seconds = start("mobilenetv2"), {}
+    network, x, precisions = job.network, job.calibration, job.precisions
 
-    def timed(name: str, count: int, widths: list[Precision], known: Any = None) -> Any:
+    def timed(name: str, count: int, widths: tuple[Precision, ...], known: Any = None) -> Any:
         began = time.perf_counter()
         scores = measure(network, x[:count], widths, 0, "bench", known)
         seconds[name] = time.perf_counter() - began

@@ -12,8 +12,6 @@ from mpsearch.pipeline import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("MPSEARCH_DATA") or ROOT.parent / "shared" / "data")
-
-
 SAMPLES = {"resnet20": 1024, "mobilenetv2": 512}
 WBITS = (2, 3, 4, 6, 8)
 

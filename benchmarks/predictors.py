@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -21,7 +21,7 @@ from mpsearch.sensitivity_table import SensitivityTable
 from recon.attach import bias_of
 from recon.compute import batches, fast
 from recon.fisher import fisher_diagonal
-from recon.network import Network
+from recon.network import Network, Unit
 from recon.polish import kl_divergence
 from recon.quantizer import nearest
 
@@ -96,13 +96,12 @@ def brecq(table: SensitivityTable, network: Network, images: Tensor, errors: dic
     intra, inter = np.zeros_like(table.intra), np.zeros_like(table.inter)
     x = images
     for unit in network.units:
-        with fast():
-            truth = torch.cat([unit.module(part) for part in batches(x)])
+        truth = through([unit], x)
 
         def loss(choice: dict[str, int], unit=unit, x=x, truth=truth) -> float:  # type: ignore[no-untyped-def]
-            with Changed(network, errors, choice), fast():
-                parts = [unit.module(part).float() for part in batches(x)]
-            return 0.5 * float((fisher[unit.name] * (torch.cat(parts) - truth).square()).sum()) / len(x)
+            with Changed(network, errors, choice):
+                moved = through([unit], x).float() - truth
+            return 0.5 * float((fisher[unit.name] * moved.square()).sum()) / len(x)
 
         for name in unit.layers:
             intra[place[name]] = [loss({name: choice}) for choice in range(n_choices)]
@@ -114,31 +113,32 @@ def brecq(table: SensitivityTable, network: Network, images: Tensor, errors: dic
     return replace(table, intra=intra, inter=inter)
 
 
+@torch.no_grad()
+def through(units: Sequence[Unit], x: Tensor) -> Tensor:
+    """What units in a row make of x (N, …), in fast arithmetic."""
+    outputs = []
+    with fast():
+        for part in batches(x):
+            for unit in units:
+                part = unit.module(part)
+            outputs.append(part)
+    return torch.cat(outputs)
+
+
 @torch.inference_mode()
 def one_at_a_time(network: Network, images: Tensor, errors: dict[str, Errors]) -> tuple[Tensor, Tensor]:
     """The float logits (N, classes), and their change (L, C, N, classes) by each layer at each precision alone.
 
     The part of the network before the layer's unit is run once for all.
     """
-
-    def run(x: Tensor, first: int) -> Tensor:
-        outputs = []
-        with fast():
-            for part in batches(x):
-                for unit in network.units[first:]:
-                    part = unit.module(part)
-                outputs.append(part.float())
-        return torch.cat(outputs)
-
     assert network.chained
-    reference, x, changes = run(images, 0), images, []
+    reference, x, changes = through(network.units, images).float(), images, []
     for index, unit in enumerate(network.units):
         for name in unit.layers:
             for choice in range(len(errors[name])):
                 with Changed(network, errors, {name: choice}):
-                    changes.append(run(x, index) - reference)
-        with fast():
-            x = torch.cat([unit.module(part) for part in batches(x)])
+                    changes.append(through(network.units[index:], x).float() - reference)
+        x = through([unit], x)
     assert [name for unit in network.units for name in unit.layers] == list(network.table.names)
     return reference, torch.stack(changes).view(len(errors), -1, *reference.shape)
 

@@ -16,8 +16,8 @@ from recon.quantizer import QuantizedWeight
 
 METRIC = "fisher"
 # Inter-layer terms are means of products with either sign, noisy with a few hundred samples, and a search finds the
-# pairs that seem to cancel; finalization also takes out more of what layers do together than of what each does. A
-# quarter of them ranks measured divergence best over six budgets of two networks (benchmarks/bench_fidelity.py).
+# pairs that seem to cancel: they are shrunk. A quarter of them ranked the measured configurations of
+# benchmarks/results/bench_fidelity.json (two networks, six budgets) better than a half on the whole, and than none.
 SHRINKAGE = 0.25
 
 
