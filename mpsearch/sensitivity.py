@@ -104,7 +104,7 @@ def _roundings(network: Network, images: Tensor, terms: Sequence[Precision]) -> 
         for term in weights:
             found: dict[str, RoundedWeight] = {}
             for name, layer in layers.items():
-                grid, place, _, bias = second_order_rounding(layer.weight.detach(), term.w, moments, name)
+                grid, place, bias = second_order_rounding(layer.weight.detach(), term.w, moments, name)
                 codes = place.round().to(torch.uint8)
                 found[name] = RoundedWeight(QuantizedWeight(grid, codes), bias)
             rounded[term] = found

@@ -1,4 +1,4 @@
-"""Second moments of layer inputs: the Hessian of a layer's squared output error."""
+"""Covariances of layer inputs: the Hessian of a layer's squared output error once a bias takes out its mean."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from recon.compute import channels_last, device, fast, mixed_order
 
 POSITIONS = 262_144  # input patches that are enough for a layer's second moments
+RIDGE = 1e-6  # of the second moment: what float32 sums leave uncertain about a covariance
 BATCH = 4  # patches of a depthwise convolution take nine times the memory of its input, twice
 
 
@@ -37,7 +38,7 @@ def pad_like(layer: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 class InputMoments:
-    """The second moments of every given layer's inputs, gathered while a module runs; a context manager."""
+    """Means and covariances of every given layer's inputs, gathered while a module runs; a context manager."""
 
     def __init__(self, layers: Mapping[str, nn.Conv2d | nn.Linear]) -> None:
         self.layers = layers
@@ -72,10 +73,12 @@ class InputMoments:
                 count + patches.shape[-1],
             )
 
-    def moment(self, name: str) -> Tensor:
-        """The second moment (G, K, K) of layer `name`'s inputs."""
-        square, _, count = self._sums[name]
-        return square / count
+    def covariance(self, name: str) -> Tensor:
+        """The covariance (G, K, K) of layer `name`'s input patches."""
+        square, total, count = self._sums[name]
+        second, mean = square / count, total / count
+        ridge = RIDGE * second.diagonal(dim1=1, dim2=2)
+        return second - mean[:, :, None] * mean[:, None] + torch.diag_embed(ridge)
 
     def mean(self, name: str) -> Tensor:
         """The mean input patch (G, K) of layer `name`."""

@@ -1,7 +1,7 @@
 """Second-order rounding: optimal brain quantization in GPTQ's fixed order.
 
 The rounding error of each weight is spread over the weights of the same output channel that are not rounded yet, so
-that the layer's output moves least: min ‖(Q − W) X‖² for the input second moment H = E[x xᵀ].
+that the layer's output moves least: min tr (Q − W) H (Q − W)ᵀ for the input covariance H.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from recon.quantizer import Grid
+from recon.quantizer import Grid, decode, to_half_grid
 
 DAMPING = 0.1
+FARTHEST = 2.0  # a scale is refitted by this factor at most
 BLOCK = 128  # columns whose errors reach the weights beyond them all at once: memory is what limits a column's update
 
 
-def place_obq(weight: Tensor, grid: Grid, moment: Tensor) -> Tensor:
-    """Continuous codes (O, K) whose rounding minimises the output error of `weight` (O, K) under `moment` (G, K, K).
+def place_obq(weight: Tensor, grid: Grid, hessian: Tensor) -> Tensor:
+    """Continuous codes (O, K) whose rounding minimises the output error of `weight` (O, K) under `hessian` (G, K, K).
 
     A continuous code is where its weight stood, with the errors of those before it added, when it was rounded: how near
     it came to the other neighbour. G is the number of groups of the convolution; output channels are split evenly among
@@ -24,11 +25,11 @@ def place_obq(weight: Tensor, grid: Grid, moment: Tensor) -> Tensor:
     (arXiv 2210.17323).
     """
     channels, length = weight.shape
-    groups = moment.shape[0]
-    moment = moment.float()
-    power = moment.diagonal(dim1=1, dim2=2)
+    groups = hessian.shape[0]
+    hessian = hessian.float()
+    power = hessian.diagonal(dim1=1, dim2=2)
     order = power.argsort(dim=1, descending=True, stable=True)
-    ordered = moment.gather(1, order[:, :, None].expand(-1, -1, length)).gather(
+    ordered = hessian.gather(1, order[:, :, None].expand(-1, -1, length)).gather(
         2, order[:, None].expand(-1, length, -1)
     )
     damp = DAMPING * power.mean(1).clamp_min(1e-12)
@@ -54,6 +55,12 @@ def place_obq(weight: Tensor, grid: Grid, moment: Tensor) -> Tensor:
     return torch.empty_like(places).scatter(2, rows, places).view(channels, length)
 
 
-def round_obq(weight: Tensor, grid: Grid, moment: Tensor) -> Tensor:
-    """The codes (O, K) of `place_obq`."""
-    return place_obq(weight, grid, moment).round()
+def refit_scale(weight: Tensor, codes: Tensor, grid: Grid, hessian: Tensor) -> Grid:
+    """The grid with the scales that leave the least output error of `weight` (O, K) under `hessian` (G, K, K) for codes
+    (O, K) as they are: per output channel the projection ⟨q, w⟩ / ⟨q, q⟩."""
+    groups, length = hessian.shape[:2]
+    rounded = decode(codes, grid).view(groups, -1, length)
+    reach = rounded @ hessian
+    factor = (reach * weight.view(groups, -1, length)).sum(2) / (reach * rounded).sum(2)
+    factor = factor.nan_to_num(1.0).clamp(1 / FARTHEST, FARTHEST).flatten()
+    return Grid(grid.bits, to_half_grid(grid.scale * factor), grid.zero_point)

@@ -8,33 +8,33 @@ from torch import Tensor
 from hwmodel import BitConfig
 from recon.attach import attach, bias_of
 from recon.moments import InputMoments, gather_moments, mean_output
-from recon.obq import place_obq
+from recon.obq import place_obq, refit_scale
 from recon.quantizer import Grid, codes_at, decode, search_grid
 from recon.rounding import RoundingName, make_rounding
 from recon.task import UnitTask
 
 
-def second_order_rounding(
-    weight: Tensor, bits: int, moments: InputMoments, name: str
-) -> tuple[Grid, Tensor, Tensor, Tensor]:
-    """The grid of layer `name`'s weight (O, …), its continuous codes and weight error (O, …), and a bias (O,).
+def second_order_rounding(weight: Tensor, bits: int, moments: InputMoments, name: str) -> tuple[Grid, Tensor, Tensor]:
+    """The grid of layer `name`'s weight (O, …), its continuous codes (O, …), and a bias (O,).
 
-    The grid is searched with the input power of each weight as its importance, the codes by `place_obq`; the bias, to
-    be added, takes out the mean error of the outputs.
+    The grid is searched with the input variance of each weight as its importance, the codes by `place_obq`, and the
+    scales once more for these codes. The bias, to be added, takes out the mean error of the outputs, so that only
+    their variance counts.
     """
-    flat, moment = weight.flatten(1), moments.moment(name)
-    power = moment.diagonal(dim1=1, dim2=2)
-    grid = search_grid(flat, bits, power.repeat_interleave(len(flat) // len(power), 0))
-    place = place_obq(flat, grid, moment)
+    flat, covariance = weight.flatten(1), moments.covariance(name)
+    variance = covariance.diagonal(dim1=1, dim2=2)
+    grid = search_grid(flat, bits, variance.repeat_interleave(len(flat) // len(variance), 0))
+    place = place_obq(flat, grid, covariance)
+    grid = refit_scale(flat, place.round(), grid, covariance)
     error = decode(place.round(), grid) - flat
-    return grid, place.view_as(weight), error.view_as(weight), -mean_output(error, moments.mean(name))
+    return grid, place.view_as(weight), -mean_output(error, moments.mean(name))
 
 
 def second_order_start(task: UnitTask, config: BitConfig, rounding: RoundingName) -> None:
     """Puts roundings on the layers of a unit, one after another, each for the inputs that those before it leave."""
     for name, layer in task.layers.items():
         moments = gather_moments(task.module, {name: layer}, task.x)
-        grid, place, _, bias = second_order_rounding(layer.weight.detach(), config[name].w, moments, name)
+        grid, place, bias = second_order_rounding(layer.weight.detach(), config[name].w, moments, name)
         bias_of(layer).data = bias_of(layer).data + bias
         attach(layer, make_rounding(rounding, place, grid))
 

@@ -9,7 +9,7 @@ import torch
 
 from hwmodel import InputError
 from recon.moments import gather_moments, input_patches, mean_output
-from recon.obq import round_obq
+from recon.obq import place_obq, refit_scale
 from recon.quantizer import Grid, decode, encode, nearest, search_grid, to_half_grid
 
 BITS = (2, 3, 4, 5, 6, 7, 8)
@@ -78,7 +78,7 @@ def test_second_order_rounding_lowers_the_output_error() -> None:
     for bits in (2, 3, 4):
         grid = search_grid(weight, bits)
         plain = ((decode(encode(weight, grid), grid) - weight) @ x.T).square().mean()
-        second = ((decode(round_obq(weight, grid, moment), grid) - weight) @ x.T).square().mean()
+        second = ((decode(place_obq(weight, grid, moment).round(), grid) - weight) @ x.T).square().mean()
         assert second < 0.8 * plain
 
 
@@ -93,7 +93,7 @@ def test_second_order_rounding_is_near_the_best_there_is() -> None:
         everything = torch.tensor(list(itertools.product(range(4), repeat=5)), dtype=torch.float32)
         errors = (decode(everything, Grid(2, grid.scale.expand(1024), grid.zero_point.expand(1024))) - weight) @ x.T
         best = errors.square().mean(1).min()
-        found = ((decode(round_obq(weight, grid, moment), grid) - weight) @ x.T).square().mean()
+        found = ((decode(place_obq(weight, grid, moment).round(), grid) - weight) @ x.T).square().mean()
         assert found >= best * (1 - 1e-4)
         ratios.append(float(found / best))
     assert sorted(ratios)[10] < 1.5  # the median of 20
@@ -102,8 +102,28 @@ def test_second_order_rounding_is_near_the_best_there_is() -> None:
 def test_second_order_rounding_without_correlation_is_plain_rounding() -> None:
     weight = weights(6, 10)
     grid = search_grid(weight, 3)
-    codes = round_obq(weight, grid, torch.eye(10)[None])
+    codes = place_obq(weight, grid, torch.eye(10)[None]).round()
     assert torch.equal(codes, encode(weight, grid))
+
+
+def test_refitted_scales_are_the_best_for_the_codes() -> None:
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(2, 800, 6, generator=generator) @ torch.randn(2, 6, 6, generator=generator)
+    hessian = x.transpose(1, 2) @ x / 800
+    weight = weights(8, 6)  # two groups of four
+    grid = search_grid(weight, 2)
+    codes = encode(weight, grid)
+    refitted = refit_scale(weight, codes, grid, hessian)
+
+    def errors(scale: torch.Tensor) -> torch.Tensor:
+        error = (decode(codes, Grid(2, scale, grid.zero_point)) - weight).view(2, 4, 6)
+        return (x @ error.transpose(1, 2)).square().mean(1).flatten()
+
+    for factor in (0.98, 1.02):
+        assert (errors(refitted.scale) < errors(refitted.scale * factor)).all()
+    assert torch.equal(refitted.scale, refitted.scale.half().float())
+    dead = Grid(2, torch.ones(1), torch.zeros(1))
+    assert refit_scale(torch.ones(1, 6), torch.zeros(1, 6), dead, hessian[:1]).scale == 1
 
 
 @pytest.mark.parametrize(
@@ -128,6 +148,7 @@ def test_patches_times_weights_are_the_layer(layer: torch.nn.Conv2d | torch.nn.L
         columns = expected.transpose(0, 1).flatten(1) if expected.dim() == 4 else expected.T
         assert torch.allclose(product + layer.bias[:, None], columns, atol=1e-5)
         moments = gather_moments(layer, {"layer": layer}, x)
-        expected = torch.einsum("gkm,glm->gkl", patches, patches) / patches.shape[2]
-        assert torch.allclose(moments.moment("layer"), expected, atol=1e-5)
+        centred = patches - patches.mean(2, keepdim=True)
+        expected = torch.einsum("gkm,glm->gkl", centred, centred) / patches.shape[2]
+        assert torch.allclose(moments.covariance("layer"), expected, atol=1e-4)
         assert torch.allclose(mean_output(weight, moments.mean("layer")), product.mean(1), atol=1e-5)
