@@ -1,8 +1,12 @@
-"""Covariances of layer inputs: the Hessian of a layer's squared output error once a bias takes out its mean."""
+"""Means and covariances of layer inputs: what a layer's rounding does to its output.
+
+Once a bias takes out the mean error, the covariance is the Hessian of the squared output error.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +15,9 @@ from torch import Tensor, nn
 from recon.compute import channels_last, device, fast, mixed_order
 
 POSITIONS = 262_144  # input patches that are enough for a layer's second moments
-RIDGE = 1e-6  # of the second moment: what float32 sums leave uncertain about a covariance
+LEAST_DAMPING = 0.1  # of the mean variance
+MOST_SHRUNK = 0.95
+LEAST_VARIANCE = 1e-6  # of the mean power: what float32 sums leave uncertain
 BATCH = 4  # patches of a depthwise convolution take nine times the memory of its input, twice
 
 
@@ -37,12 +43,34 @@ def pad_like(layer: nn.Conv2d, x: Tensor) -> Tensor:
     return F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
 
 
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    """Sums over `count` input patches: of x xᵀ (G, K, K) and of x (G, K)."""
+
+    square: Tensor | float = 0.0
+    total: Tensor | float = 0.0
+    count: int = 0
+
+    def __add__(self, other: _Sums) -> _Sums:
+        return _Sums(self.square + other.square, self.total + other.total, self.count + other.count)
+
+    def second_moment(self) -> Tensor:
+        return torch.as_tensor(self.square) / max(self.count, 1)
+
+    def mean(self) -> Tensor:
+        return torch.as_tensor(self.total) / max(self.count, 1)
+
+    def covariance(self) -> Tensor:
+        mean = self.mean()
+        return self.second_moment() - mean[..., None] * mean[..., None, :]
+
+
 class InputMoments:
     """Means and covariances of every given layer's inputs, gathered while a module runs; a context manager."""
 
     def __init__(self, layers: Mapping[str, nn.Conv2d | nn.Linear]) -> None:
         self.layers = layers
-        self._sums: dict[str, tuple[Tensor, Tensor, int]] = {}
+        self._halves: dict[str, list[_Sums]] = {name: [_Sums(), _Sums()] for name in layers}
 
     def __enter__(self) -> InputMoments:
         self._hooks = [
@@ -58,32 +86,41 @@ class InputMoments:
     @property
     def enough(self) -> bool:
         """Every layer has seen `POSITIONS` patches."""
-        return len(self._sums) == len(self.layers) and min(count for *_, count in self._sums.values()) >= POSITIONS
+        return min(one.count + other.count for one, other in self._halves.values()) >= POSITIONS
 
     @torch.no_grad()
     def _see(self, name: str, layer: nn.Conv2d | nn.Linear, x: Tensor) -> None:
-        square, total, count = self._sums.get(name, (0, 0, 0))
-        if count >= POSITIONS:
+        halves = self._halves[name]
+        if halves[0].count + halves[1].count >= POSITIONS:
             return
         with torch.autocast(x.device.type, enabled=False):
             patches = input_patches(layer, x.float())
-            self._sums[name] = (
-                square + patches @ patches.transpose(1, 2),
-                total + patches.sum(2),
-                count + patches.shape[-1],
-            )
-
-    def covariance(self, name: str) -> Tensor:
-        """The covariance (G, K, K) of layer `name`'s input patches."""
-        square, total, count = self._sums[name]
-        second, mean = square / count, total / count
-        ridge = RIDGE * second.diagonal(dim1=1, dim2=2)
-        return second - mean[:, :, None] * mean[:, None] + torch.diag_embed(ridge)
+            seen = _Sums(patches @ patches.transpose(1, 2), patches.sum(2), patches.shape[2])
+        halves[halves[1].count < halves[0].count] += seen
 
     def mean(self, name: str) -> Tensor:
         """The mean input patch (G, K) of layer `name`."""
-        _, total, count = self._sums[name]
-        return total / count
+        return sum(self._halves[name], _Sums()).mean()
+
+    def hessian(self, name: str) -> Tensor:
+        """The covariance (G, K, K) of layer `name`'s input patches, damped: positive definite.
+
+        The fewer images have been seen, the more: as Ledoit and Wolf shrink it ("A well-conditioned estimator for
+        large-dimensional covariance matrices", J. Multivariate Analysis 88, 2004), with the variance of the estimate
+        taken from two halves of the images, since the patches of one image are no independent samples.
+        """
+        one, other = self._halves[name]
+        seen, other = one + other, other if other.count else one
+        covariance = seen.covariance()
+        identity = torch.eye(covariance.shape[1], device=covariance.device)
+        variance = covariance.diagonal(dim1=1, dim2=2).mean(1)
+        uncertain = (one.covariance() - other.covariance()).square().sum((1, 2)) * one.count * other.count
+        apart = (covariance - variance[:, None, None] * identity).square().sum((1, 2)) * seen.count**2
+        share = (uncertain / apart.clamp_min(1e-30)).clamp_max(MOST_SHRUNK)
+        damping = (share / (1 - share)).clamp_min(LEAST_DAMPING)
+        power = seen.second_moment().diagonal(dim1=1, dim2=2).mean(1)
+        variance = torch.maximum(variance, LEAST_VARIANCE * power).clamp_min(1e-12)
+        return covariance + (damping * variance)[:, None, None] * identity
 
 
 @torch.no_grad()

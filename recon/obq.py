@@ -1,7 +1,6 @@
-"""Second-order rounding: optimal brain quantization in GPTQ's fixed order.
+"""Second-order rounding: optimal brain quantization in GPTQ's fixed order, then coordinate descent.
 
-The rounding error of each weight is spread over the weights of the same output channel that are not rounded yet, so
-that the layer's output moves least: min tr (Q − W) H (Q − W)ᵀ for the input covariance H.
+Both look for the codes that move a layer's output least: min tr (Q − W) H (Q − W)ᵀ for the Hessian H of its inputs.
 """
 
 from __future__ import annotations
@@ -11,29 +10,27 @@ from torch import Tensor
 
 from recon.quantizer import Grid, decode, to_half_grid
 
-DAMPING = 0.1
+SWEEPS = 2  # of coordinate descent; four leave half a per cent less error
 FARTHEST = 2.0  # a scale is refitted by this factor at most
 BLOCK = 128  # columns whose errors reach the weights beyond them all at once: memory is what limits a column's update
 
 
 def place_obq(weight: Tensor, grid: Grid, hessian: Tensor) -> Tensor:
-    """Continuous codes (O, K) whose rounding minimises the output error of `weight` (O, K) under `hessian` (G, K, K).
+    """Continuous codes (O, K) whose rounding leaves little output error of `weight` (O, K) under `hessian` (G, K, K).
 
-    A continuous code is where its weight stood, with the errors of those before it added, when it was rounded: how near
+    The error of each rounded weight is spread over the weights of its output channel that are not rounded yet. A
+    continuous code is where its weight stood, with the errors of those before it added, when it was rounded: how near
     it came to the other neighbour. G is the number of groups of the convolution; output channels are split evenly among
-    them. Weights are rounded in order of falling input power. Algorithm 1 of Frantar et al., "GPTQ", ICLR 2023
-    (arXiv 2210.17323).
+    them. `hessian` is positive definite. Weights are rounded in order of falling input power. Algorithm 1 of Frantar et
+    al., "GPTQ", ICLR 2023 (arXiv 2210.17323).
     """
     channels, length = weight.shape
     groups = hessian.shape[0]
-    hessian = hessian.float()
     power = hessian.diagonal(dim1=1, dim2=2)
     order = power.argsort(dim=1, descending=True, stable=True)
     ordered = hessian.gather(1, order[:, :, None].expand(-1, -1, length)).gather(
         2, order[:, None].expand(-1, length, -1)
     )
-    damp = DAMPING * power.mean(1).clamp_min(1e-12)
-    ordered = ordered + torch.diag_embed(damp[:, None].expand(-1, length))
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(ordered))
     upper = torch.linalg.cholesky(inverse, upper=True)
 
@@ -53,6 +50,32 @@ def place_obq(weight: Tensor, grid: Grid, hessian: Tensor) -> Tensor:
             errors[:, :, k - first] = error
         left[:, :, last:] -= errors @ upper[:, first:last, last:]
     return torch.empty_like(places).scatter(2, rows, places).view(channels, length)
+
+
+def descend(weight: Tensor, codes: Tensor, grid: Grid, hessian: Tensor) -> Tensor:
+    """Continuous codes (O, K) whose rounding leaves no more output error of `weight` (O, K) than `codes` (O, K) do.
+
+    Coordinate descent: in `SWEEPS` sweeps, every code moves to where the output error is least while the others stay.
+    `hessian` (G, K, K) as for `place_obq`.
+    """
+    groups, length = hessian.shape[:2]
+    scale = grid.scale.view(groups, -1)
+    settled = codes.clone().view(groups, -1, length)
+    slope = (decode(codes, grid) - weight).view(groups, -1, length) @ hessian
+    curvature = hessian.diagonal(dim1=1, dim2=2)[:, None] * scale[:, :, None]
+    places = torch.empty_like(settled)
+    for first in [at for _ in range(SWEEPS) for at in range(0, length, BLOCK)]:
+        last = min(first + BLOCK, length)
+        moved = settled[:, :, first:last].clone()
+        local = slope[:, :, first:last].clone()
+        for k in range(first, last):
+            at = k - first
+            places[:, :, k] = (settled[:, :, k] - local[:, :, at] / curvature[:, :, k]).clamp(0, grid.levels)
+            step = (places[:, :, k].round() - settled[:, :, k]) * scale
+            settled[:, :, k] = places[:, :, k].round()
+            local[:, :, at:] += step[:, :, None] * hessian[:, None, k, k:last]
+        slope += ((settled[:, :, first:last] - moved) * scale[:, :, None]) @ hessian[:, first:last]
+    return places.view_as(weight)
 
 
 def refit_scale(weight: Tensor, codes: Tensor, grid: Grid, hessian: Tensor) -> Grid:

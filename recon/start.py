@@ -8,7 +8,7 @@ from torch import Tensor
 from hwmodel import BitConfig
 from recon.attach import attach, bias_of
 from recon.moments import InputMoments, gather_moments, mean_output
-from recon.obq import place_obq, refit_scale
+from recon.obq import descend, place_obq, refit_scale
 from recon.quantizer import Grid, codes_at, decode, search_grid
 from recon.rounding import RoundingName, make_rounding
 from recon.task import UnitTask
@@ -17,15 +17,17 @@ from recon.task import UnitTask
 def second_order_rounding(weight: Tensor, bits: int, moments: InputMoments, name: str) -> tuple[Grid, Tensor, Tensor]:
     """The grid of layer `name`'s weight (O, …), its continuous codes (O, …), and a bias (O,).
 
-    The grid is searched with the input variance of each weight as its importance, the codes by `place_obq`, and the
-    scales once more for these codes. The bias, to be added, takes out the mean error of the outputs, so that only
-    their variance counts.
+    The grid is searched with the input variance of each weight as its importance; the codes are those of `place_obq`,
+    then of `descend`, and the scales are refitted to them each time. The bias, to be added, takes out the mean error of
+    the outputs, so that only their variance counts.
     """
-    flat, covariance = weight.flatten(1), moments.covariance(name)
-    variance = covariance.diagonal(dim1=1, dim2=2)
+    flat, hessian = weight.flatten(1), moments.hessian(name)
+    variance = hessian.diagonal(dim1=1, dim2=2)
     grid = search_grid(flat, bits, variance.repeat_interleave(len(flat) // len(variance), 0))
-    place = place_obq(flat, grid, covariance)
-    grid = refit_scale(flat, place.round(), grid, covariance)
+    place = place_obq(flat, grid, hessian)
+    grid = refit_scale(flat, place.round(), grid, hessian)
+    place = descend(flat, place.round(), grid, hessian)
+    grid = refit_scale(flat, place.round(), grid, hessian)
     error = decode(place.round(), grid) - flat
     return grid, place.view_as(weight), -mean_output(error, moments.mean(name))
 
