@@ -16,7 +16,7 @@ from mpsearch.pipeline import Run
 from mpsearch.problem import BitProblem, Genomes, build_problem
 from mpsearch.scores import SHRINKAGE
 from mpsearch.search import best_at_budget
-from mpsearch.sensitivity import change, measure
+from mpsearch.sensitivity import change, measure, split
 from mpsearch.sensitivity_table import SensitivityTable
 from recon.attach import bias_of
 from recon.compute import batches, fast
@@ -39,8 +39,8 @@ class Predictor:
 
 def predictors(job: Run) -> list[Predictor]:
     """All predictors; but for size and weight error, from the same weight roundings and the same images."""
-    network, images, precisions = job.network, job.calibration, job.precisions
-    scores = measure(network, images, precisions, 0, "bench")
+    network, images, precisions = job.network, split(job.calibration)[1], job.precisions
+    scores = measure(network, job.calibration, precisions, 0, "bench")
     table = scores.table(precisions, 0, "bench")
     errors: dict[str, Errors] = {
         name: [change(network, name, rounded) for rounded in scores.rounded.values()]  # type: ignore[misc]

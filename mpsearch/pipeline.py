@@ -32,7 +32,7 @@ from mpsearch.problem import BitProblem, build_problem, cheapest, layer_costs
 from mpsearch.rules import Rule, allowed_precisions, parse_rule, parse_tie, tied
 from mpsearch.scores import METRIC
 from mpsearch.search import SearchSettings, course, search
-from mpsearch.sensitivity import measure
+from mpsearch.sensitivity import measure, split
 from mpsearch.sensitivity_table import SensitivityTable
 from mpsearch.summary import summarize
 from recon.checkpoint import Progress
@@ -245,7 +245,10 @@ class Run:
             self.console.note(f"{CACHE} is of other {self._difference(table)}: what is new is measured")
         known = load_scores(path, self.network) if path.is_file() else None
         seed = self.options.seed
-        with self._timed("sensitivity"), self.console.progress("sensitivity", len(self.calibration)) as advance:
+        with (
+            self._timed("sensitivity"),
+            self.console.progress("sensitivity", len(split(self.calibration)[1])) as advance,
+        ):
             scores = measure(
                 self.network,
                 self.calibration,
@@ -262,8 +265,8 @@ class Run:
     def _difference(self, table: SensitivityTable) -> str:
         if table.precisions != self.precisions:
             return f"candidate bits ({', '.join(map(str, table.precisions))})"
-        if table.samples != len(self.calibration):
-            return f"images ({table.samples} of them)"
+        if table.samples != len(split(self.calibration)[1]):
+            return f"images ({table.samples} of them judged)"
         if table.seed != self.options.seed:
             return f"seed ({table.seed})"
         return "images, weights or quantizer"

@@ -38,7 +38,7 @@ class Scores:
 
     A term is a width of weights (`W4A32`) or of inputs (`W32A8`); `rounded` holds what they are rounded to, by term and
     layer. `score` (N, L, T) is ⟨g, Δ⟩ and `square` (N, L, T) is Σ g² Δ², with g the gradient and Δ the error of the
-    layer's output or input. `images` are digests; `key` is of everything else that the numbers depend on.
+    layer's output or input. `images` are their digests; `key` is of everything else that the numbers depend on.
     """
 
     key: str

@@ -141,7 +141,7 @@ def test_a_cache_of_other_options_is_grown_and_says_so(
     shutil.copytree(finished, out)
     for change, reason in (
         (("--wbits", "2,4,8"), "candidate bits"),
-        (("--samples", 48), "images (96 of them)"),
+        (("--samples", 48), "images (48 of them judged)"),
         (("--seed", 3), "seed (0)"),
     ):
         shutil.copy(finished / "sensitivity.safetensors", out)

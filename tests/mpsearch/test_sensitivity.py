@@ -213,11 +213,12 @@ def test_only_what_is_new_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
         scores = measure(net, x[:count], precisions, 0, "key", known)
         return scores, sum(images * terms for images, terms in measured)
 
+    decide = sensitivity.ROUNDING_IMAGES
     fresh, everything = work(None, 320, *MIXED)
-    assert everything == 320 * 4
+    assert everything == (320 - decide) * 4
     begun, _ = work(None, 272, *MIXED[::2])
     more_bits, added = work(begun, 272, *MIXED)
-    assert added == 272 * 2
+    assert added == (272 - decide) * 2
     assert rounded[-1] == (Precision(4), Precision(32, 8))
     grown, added = work(more_bits, 320, *MIXED)
     assert added == 48 * 4
@@ -227,11 +228,25 @@ def test_only_what_is_new_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert added == 0
     assert same(fewer, work(None, 272, *MIXED[:2])[0])
     # Less than a whole batch, other images, another key: measured again.
-    whole = 265 - 265 % sensitivity.SENSITIVITY_BATCH
-    assert work(work(None, 265, *MIXED)[0], 320, *MIXED)[1] == (320 - whole) * 4
+    whole = (265 - decide) // sensitivity.SENSITIVITY_BATCH * sensitivity.SENSITIVITY_BATCH
+    assert work(work(None, 265, *MIXED)[0], 320, *MIXED)[1] == (320 - decide - whole) * 4
+    assert work(work(None, 100, *MIXED)[0], 320, *MIXED)[1] == (320 - decide) * 4  # 50 images decided the roundings
     assert same(measure(net, x, MIXED, 0, "key", measure(net, x.flip(0), MIXED, 0, "key")), fresh)
     other = measure(net, x, MIXED, 1, "other", fresh)
     assert not np.array_equal(other.score, fresh.score)
+
+
+def test_roundings_are_judged_by_images_that_did_not_decide_them() -> None:
+    torch.manual_seed(0)
+    net = trace(nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), (3, 8, 8), "wide")  # more inputs than images
+    x = torch.randn(4000, 3, 8, 8)
+    precisions = (Precision(2), Precision(3))
+    many = measure(net, x, precisions, 0, "key")
+    few = replace(many, images=many.images[:128], score=many.score[:128], square=many.square[:128])
+    alone = measure(net, x[:256], precisions, 0, "key")
+    true, found, seen = (scores.table(precisions, 0, "key").intra[0] for scores in (many, alone, few))
+    assert np.array_equal(found, seen)
+    assert found == pytest.approx(true, rel=0.25)
 
 
 def test_on_disk_and_back(tmp_path: Path) -> None:
