@@ -14,7 +14,6 @@ from torch import Tensor
 from mpsearch.exact import exact_additive
 from mpsearch.pipeline import Run
 from mpsearch.problem import BitProblem, Genomes, build_problem
-from mpsearch.scores import SHRINKAGE
 from mpsearch.search import best_at_budget
 from mpsearch.sensitivity import change, measure, split
 from mpsearch.sensitivity_table import SensitivityTable
@@ -41,7 +40,7 @@ def predictors(job: Run) -> list[Predictor]:
     """All predictors; but for size and weight error, from the same weight roundings and the same images."""
     network, images, precisions = job.network, split(job.calibration)[1], job.precisions
     scores = measure(network, job.calibration, precisions, 0, "bench")
-    table = scores.table(precisions, 0, "bench")
+    table, believed = scores.table(precisions, 0, "bench"), scores.shrinkage(precisions)
     errors: dict[str, Errors] = {
         name: [change(network, name, rounded) for rounded in scores.rounded.values()]  # type: ignore[misc]
         for name in scores.layers
@@ -58,8 +57,8 @@ def predictors(job: Run) -> list[Predictor]:
         quadratic(job, "diagonal Fisher, intra-layer", alone(table.diagonal)),
         quadratic(job, "BRECQ: intra-layer, 2-bit pairs in a block", brecq(table, network, images, errors)),
         quadratic(job, "full Fisher, intra-layer", table.additive()),
-        quadratic(job, "full Fisher, inter-layer in full", replace(table, inter=table.inter / SHRINKAGE)),
-        quadratic(job, f"ours: full Fisher, inter-layer at {SHRINKAGE:g}", table),
+        quadratic(job, "full Fisher, inter-layer in full", replace(table, inter=table.inter / believed)),
+        quadratic(job, "ours: full Fisher, inter-layer shrunk", table),
         quadratic(job, "KL of one layer at a time", alone(kl.double().numpy())),
         superposition(job, alone(kl.double().numpy()), reference, changes),
     ]

@@ -15,10 +15,6 @@ from recon.input_quantizer import InputGrid
 from recon.quantizer import QuantizedWeight
 
 METRIC = "fisher"
-# Inter-layer terms are means of products with either sign, noisy with a few hundred samples, and a search finds the
-# pairs that seem to cancel: they are shrunk. A quarter of them ranked the measured configurations of
-# benchmarks/results/bench_fidelity.json (two networks, six budgets) better than a half on the whole, and than none.
-SHRINKAGE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +58,10 @@ class Scores:
         return replace(self, images=self.images[:count], rounded=rounded, score=score, square=square)
 
     def table(self, precisions: Sequence[Precision], seed: int, fingerprint: str) -> SensitivityTable:
-        """The sensitivity table at C precisions, whose widths are all among the terms."""
+        """The sensitivity table at C precisions, whose widths are all among the terms; inter-layer terms shrunk."""
         s = self._by_precision(self.score, precisions).reshape(len(self.score), -1)
         half = 0.5 * s.T @ s / len(s)
-        own = np.kron(np.eye(len(self.layers)), np.ones((len(precisions),) * 2)).astype(bool)
-        inter = np.where(own, 0.0, SHRINKAGE * half)
+        inter = np.where(self._same_layer(precisions), 0.0, self.shrinkage(precisions) * half)
         return SensitivityTable(
             self.layers,
             tuple(precisions),
@@ -78,6 +73,25 @@ class Scores:
             metric=METRIC,
             fingerprint=fingerprint,
         )
+
+    def shrinkage(self, precisions: Sequence[Precision]) -> float:
+        """What is left of the inter-layer terms, 0 to 1: the share of their squares that is not the noise of N images.
+
+        They are means of products of either sign, and a search finds the pairs that only seem to cancel. The least
+        squared error of the correlations says how much to believe of them (Schäfer and Strimmer, "A shrinkage approach
+        to large-scale covariance matrix estimation", Stat. Appl. Genet. Mol. Biol. 4, 2005, eq. 8).
+        """
+        s = self._by_precision(self.score, precisions).reshape(len(self.score), -1)
+        z = s / np.sqrt(np.square(s).mean(0).clip(1e-300))
+        correlation = z.T @ z / len(z)
+        variance = (np.square(z).T @ np.square(z) / len(z) - np.square(correlation)) / max(len(z) - 1, 1)
+        others = ~self._same_layer(precisions)
+        signal = np.square(correlation)[others].sum()
+        return float(np.clip(1 - variance[others].sum() / signal, 0, 1)) if signal else 0.0
+
+    def _same_layer(self, precisions: Sequence[Precision]) -> NDArray[np.bool_]:
+        """Which pairs of choices (L · C, L · C) are of one layer."""
+        return np.kron(np.eye(len(self.layers)), np.ones((len(precisions),) * 2)).astype(bool)
 
     def _by_precision(self, terms: NDArray[np.float32], precisions: Sequence[Precision]) -> NDArray[np.float64]:
         """Terms (N, L, T) as sums (N, L, C) of a precision's weight and input term."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from hwmodel import FLOAT_BITS, InputError, Precision
 from mpsearch import sensitivity
 from mpsearch.cache import load_scores, load_table, save_cache
-from mpsearch.scores import SHRINKAGE, Scores
+from mpsearch.scores import Scores
 from mpsearch.sensitivity import change, measure
 from mpsearch.sensitivity_table import SensitivityTable
 from recon.input_quantizer import InputGrid
@@ -66,10 +67,21 @@ def divergence(net: Network, errors: dict[str, Errors], choices: np.ndarray, x: 
     return float((p.exp() * (p - q)).sum(1).mean())
 
 
+def unshrunk(scores: Scores, precisions: Sequence[Precision]) -> SensitivityTable:
+    """The table with its inter-layer terms in full."""
+    table = scores.table(precisions, 0, "key")
+    return replace(table, inter=table.inter / scores.shrinkage(precisions))
+
+
 @pytest.fixture(scope="module")
-def measured() -> tuple[Network, SensitivityTable, dict[str, Errors]]:
-    net, x = network(), images(2000)
-    scores = measure(net, x, BITS, 0, "key")
+def scored() -> tuple[Network, Scores]:
+    net = network()
+    return net, measure(net, images(2000), BITS, 0, "key")
+
+
+@pytest.fixture(scope="module")
+def measured(scored: tuple[Network, Scores]) -> tuple[Network, SensitivityTable, dict[str, Errors]]:
+    net, scores = scored
     return net, scores.table(BITS, 0, "key"), weight_errors(net, scores)
 
 
@@ -101,13 +113,13 @@ def test_small_errors_are_predicted(measured: tuple[Network, SensitivityTable, d
             assert table.intra[layer, choice] == pytest.approx(true, rel=0.2, abs=2e-8)
 
 
-def test_pairs_are_predicted(measured: tuple[Network, SensitivityTable, dict[str, Errors]]) -> None:
-    net, table, errors = measured
-    full = replace(table, inter=table.inter / SHRINKAGE)
+def test_pairs_are_predicted(scored: tuple[Network, Scores]) -> None:
+    net, scores = scored
+    full, errors = unshrunk(scores, BITS), weight_errors(net, scores)
     x = images(2000)
     rng = np.random.default_rng(0)
     for _ in range(5):
-        choices = rng.integers(2, 5, len(table.layers))
+        choices = rng.integers(2, 5, len(full.layers))
         assert full.loss(choices) == pytest.approx(divergence(net, errors, choices, x), rel=0.25)
 
 
@@ -116,8 +128,7 @@ def test_quantized_inputs_are_predicted(bits: int) -> None:
     net, x = network(), images(2000)
     precision = Precision(8, bits)
     scores = measure(net, x, [precision, Precision(8)], 0, "key")
-    table = scores.table([precision, Precision(8)], 0, "key")
-    full = replace(table, inter=table.inter / SHRINKAGE)
+    full = unshrunk(scores, [precision, Precision(8)])
     grids = scores.rounded[Precision(32, bits)]
     rounded = quantize_inputs(net, dict.fromkeys(grids, bits))
     for name, grid in grids.items():
@@ -132,7 +143,7 @@ def test_quantized_inputs_are_predicted(bits: int) -> None:
     with torch.inference_mode():
         p, q = net.model(x).log_softmax(1), rounded.model(x).log_softmax(1)
     true = float((p.exp() * (p - q)).sum(1).mean())
-    everything = np.zeros(len(table.layers), int)
+    everything = np.zeros(len(full.layers), int)
     assert true > 2 * full.loss(everything + 1)  # else there is nothing to predict
     assert full.loss(everything) == pytest.approx(true, rel=0.25)
 
@@ -147,6 +158,29 @@ def test_prediction_is_never_negative(measured: tuple[Network, SensitivityTable,
     for choice in range(len(BITS)):
         index = np.arange(len(table.layers)) * len(BITS) + choice
         assert np.linalg.eigvalsh(matrix[np.ix_(index, index)]).min() >= -1e-12
+
+
+def made_of(score: np.ndarray) -> Scores:
+    """Scores (N, L) of layers at one width."""
+    score = score.astype(np.float32)[:, :, None]
+    names = tuple(f"layer{index}" for index in range(score.shape[1]))
+    return Scores("key", names, ("",) * len(score), {Precision(4): {}}, score, score**2)
+
+
+def test_inter_layer_terms_are_believed_as_far_as_they_are_no_noise() -> None:
+    rng = np.random.default_rng(0)
+    alone, shared = rng.normal(size=(400, 30)), rng.normal(size=(400, 1))
+    assert made_of(alone).shrinkage([Precision(4)]) < 0.1
+    assert made_of(alone + 3 * shared).shrinkage([Precision(4)]) > 0.95
+    shares = [made_of((alone + 0.3 * shared)[:count]).shrinkage([Precision(4)]) for count in (25, 100, 400)]
+    assert shares[0] < shares[1] < shares[2]
+    # The best share is known: c² / (c² + (1 + c²) / N) for Gaussian scores whose correlations are all c.
+    c = 0.09 / 1.09
+    assert shares[2] == pytest.approx(c**2 / (c**2 + (1 + c**2) / 400), abs=0.1)
+    table = made_of(alone + shared).table([Precision(4)], 0, "key")
+    half = 0.5 * np.cov(alone + shared, rowvar=False, bias=True)
+    assert np.corrcoef(table.inter[~np.eye(30, dtype=bool)], half[~np.eye(30, dtype=bool)])[0, 1] > 0.95
+    assert made_of(np.zeros((4, 3))).shrinkage([Precision(4)]) == 0
 
 
 def test_more_bits_cost_less(measured: tuple[Network, SensitivityTable, dict[str, Errors]]) -> None:
