@@ -14,7 +14,7 @@ from mpsearch.sensitivity_table import SensitivityTable
 from recon.input_quantizer import InputGrid
 from recon.quantizer import QuantizedWeight
 
-METRIC = "fisher"
+METRIC = "held-out fisher"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recon.attach import rounding_of
 from recon.checkpoint import Progress
 from recon.compute import batches, channels_last, device, fast
 from recon.inputs import quantizers_of
@@ -16,7 +17,7 @@ from recon.optimizer import Annealed, weight_parameters
 from recon.settings import Settings
 
 SAVE_EVERY = 100
-FAR, LEAST = 0.5, 0.1
+FAR, LEAST = 0.2, 0.1
 CROP = 0.5
 MIXED = 0.5
 
@@ -55,10 +56,12 @@ def polish(
     progress: Progress | None,
     on_step: Callable[[int, float], None],
 ) -> None:
-    """Trains all that `work` has learned so far to give the logits of `network` on images (N, C, H, W).
+    """Trains the scales, biases and step sizes of `work` to give the logits of `network` on images (N, C, H, W).
 
+    The codes stay as the blocks left them: there are as many of them as weights, and they learn a few hundred images by
+    heart.
     Knowledge distillation with the Kullback-Leibler divergence and no labels: Hinton et al., 2015 (arXiv 1503.02531).
-    The nearer the two are to begin with, the smaller the rate: the whole of it from half a nat on, a tenth of it at
+    The nearer the two are to begin with, the smaller the rate: the whole of it from `FAR` nats on, a tenth of it at
     least. The state is kept in `progress` every 100 steps. Where `judged`, a polish that leaves the two further apart
     on the images is undone.
     """
@@ -67,7 +70,9 @@ def polish(
     scales = [quantizer.log_scale for quantizer in quantizers_of(layers)]
     before = _divergence(work, network, images)
     rate = settings.polish_rate * min(max(before / FAR, LEAST), 1)
-    optimizer = Annealed([*weight_parameters(layers, rate, rate), (scales, rate)])
+    for layer in layers:
+        rounding_of(layer).code.requires_grad_(False)
+    optimizer = Annealed([*weight_parameters(layers, 0.0, rate), (scales, rate)])
     unpolished = [parameter.detach().clone() for parameter in optimizer.parameters()]
     first, saved = progress.polish() if progress else (0, {})
     if first:

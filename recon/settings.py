@@ -28,8 +28,8 @@ class Settings:
       every step (QDrop), or first the weights with float activations, then the step sizes of the activations (BRECQ).
     - `judged`: of plain rounding, the start and what descent makes of it, the best on held-back images is kept, and the
       polish only if it helps; else the last.
-    - Rates are Adam's: of codes in code units; of log-scales and biases; of the log-scales of activations; of all of
-      them in the polish, less where the blocks leave less to do.
+    - Rates are Adam's: of codes in code units; of log-scales and biases; of the log-scales of activations; of all
+      but codes in the polish, less where the blocks leave less to do.
     - `regulariser` weighs AdaRound's push to integers, as in BRECQ's code (0.1 for MobileNetV2-like networks, 0.01 for
       ResNets); the straight-through rounding does not use it.
     - `memory_bytes`: inputs and outputs of units beyond it are kept in files.
@@ -38,7 +38,7 @@ class Settings:
     """
 
     steps: int = 40
-    polish_steps: int = 400
+    polish_steps: int = 200
     batch: int = 32
     seed: int = 0
     granularity: Granularity = "block"

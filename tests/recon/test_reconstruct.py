@@ -195,7 +195,8 @@ def test_a_block_whose_best_rounding_is_known_is_solved() -> None:
     net = _one(layer)
     x = torch.randn(512, 8) @ torch.randn(8, 8)
     rates = {"code_rate": 0.01, "other_rate": 1e-9}
-    settings = Settings(steps=600, polish_steps=0, batch=64, rounding="adaround", weighting="mse", **rates)
+    how = {"rounding": "adaround", "weighting": "mse", "start": "nearest"}
+    settings = Settings(steps=600, polish_steps=0, batch=64, **how, **rates)  # type: ignore[arg-type]
     found = reconstruct(net, x, at(net, 3), settings).layers.weights[net.table.names[0]]
     weight, grid = layer.weight.detach(), found.grid
     floor = (weight / grid.scale + grid.zero_point).floor()
