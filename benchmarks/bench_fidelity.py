@@ -5,8 +5,8 @@
 
 MobileNetV2 on ImageNet and ResNet-20 on CIFAR-10 (../shared/data or MPSEARCH_DATA), three budgets each. At each of
 them: the configuration that each predictor picks, and neighbours of those within 2 % of the budget. Each is measured
-after plain rounding and after a finalization shortened to the second-order start and a few steps of polish
-(`FINALIZED`). Writes benchmarks/results/bench_fidelity.json.
+after plain rounding and after a finalization shortened to the second-order start, fewer images, and few steps of polish
+or none (`FINALIZED`). Writes benchmarks/results/bench_fidelity.json.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from recon.settings import Settings
 RESULTS = ROOT / "benchmarks" / "results" / "bench_fidelity.json"
 BUDGETS = {"resnet20": (90_000, 110_000, 140_000), "mobilenetv2": (1_100_000, 1_500_000, 2_000_000)}
 CONFIGS = 64
-FINALIZED = {"resnet20": (512, 60), "mobilenetv2": (128, 20)}  # images and steps of polish
+FINALIZED = {"resnet20": (512, 30), "mobilenetv2": (128, 0)}  # images and steps of polish
 RESAMPLED = 2000
 WORKERS = 2
 

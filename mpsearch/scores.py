@@ -15,6 +15,7 @@ from recon.input_quantizer import InputGrid
 from recon.quantizer import QuantizedWeight
 
 METRIC = "held-out fisher"
+SMALL = 1e-2  # below it log cosh s is ½ s² to 2e-5 of it, and what float64 leaves of the sum is less exact
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class Scores:
 
     def table(self, precisions: Sequence[Precision], seed: int, fingerprint: str) -> SensitivityTable:
         """The sensitivity table at C precisions, whose widths are all among the terms; inter-layer terms shrunk."""
-        s = self._by_precision(self.score, precisions).reshape(len(self.score), -1)
+        s = self._bounded(precisions)
         half = 0.5 * s.T @ s / len(s)
         inter = np.where(self._same_layer(precisions), 0.0, self.shrinkage(precisions) * half)
         return SensitivityTable(
@@ -81,13 +82,24 @@ class Scores:
         squared error of the correlations says how much to believe of them (Schäfer and Strimmer, "A shrinkage approach
         to large-scale covariance matrix estimation", Stat. Appl. Genet. Mol. Biol. 4, 2005, eq. 8).
         """
-        s = self._by_precision(self.score, precisions).reshape(len(self.score), -1)
+        s = self._bounded(precisions)
         z = s / np.sqrt(np.square(s).mean(0).clip(1e-300))
         correlation = z.T @ z / len(z)
         variance = (np.square(z).T @ np.square(z) / len(z) - np.square(correlation)) / max(len(z) - 1, 1)
         others = ~self._same_layer(precisions)
         signal = np.square(correlation)[others].sum()
         return float(np.clip(1 - variance[others].sum() / signal, 0, 1)) if signal else 0.0
+
+    def _bounded(self, precisions: Sequence[Precision]) -> NDArray[np.float64]:
+        """Scores (N, L · C) whose half squares are log cosh s instead of ½ s².
+
+        That is the KL divergence where two labels are equally likely and their log-likelihoods move by ± s: like any
+        KL divergence it grows with the square of small changes, but only in proportion to large ones.
+        """
+        s = self._by_precision(self.score, precisions).reshape(len(self.score), -1)
+        size = np.abs(s)
+        log_cosh = size + np.log1p(np.exp(-2 * size)) - np.log(2)
+        return np.where(size > SMALL, np.sign(s) * np.sqrt(2 * log_cosh.clip(0)), s)
 
     def _same_layer(self, precisions: Sequence[Precision]) -> NDArray[np.bool_]:
         """Which pairs of choices (L · C, L · C) are of one layer."""

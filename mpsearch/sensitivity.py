@@ -4,7 +4,8 @@ With g = ∂log p(y|x)/∂z_l at the output of layer l, labels y drawn from the 
 output error of layer l at precision c, one number per sample, s_{l,c} = ⟨g, Δz⟩, is the first-order change of the
 log-likelihood. The Fisher information is the Hessian of the KL divergence, so a configuration is expected to cost
 ½ E[(Σ_l s_{l,c_l})²] nats: all intra- and inter-layer terms from one backward pass and one local convolution per layer
-and weight width. Quantized inputs add ⟨∂log p/∂x, Q(x) − x⟩, shared among the layers that read the tensor x.
+and weight width. Quantized inputs add ⟨∂log p/∂x, Q(x) − x⟩, shared among the layers that read the tensor x. What the
+table makes of the scores, `mpsearch.scores` says.
 
 Beside them stands the diagonal Fisher's intra-layer term, ½ E[Σ_i g_i² Δz_i²] (BRECQ, arXiv 2102.05426, eq. 10). It
 ignores that a layer's output errors act together, and so judges most layers of a real network 2 to 40 times too low.

@@ -183,6 +183,15 @@ def test_inter_layer_terms_are_believed_as_far_as_they_are_no_noise() -> None:
     assert made_of(np.zeros((4, 3))).shrinkage([Precision(4)]) == 0
 
 
+@pytest.mark.parametrize("size", [0.003, 0.3, 3.0, 30.0])
+def test_large_changes_of_a_fair_coin_cost_what_they_cost(size: float) -> None:
+    fair, moved = torch.zeros(2, dtype=torch.float64), torch.tensor([size, -size], dtype=torch.float64)
+    # The label's log-likelihood has gradient (½, -½) or (-½, ½) in the two logits.
+    scores = made_of(np.array([[float(moved @ torch.tensor([0.5, -0.5]).double())], [-size]]))
+    true = float((fair.softmax(0) * (fair.log_softmax(0) - moved.log_softmax(0))).sum())
+    assert scores.table([Precision(4)], 0, "key").intra.item() == pytest.approx(true, rel=1e-4)
+
+
 def test_more_bits_cost_less(measured: tuple[Network, SensitivityTable, dict[str, Errors]]) -> None:
     _, table, _ = measured
     assert (np.diff(table.intra, axis=1) < 0).all()
