@@ -194,14 +194,20 @@ def table(row: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def page(results: dict[str, Any]) -> str:
+    """All tables, each under its network and budget."""
+    names = [f"{network} {budget}" for network, budgets in BUDGETS.items() for budget in budgets]
+    rows = [(name, results["rows"][name]) for name in names if name in results["rows"]]
+    return "\n\n".join(f"{name} bytes, {len(row['configurations'])} configurations:\n\n{table(row)}" for name, row in rows)
+
+
 def main(words: list[str]) -> None:
     """Measures what is missing, prints tables, writes the results."""
     old = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
     results = {"rows": {}, "measured": {}, **old, "machine": machine(), "versions": versions()}
     for network in words or list(BUDGETS):
         study(network, results)
-    for name, row in results["rows"].items():
-        print(f"\n{name} bytes, {len(row['configurations'])} configurations\n{table(row)}")
+    print(page(results))
 
 
 if __name__ == "__main__":
