@@ -197,8 +197,12 @@ def table(row: dict[str, Any]) -> str:
 def page(results: dict[str, Any]) -> str:
     """All tables, each under its network and budget."""
     names = [f"{network} {budget}" for network, budgets in BUDGETS.items() for budget in budgets]
-    rows = [(name, results["rows"][name]) for name in names if name in results["rows"]]
-    return "\n\n".join(f"{name} bytes, {len(row['configurations'])} configurations:\n\n{table(row)}" for name, row in rows)
+    parts = []
+    for name in names:
+        if name in results["rows"]:
+            row = results["rows"][name]
+            parts.append(f"{name} bytes, {len(row['configurations'])} configurations:\n\n{table(row)}")
+    return "\n\n".join(parts)
 
 
 def main(words: list[str]) -> None:

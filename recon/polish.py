@@ -58,22 +58,19 @@ def polish(
 ) -> None:
     """Trains the scales, biases and step sizes of `work` to give the logits of `network` on images (N, C, H, W).
 
-    The codes stay as the blocks left them: there are as many of them as weights, and they learn a few hundred images by
-    heart.
+    Codes stay: there are as many of them as weights, and they would learn a few hundred images by heart.
+
     Knowledge distillation with the Kullback-Leibler divergence and no labels: Hinton et al., 2015 (arXiv 1503.02531).
     The nearer the two are to begin with, the smaller the rate: the whole of it from `FAR` nats on, a tenth of it at
-    least. The state is kept in `progress` every 100 steps. Where `judged`, a polish that leaves the two further apart
-    on the images is undone.
+    least. The state is kept in `progress` every 100 steps.
     """
     generator = torch.Generator().manual_seed(settings.seed)
     layers = [work.layer(name) for name in work.table.names]
     scales = [quantizer.log_scale for quantizer in quantizers_of(layers)]
-    before = _divergence(work, network, images)
-    rate = settings.polish_rate * min(max(before / FAR, LEAST), 1)
+    rate = settings.polish_rate * min(max(_divergence(work, network, images) / FAR, LEAST), 1)
     for layer in layers:
         rounding_of(layer).code.requires_grad_(False)
     optimizer = Annealed([*weight_parameters(layers, 0.0, rate), (scales, rate)])
-    unpolished = [parameter.detach().clone() for parameter in optimizer.parameters()]
     first, saved = progress.polish() if progress else (0, {})
     if first:
         _restore(optimizer, generator, saved)
@@ -88,9 +85,6 @@ def polish(
         if progress and (step + 1) % SAVE_EVERY == 0:
             progress.save_polish(step + 1, _state(optimizer, generator))
         on_step(step + 1, loss.item())
-    if settings.judged and _divergence(work, network, images) > before:
-        for parameter, value in zip(optimizer.parameters(), unpolished, strict=True):
-            parameter.data = value
 
 
 @torch.no_grad()

@@ -26,8 +26,8 @@ class Settings:
     - `weighting` of the squared error: the Fisher diagonal, or none (`mse`).
     - `order`: weights with activations quantized, of which the share `dropped` of the channels is left out at random in
       every step (QDrop), or first the weights with float activations, then the step sizes of the activations (BRECQ).
-    - `judged`: of plain rounding, the start and what descent makes of it, the best on held-back images is kept, and the
-      polish only if it helps; else the last.
+    - `judged`: of plain rounding, the start and what descent makes of it, the best on held-back images is kept; else
+      the last.
     - Rates are Adam's: of codes in code units; of log-scales and biases; of the log-scales of activations; of all
       but codes in the polish, less where the blocks leave less to do.
     - `regulariser` weighs AdaRound's push to integers, as in BRECQ's code (0.1 for MobileNetV2-like networks, 0.01 for
