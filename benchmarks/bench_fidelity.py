@@ -38,7 +38,7 @@ from recon.settings import Settings
 
 RESULTS = ROOT / "benchmarks" / "results" / "bench_fidelity.json"
 BUDGETS = {"resnet20": (90_000, 110_000, 140_000), "mobilenetv2": (1_100_000, 1_500_000, 2_000_000)}
-CONFIGS = 64
+CONFIGS = 60
 FINALIZED = {"resnet20": (512, 30), "mobilenetv2": (128, 0)}  # images and steps of polish
 RESAMPLED = 2000
 WORKERS = 2

@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from machine import machine
 from networks import ROOT, WBITS, start
+from scipy.optimize import nnls
 
 from hwmodel import Precision
-from mpsearch.sensitivity import measure
+from mpsearch.sensitivity import ROUNDING_IMAGES, measure
 from mpsearch.summary import versions
 
 RESULTS = ROOT / "benchmarks" / "results" / "bench_sensitivity.json"
@@ -75,29 +76,43 @@ def grown() -> dict[str, float]:
 
 
 def linear(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Least squares of seconds = images · (backward + share · candidates), share that of the MACs of the layers in all;
-    `r2` is the explained share of the variance, `worst` the largest relative error."""
-    macs, images = max(row["macs"] for row in rows), np.array([row["images"] for row in rows], float)
+    """Least squares of seconds = moments + share · rounding + judged images · (backward + share · scoring), with share
+    the candidates times what the layers have of the MACs; `r2` is the explained share of the variance, `worst` the
+    largest relative error."""
+    macs = max(row["macs"] for row in rows)
     share = np.array([row["macs"] / macs * row["candidates"] for row in rows])
+    judged = np.array([row["images"] - min(ROUNDING_IMAGES, row["images"] // 2) for row in rows], float)
     seconds = np.array([row["seconds"] for row in rows])
-    terms = images[:, None] * np.stack([np.ones_like(share), share], 1)
-    found = np.linalg.lstsq(terms, seconds, rcond=None)[0]
+    terms = np.stack([np.ones_like(share), share, judged, judged * share], 1)
+    found, _ = nnls(terms, seconds)
     error = terms @ found - seconds
+    names = ("moments", "rounding", "backward", "scoring")
     return {
-        "seconds_an_image": found[0],
-        "seconds_an_image_and_candidate": found[1],
+        **dict(zip(names, found.tolist(), strict=True)),
         "r2": 1 - float(error.var() / seconds.var()),
         "worst": float(np.abs(error / seconds).max()),
     }
 
 
-def table(results: dict[str, Any]) -> str:
+def text(results: dict[str, Any]) -> str:
     """The figures, in Markdown."""
     lines = ["| layers | candidates | images | seconds | peak memory |", "|---|---|---|---|---|"]
     for row in results["fresh"]:
         memory = f"{row['peak_rss_bytes'] / 2**30:.2f} GiB"
         lines.append(f"| {row['layers']} | {row['candidates']} | {row['images']} | {row['seconds']:.1f} | {memory} |")
-    return "\n".join(lines)
+    linear, grown = results["linear"], results["grown"]
+    told = [
+        "",
+        f"On {results['fresh'][0]['threads']} thread(s): {linear['moments']:.1f} s for the moments of the inputs, "
+        f"{linear['rounding']:.2f} s for every candidate's roundings,",
+        f"and {1000 * linear['backward']:.0f} ms for every image that judges, "
+        f"{1000 * linear['scoring']:.1f} ms more for every candidate (of all layers; for fewer of",
+        f"them, by their share of the MACs): {100 * linear['r2']:.1f} % of the variance. "
+        f"{IMAGES} images at four candidates take {grown['four_candidates']:.0f} s, a fifth",
+        f"candidate {grown['one_candidate_more']:.0f} s more, {IMAGES} images more {grown['images_more']:.0f} s; "
+        f"all that at once {grown['fresh']:.0f} s.",
+    ]
+    return "\n".join(lines + told)
 
 
 def main(words: list[str]) -> None:
@@ -115,7 +130,7 @@ def main(words: list[str]) -> None:
     results = {"machine": machine(), "versions": versions(), "fresh": rows, "linear": linear(rows)}
     results["grown"] = measured("grown")
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    print(table(results), json.dumps(results["linear"]), json.dumps(results["grown"]), sep="\n")
+    print(text(results))
 
 
 if __name__ == "__main__":

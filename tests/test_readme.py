@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import subprocess
@@ -14,9 +15,9 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 RESULTS = ROOT / "benchmarks" / "results"
-HARDWARE = (ROOT / "docs" / "hardware.md").read_text("utf-8")
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md")]
-PAGES.append(ROOT / "docs" / "hardware.md")
+HARDWARE, PREDICTION = ((ROOT / "docs" / name).read_text("utf-8") for name in ("hardware.md", "prediction.md"))
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
 
 
 def commands(page: str) -> list[str]:
@@ -60,13 +61,17 @@ def test_the_picture_is_one() -> None:
         assert picture.size == (1080, 840)
 
 
-def test_the_table_is_the_measured_one() -> None:
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        from bench_run import table
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
-    assert table(json.loads((RESULTS / "bench_run.json").read_text("utf-8"))) in README
+@pytest.mark.parametrize(
+    ("benchmark", "words", "page"),
+    [
+        ("bench_run", "table", README),
+        ("bench_fidelity", "page", PREDICTION),
+    ],
+)
+def test_tables_are_the_measured_ones(benchmark: str, words: str, page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    written = getattr(importlib.import_module(benchmark), words)
+    assert written(json.loads((RESULTS / f"{benchmark}.json").read_text("utf-8"))) in page
 
 
 def test_the_figures_in_the_text_are_the_measured_ones() -> None:
@@ -94,7 +99,7 @@ def test_the_figures_in_the_text_are_the_measured_ones() -> None:
     assert f"is {taus('mobilenetv2', 'ours')} on MobileNetV2 at 1.1, 1.5, 2.0 MB" in text
     assert f"(BRECQ's terms: {taus('mobilenetv2', 'BRECQ')})" in text
     assert f"and {taus('resnet20', 'ours')} on ResNet-20 at 90, 110, 140 kB" in text
-    assert f"does as well: {taus('resnet20', 'diagonal')}" in text
+    assert f"(BRECQ's terms: {taus('resnet20', 'BRECQ')})" in text
 
 
 def test_sums_of_measured_layers_are_near_the_measured_networks() -> None:
