@@ -23,7 +23,7 @@ from networks import ROOT, WBITS, start
 from scipy.optimize import nnls
 
 from hwmodel import Precision
-from mpsearch.sensitivity import ROUNDING_IMAGES, measure
+from mpsearch.sensitivity import measure, split
 from mpsearch.summary import versions
 
 RESULTS = ROOT / "benchmarks" / "results" / "bench_sensitivity.json"
@@ -81,7 +81,7 @@ def linear(rows: list[dict[str, Any]]) -> dict[str, float]:
     largest relative error."""
     macs = max(row["macs"] for row in rows)
     share = np.array([row["macs"] / macs * row["candidates"] for row in rows])
-    judged = np.array([row["images"] - min(ROUNDING_IMAGES, row["images"] // 2) for row in rows], float)
+    judged = np.array([len(split(torch.empty(row["images"]))[1]) for row in rows], float)
     seconds = np.array([row["seconds"] for row in rows])
     terms = np.stack([np.ones_like(share), share, judged, judged * share], 1)
     found, _ = nnls(terms, seconds)

@@ -86,16 +86,19 @@ class InputMoments:
     @property
     def enough(self) -> bool:
         """Every layer has seen `POSITIONS` patches."""
-        return min(one.count + other.count for one, other in self._halves.values()) >= POSITIONS
+        return all(map(self._full, self._halves))
+
+    def _full(self, name: str) -> bool:
+        return sum(half.count for half in self._halves[name]) >= POSITIONS
 
     @torch.no_grad()
     def _see(self, name: str, layer: nn.Conv2d | nn.Linear, x: Tensor) -> None:
-        halves = self._halves[name]
-        if halves[0].count + halves[1].count >= POSITIONS:
+        if self._full(name):
             return
         with torch.autocast(x.device.type, enabled=False):
             patches = input_patches(layer, x.float())
             seen = _Sums(patches @ patches.transpose(1, 2), patches.sum(2), patches.shape[2])
+        halves = self._halves[name]
         halves[halves[1].count < halves[0].count] += seen
 
     def mean(self, name: str) -> Tensor:
