@@ -76,17 +76,17 @@ def grown() -> dict[str, float]:
 
 
 def linear(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Least squares of seconds = moments + share · rounding + judged images · (backward + share · scoring), with share
+    """Least squares of seconds = share · rounding + judged images · (backward + share · scoring), with share
     the candidates times what the layers have of the MACs; `r2` is the explained share of the variance, `worst` the
     largest relative error."""
     macs = max(row["macs"] for row in rows)
     share = np.array([row["macs"] / macs * row["candidates"] for row in rows])
     judged = np.array([len(split(torch.empty(row["images"]))[1]) for row in rows], float)
     seconds = np.array([row["seconds"] for row in rows])
-    terms = np.stack([np.ones_like(share), share, judged, judged * share], 1)
+    terms = np.stack([share, judged, judged * share], 1)
     found, _ = nnls(terms, seconds)
     error = terms @ found - seconds
-    names = ("moments", "rounding", "backward", "scoring")
+    names = ("rounding", "backward", "scoring")
     return {
         **dict(zip(names, found.tolist(), strict=True)),
         "r2": 1 - float(error.var() / seconds.var()),
@@ -101,15 +101,15 @@ def text(results: dict[str, Any]) -> str:
         memory = f"{row['peak_rss_bytes'] / 2**30:.2f} GiB"
         lines.append(f"| {row['layers']} | {row['candidates']} | {row['images']} | {row['seconds']:.1f} | {memory} |")
     linear, grown = results["linear"], results["grown"]
+    backward, scoring = 1000 * linear["backward"], 1000 * linear["scoring"]
     told = [
         "",
-        f"On {results['fresh'][0]['threads']} thread(s): {linear['moments']:.1f} s for the moments of the inputs, "
-        f"{linear['rounding']:.2f} s for every candidate's roundings,",
-        f"and {1000 * linear['backward']:.0f} ms for every image that judges, "
-        f"{1000 * linear['scoring']:.1f} ms more for every candidate (of all layers; for fewer of",
-        f"them, by their share of the MACs): {100 * linear['r2']:.1f} % of the variance. "
-        f"{IMAGES} images at four candidates take {grown['four_candidates']:.0f} s, a fifth",
-        f"candidate {grown['one_candidate_more']:.0f} s more, {IMAGES} images more {grown['images_more']:.0f} s; "
+        f"On {results['fresh'][0]['threads']} threads: {linear['rounding']:.1f} s for every candidate's roundings, "
+        f"{backward:.0f} ms for every image that judges, and {scoring:.1f} ms more for",
+        "every candidate on every such image (of all layers; for fewer of them, by their share of the MACs): "
+        f"{100 * linear['r2']:.1f} % of the variance.",
+        f"{IMAGES} images at four candidates take {grown['four_candidates']:.0f} s, a fifth candidate "
+        f"{grown['one_candidate_more']:.0f} s more, {IMAGES} images more {grown['images_more']:.0f} s; "
         f"all that at once {grown['fresh']:.0f} s.",
     ]
     return "\n".join(lines + told)

@@ -66,6 +66,7 @@ def test_the_picture_is_one() -> None:
     [
         ("bench_run", "table", README),
         ("bench_fidelity", "page", PREDICTION),
+        ("bench_sensitivity", "text", PREDICTION),
     ],
 )
 def test_tables_are_the_measured_ones(benchmark: str, words: str, page: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,6 +101,18 @@ def test_the_figures_in_the_text_are_the_measured_ones() -> None:
     assert f"(BRECQ's terms: {taus('mobilenetv2', 'BRECQ')})" in text
     assert f"and {taus('resnet20', 'ours')} on ResNet-20 at 90, 110, 140 kB" in text
     assert f"(BRECQ's terms: {taus('resnet20', 'BRECQ')})" in text
+
+
+def test_the_cache_costs_what_was_promised_and_grows_linearly() -> None:
+    results = json.loads((RESULTS / "bench_sensitivity.json").read_text("utf-8"))
+    whole = results["fresh"][0]
+    assert (whole["layers"], whole["candidates"], whole["images"]) == (53, 5, 256)
+    shown = f"take {whole['seconds']:.0f} s and {whole['peak_rss_bytes'] / 2**30:.1f} GiB"
+    assert f"53 layers at 5 widths on 256 images {shown}" in " ".join(README.split())
+    assert whole["seconds"] <= 180
+    assert whole["peak_rss_bytes"] <= 2 * 2**30
+    assert results["linear"]["r2"] >= 0.98
+    assert results["grown"]["one_candidate_more"] + results["grown"]["images_more"] < results["grown"]["fresh"]
 
 
 def test_sums_of_measured_layers_are_near_the_measured_networks() -> None:
