@@ -122,7 +122,7 @@ def measure_steps(network: str) -> dict[str, Any]:
                     unit.module.requires_grad_(False)
 
                 floats = best(plain)
-                nearest_start(task, asked, "straight-through")
+                nearest_start(task, asked, how)
                 optimizer = Annealed(weight_parameters(list(task.layers.values()), 1e-3, 1e-4))
 
                 def step(task: Any = task, optimizer: Any = optimizer, pick: Any = pick) -> None:

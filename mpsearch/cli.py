@@ -63,6 +63,7 @@ ABits = Annotated[
         help="Candidate activation bits: 8, 4,8 or 8,32 (32: float) (default: float; on a device, its widest)."
     ),
 ]
+Symmetric = Annotated[bool, typer.Option("--symmetric", help="Weights on grids with the zero-point in the middle.")]
 Edges = Annotated[str, typer.Option(help="First and last layer: 8, free, or auto (8 where the budget has room).")]
 Fix = Annotated[list[str] | None, typer.Option(help="LAYER=8, LAYER=4,8 or LAYER!=2; may be repeated.")]
 Tie = Annotated[list[str] | None, typer.Option(help="LAYER,LAYER,… that get the same bits; may be repeated.")]
@@ -108,6 +109,7 @@ def run(
     data: Data = None,
     wbits: Bits = WBITS,
     abits: ABits = None,
+    symmetric: Symmetric = False,
     edges: Edges = DEFAULTS.edges,
     fix: Fix = None,
     tie: Tie = None,
@@ -134,6 +136,7 @@ def run(
         wbits,
         abits,
         edges,
+        symmetric=symmetric,
         fix=tuple(fix or ()),
         tie=tuple(tie or ()),
         samples=samples,
@@ -289,6 +292,7 @@ def sensitivity(
     data: Data = None,
     wbits: Bits = WBITS,
     abits: ABits = None,
+    symmetric: Symmetric = False,
     edges: Edges = DEFAULTS.edges,
     fix: Fix = None,
     tie: Tie = None,
@@ -298,7 +302,7 @@ def sensitivity(
 ) -> None:
     """Measures the sensitivity cache of a run folder, which `search` and `finalize` go on from."""
     bounds = _bounds(size_budget, latency_budget, energy_budget, bops_budget, mean_bits, device, objectives)
-    rules = {"fix": tuple(fix or ()), "tie": tuple(tie or ())}
+    rules = {"symmetric": symmetric, "fix": tuple(fix or ()), "tie": tuple(tie or ())}
     job = _start(_options(bounds, model, weights, data, wbits, abits, edges, **rules, samples=samples, seed=seed), out)
     job.layers_step()
     job.sensitivity_step()
@@ -350,6 +354,7 @@ def reconstruct(
     model: Model = "mobilenetv2",
     weights: Weights = None,
     data: Data = None,
+    symmetric: Symmetric = False,
     edges: Annotated[str, typer.Option(help="First and last layer where all get the same bits: 8 or free.")] = "8",
     samples: Samples = DEFAULTS.samples,
     val_samples: ValSamples = DEFAULTS.val_samples,
@@ -372,6 +377,7 @@ def reconstruct(
         data,
         abits=None if precision is None else str(precision.a),
         edges=edges,
+        symmetric=symmetric,
         samples=samples,
         val_samples=val_samples,
         seed=seed,

@@ -68,7 +68,7 @@ def finish(
     result = reconstruct(network, images, config, settings, progress=progress, on_block=on_block, on_polish=on_polish)
     size = save_packed(path, network, reference, result.layers)
     reconstructed = time.perf_counter()
-    plain = measure(quantized(network, plainly_rounded(network, images, config)).model)
+    plain = measure(quantized(network, plainly_rounded(network, images, config, settings.symmetric)).model)
     learned = measure(load_packed(path))
     weights_only = weights_only_bytes(network.table, config.wbits)
     finished = Finished(

@@ -24,7 +24,7 @@ class RunOptions:
     Budgets are upper bounds in the units of their names; at least one is needed. `size_budget_bytes` is what the packed
     file may take; latency and energy are those of `device`, a name or a file. `objectives` are the costs that the front
     spans beside the loss, those of `default_objectives` where none is named. Without `abits` activations stay float,
-    32 among them is float.
+    32 among them is float. `symmetric` grids of weights have their zero-point in the middle.
     `edges` says what becomes of the first and the last layer: 8 bits (`8`), like any other (`free`), or 8 bits unless
     that takes more than a quarter of a budget (`auto`). `fix` and `tie` are rules about single layers, as on the
     command line. Beyond `cache_memory_bytes` the inputs and outputs of blocks are kept in files, with no other effect.
@@ -42,6 +42,7 @@ class RunOptions:
     data: str | None = None
     wbits: tuple[int, ...] = (2, 3, 4, 5, 6, 8)
     abits: tuple[int, ...] = ()
+    symmetric: bool = False
     edges: EdgePolicy = "auto"
     fix: tuple[str, ...] = ()
     tie: tuple[str, ...] = ()

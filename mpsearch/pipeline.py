@@ -232,7 +232,12 @@ class Run:
     def sensitivity_key(self) -> str:
         """What the sensitivity cache depends on."""
         bits = [str(precision) for precision in self.precisions]
-        return fingerprint(METRIC, self.model.fingerprint, self.data.calib.fingerprint, bits, self.options.seed)
+        return fingerprint(METRIC, self._scored, self.data.calib.fingerprint, bits)
+
+    @property
+    def _scored(self) -> list[Any]:
+        """What scores depend on, but for images and bits."""
+        return [self.model.fingerprint, self.options.seed, self.options.symmetric]
 
     def sensitivity_step(self) -> SensitivityTable:
         """The sensitivity cache: read when current, else measured and written."""
@@ -254,9 +259,10 @@ class Run:
                 self.calibration,
                 self.precisions,
                 seed,
-                fingerprint(METRIC, self.model.fingerprint, seed),
+                fingerprint(METRIC, self._scored),
                 known,
                 lambda done, total: advance(done),
+                symmetric=self.options.symmetric,
             )
         table = scores.table(self.precisions, seed, self.sensitivity_key)
         save_cache(path, table, scores)
@@ -347,7 +353,9 @@ class Run:
     def finalize_step(self, config: BitConfig, name: str) -> Json:
         """One finished model: `chosen/NAME.json` and `model-NAME.safetensors`, made unless current."""
         options = self.options
-        settings = Settings(steps=options.steps, polish_steps=options.polish_steps, seed=options.seed)
+        settings = Settings(
+            steps=options.steps, polish_steps=options.polish_steps, seed=options.seed, symmetric=options.symmetric
+        )
         key = fingerprint(
             self.model.fingerprint,
             self.data.calib.fingerprint,

@@ -58,6 +58,8 @@ def measure(
     key: str,
     known: Scores | None = None,
     on_batch: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    symmetric: bool = False,
 ) -> Scores:
     """Scores every layer at every width of `precisions` on images (N ≥ 2, C, H, W), normalised for the network.
 
@@ -65,13 +67,14 @@ def measure(
     finalization leaves than plain rounding, which overrates low bits. The images are `split`. What is `known` under
     the same `key` is kept as far as `images` begin with the same ones: only new widths and new images are measured, and
     the result is the same as if nothing had been known. `on_batch` is called with images done and in all.
+    Grids of weights are `symmetric` or not; `key` says so where both are in use.
     """
     first, images = split(images)
     key = "-".join([key, *_digests(first.flatten()[None])])
     names, digests, terms = network.table.names, _digests(images), widths(*precisions)
     kept = _kept(known, key, digests, terms)
     new = [term for term in terms if kept is None or term not in kept.rounded]
-    roundings = {**({} if kept is None else kept.rounded), **_roundings(network, first, new)}
+    roundings = {**({} if kept is None else kept.rounded), **_roundings(network, first, new, symmetric)}
     rounded = {term: roundings[term] for term in terms}
     changes = {name: [change(network, name, rounded[term]) for term in terms] for name in names}
     score, square = np.zeros((2, len(images), len(names), len(terms)), np.float32)
@@ -105,7 +108,9 @@ def _kept(known: Scores | None, key: str, digests: tuple[str, ...], terms: Seque
     return known.part(whole, terms)
 
 
-def _roundings(network: Network, images: Tensor, terms: Sequence[Precision]) -> dict[Precision, Rounded]:
+def _roundings(
+    network: Network, images: Tensor, terms: Sequence[Precision], symmetric: bool
+) -> dict[Precision, Rounded]:
     """What every layer's weight, or its input, is rounded to by each of `terms`, for what it gets on images (N, …)."""
     layers = {name: network.layer(name) for name in network.table.names}
     rounded: dict[Precision, Rounded] = {}
@@ -116,7 +121,8 @@ def _roundings(network: Network, images: Tensor, terms: Sequence[Precision]) -> 
         for term in weights:
             found: dict[str, RoundedWeight] = {}
             for name, layer in layers.items():
-                grid, place, bias = second_order_rounding(layer.weight.detach(), term.w, moments, name)
+                weight = layer.weight.detach()
+                grid, place, bias = second_order_rounding(weight, term.w, moments, name, symmetric)
                 codes = place.round().to(torch.uint8)
                 found[name] = RoundedWeight(QuantizedWeight(grid, codes), bias)
             rounded[term] = found

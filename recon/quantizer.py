@@ -44,9 +44,9 @@ class QuantizedWeight:
         return decode(self.codes.float(), self.grid)
 
 
-def nearest(weight: Tensor, bits: int) -> QuantizedWeight:
+def nearest(weight: Tensor, bits: int, symmetric: bool = False) -> QuantizedWeight:
     """Plain rounding of a weight (O, …) on its own best grid: the baseline of every comparison."""
-    grid = search_grid(weight, bits)
+    grid = search_grid(weight, bits, symmetric=symmetric)
     return QuantizedWeight(grid, encode(weight.detach().float(), grid).to(torch.uint8))
 
 
@@ -77,23 +77,28 @@ def decode(codes: Tensor, grid: Grid) -> Tensor:
     return (codes - grid.zero_point.view(shape)) * grid.scale.view(shape)
 
 
-def search_grid(weight: Tensor, bits: int, importance: Tensor | None = None) -> Grid:
+def search_grid(weight: Tensor, bits: int, importance: Tensor | None = None, symmetric: bool = False) -> Grid:
     """The grid with the least (weighted) squared rounding error, by search over shrunken min-max ranges.
 
     `weight` is (O, …); `importance`, if given, is non-negative and broadcasts to the flattened weight (O, K): the
     diagonal of the loss' Hessian, so that the search minimises Σ importance · (Q(w) − w)². A constant or all-zero
-    channel gets a grid on which it is exact up to the half-precision scale.
+    channel gets a grid on which it is exact up to the half-precision scale, unless `symmetric`: then the zero-point
+    is 2^(bits − 1) everywhere, as where weights are signed integers without one.
     """
     flat = weight.detach().flatten(1).float()
     low = flat.amin(1).clamp_max(0)
     high = flat.amax(1).clamp_min(0)
+    if symmetric:
+        high = torch.maximum(high, -low)
+        low = -high
     levels = 2**bits - 1
     best_error = torch.full_like(low, torch.inf)
     best_scale = torch.ones_like(low)
     best_zero = torch.zeros_like(low)
     for shrink in torch.linspace(1.0, 0.25 if bits < 5 else 0.7, SHRINK_STEPS).tolist():
         scale = to_half_grid((high - low) * (shrink / levels))
-        for zero in _zero_points(low * shrink, scale, levels):
+        zeros = (torch.full_like(low, 2 ** (bits - 1)),) if symmetric else _zero_points(low * shrink, scale, levels)
+        for zero in zeros:
             grid = Grid(bits, scale, zero)
             squared = (decode(encode(flat, grid), grid) - flat).square_()
             error = (squared if importance is None else squared * importance).sum(1)

@@ -101,7 +101,7 @@ def _fit_unit(task: UnitTask, config: BitConfig, settings: Settings) -> BlockRep
     if settings.order == "joint":
         find_ranges(task.module, task.layers, task.x)
     for name, layer in task.layers.items():
-        stored = nearest(layer.weight, config[name].w)
+        stored = nearest(layer.weight, config[name].w, settings.symmetric)
         attach(layer, StraightThrough(stored.codes.float(), stored.grid))
     before, plain = task.loss(), _states(task.layers)
     if settings.judged and before < NEGLIGIBLE:
@@ -110,7 +110,7 @@ def _fit_unit(task: UnitTask, config: BitConfig, settings: Settings) -> BlockRep
     for name, layer in task.layers.items():
         detach(layer, floats[name])
     start = second_order_start if settings.start == "second-order" else nearest_start
-    start(task, config, settings.rounding)
+    start(task, config, settings)
     started_from = _states(task.layers)
     learned, after = _decided(task)
     if settings.steps:

@@ -21,6 +21,7 @@ class Settings:
 
     - `granularity`: what is fitted at once. A stage is a run of blocks of one output resolution.
     - `start`: second-order rounding, or every weight where it stood (`nearest`).
+    - `symmetric`: grids of weights with the zero-point in the middle.
     - `target`: the float unit's output for the inputs that the quantized part before it gives (`same inputs`), or for
       the float network's own (BRECQ).
     - `weighting` of the squared error: the Fisher diagonal, or none (`mse`).
@@ -43,6 +44,7 @@ class Settings:
     seed: int = 0
     granularity: Granularity = "block"
     start: Start = "second-order"
+    symmetric: bool = False
     rounding: RoundingName = "straight-through"
     target: Target = "same inputs"
     weighting: Weighting = "fisher"

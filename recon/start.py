@@ -10,11 +10,14 @@ from recon.attach import attach, bias_of
 from recon.moments import InputMoments, gather_moments, mean_output
 from recon.obq import descend, place_obq, refit_scale
 from recon.quantizer import Grid, codes_at, decode, search_grid
-from recon.rounding import RoundingName, make_rounding
+from recon.rounding import make_rounding
+from recon.settings import Settings
 from recon.task import UnitTask
 
 
-def second_order_rounding(weight: Tensor, bits: int, moments: InputMoments, name: str) -> tuple[Grid, Tensor, Tensor]:
+def second_order_rounding(
+    weight: Tensor, bits: int, moments: InputMoments, name: str, symmetric: bool = False
+) -> tuple[Grid, Tensor, Tensor]:
     """The grid of layer `name`'s weight (O, …), its continuous codes (O, …), and a bias (O,).
 
     The grid is searched with the input variance of each weight as its importance; the codes are those of `place_obq`,
@@ -23,7 +26,7 @@ def second_order_rounding(weight: Tensor, bits: int, moments: InputMoments, name
     """
     flat, hessian = weight.flatten(1), moments.hessian(name)
     variance = hessian.diagonal(dim1=1, dim2=2)
-    grid = search_grid(flat, bits, variance.repeat_interleave(len(flat) // len(variance), 0))
+    grid = search_grid(flat, bits, variance.repeat_interleave(len(flat) // len(variance), 0), symmetric)
     place = place_obq(flat, grid, hessian)
     grid = refit_scale(flat, place.round(), grid, hessian)
     place = descend(flat, place.round(), grid, hessian)
@@ -32,18 +35,20 @@ def second_order_rounding(weight: Tensor, bits: int, moments: InputMoments, name
     return grid, place.view_as(weight), -mean_output(error, moments.mean(name))
 
 
-def second_order_start(task: UnitTask, config: BitConfig, rounding: RoundingName) -> None:
+def second_order_start(task: UnitTask, config: BitConfig, settings: Settings) -> None:
     """Puts roundings on the layers of a unit, one after another, each for the inputs that those before it leave."""
     for name, layer in task.layers.items():
         moments = gather_moments(task.module, {name: layer}, task.x)
-        grid, place, bias = second_order_rounding(layer.weight.detach(), config[name].w, moments, name)
+        grid, place, bias = second_order_rounding(
+            layer.weight.detach(), config[name].w, moments, name, settings.symmetric
+        )
         bias_of(layer).data = bias_of(layer).data + bias
-        attach(layer, make_rounding(rounding, place, grid))
+        attach(layer, make_rounding(settings.rounding, place, grid))
 
 
-def nearest_start(task: UnitTask, config: BitConfig, rounding: RoundingName) -> None:
+def nearest_start(task: UnitTask, config: BitConfig, settings: Settings) -> None:
     """Puts roundings on the layers of a unit that stand where the weights stand, on the grids with the least error."""
     for name, layer in task.layers.items():
         weight = layer.weight.detach()
-        grid = search_grid(weight, config[name].w)
-        attach(layer, make_rounding(rounding, codes_at(weight, grid), grid))
+        grid = search_grid(weight, config[name].w, symmetric=settings.symmetric)
+        attach(layer, make_rounding(settings.rounding, codes_at(weight, grid), grid))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Command
+from safetensors import safe_open
 from test_bad_input import refused
 
 import mpsearch
@@ -43,6 +44,15 @@ def test_one_precision_for_all_is_an_option(given: tuple[object, ...], tmp_path:
     assert result.out.startswith("W4A32: ")
     done = json.loads((tmp_path / "chosen" / "W4A32.json").read_text())
     assert set(done["config"].values()) == {"W4A32"}
+
+
+def test_symmetric_weights(given: tuple[object, ...], tmp_path: Path, command: Command) -> None:
+    result = command(*given, "--bits", "4", "--edges", "free", "--symmetric", "--out", tmp_path)
+    assert result.code == 0, result.err
+    with safe_open(tmp_path / "model-W4A32.safetensors", "np") as file:
+        zeros = file.get_tensor("zero_points")
+    assert 0x88 in zeros
+    assert set(zeros.tolist()) <= {0x88, 0x08}  # 8 is the middle; the last byte of a layer may be half full
 
 
 def test_bits_by_layer_come_from_a_file(given: tuple[object, ...], tmp_path: Path, command: Command) -> None:

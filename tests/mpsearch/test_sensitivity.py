@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hwmodel import FLOAT_BITS, InputError, Precision
 from mpsearch import sensitivity
 from mpsearch.cache import load_scores, load_table, save_cache
-from mpsearch.scores import Scores
+from mpsearch.scores import RoundedWeight, Scores
 from mpsearch.sensitivity import change, measure
 from mpsearch.sensitivity_table import SensitivityTable
 from recon.input_quantizer import InputGrid
@@ -243,9 +243,9 @@ def test_only_what_is_new_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
         measured.append((len(x), len(next(iter(changes.values())))))
         return batch_terms(network, x, changes, generator)
 
-    def note(network, images, terms):  # type: ignore[no-untyped-def]
+    def note(network, images, terms, symmetric):  # type: ignore[no-untyped-def]
         rounded.append(tuple(terms))
-        return roundings(network, images, terms)
+        return roundings(network, images, terms, symmetric)
 
     monkeypatch.setattr(sensitivity, "_batch_terms", count)
     monkeypatch.setattr(sensitivity, "_roundings", note)
@@ -290,6 +290,16 @@ def test_roundings_are_judged_by_images_that_did_not_decide_them() -> None:
     true, found, seen = (scores.table(precisions, 0, "key").intra[0] for scores in (many, alone, few))
     assert np.array_equal(found, seen)
     assert found == pytest.approx(true, rel=0.25)
+
+
+def test_symmetric_grids_are_scored_as_such() -> None:
+    net = network()
+    scores = measure(net, images(48), BITS, 0, "key", symmetric=True)
+    for term in BITS:
+        for rounded in scores.rounded[term].values():
+            assert isinstance(rounded, RoundedWeight)
+            assert (rounded.weight.grid.zero_point == 2 ** (term.w - 1)).all()
+    assert not np.array_equal(scores.score, measure(net, images(48), BITS, 0, "key").score)
 
 
 def test_on_disk_and_back(tmp_path: Path) -> None:

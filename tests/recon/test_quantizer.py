@@ -67,6 +67,23 @@ def test_zero_is_on_every_grid_and_scales_are_half_precision() -> None:
         assert decode(encode(torch.zeros(8, 1), grid), grid).abs().max() == 0
 
 
+@pytest.mark.parametrize("bits", BITS)
+def test_symmetric_grids_are_signed_integers_of_torch(bits: int) -> None:
+    weight = weights(8, 64) + 0.3
+    stored = nearest(weight, bits, symmetric=True)
+    half = 2 ** (bits - 1)
+    assert (stored.grid.zero_point == half).all()
+    zeros = torch.zeros(8, dtype=torch.int32)
+    theirs = torch.fake_quantize_per_channel_affine(weight, stored.grid.scale, zeros, 0, -half, half - 1)
+    assert torch.equal(stored.dequantize(), theirs)
+    found = (theirs - weight).square().sum(1)
+    widest = torch.fake_quantize_per_channel_affine(
+        weight, to_half_grid(weight.abs().amax(1) / (half - 0.5)), zeros, 0, -half, half - 1
+    )
+    assert (found <= (widest - weight).square().sum(1) * (1 + 1e-6)).all()
+    assert (found >= (nearest(weight, bits).dequantize() - weight).square().sum(1) * 0.95).all()
+
+
 def test_scales_beyond_half_precision_are_refused() -> None:
     with pytest.raises(InputError, match="half-precision"):
         search_grid(torch.tensor([[-1e6, 1e6]]), 2)
