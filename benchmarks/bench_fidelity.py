@@ -1,12 +1,13 @@
 """Does the prediction rank configurations of one size as their measured divergence does?
 
-    python benchmarks/bench_fidelity.py                 # about 80 minutes on two cores; can be stopped and continued
+    python benchmarks/bench_fidelity.py                 # about two hours on two cores; can be stopped and continued
     python benchmarks/bench_fidelity.py resnet20        # one network
 
 MobileNetV2 on ImageNet and ResNet-20 on CIFAR-10 (../shared/data or MPSEARCH_DATA), three budgets each. At each of
 them: the configuration that each predictor picks, and neighbours of those within 2 % of the budget. Each is measured
 after plain rounding and after a finalization shortened to the second-order start, fewer images, and few steps of polish
-or none (`FINALIZED`). Writes benchmarks/results/bench_fidelity.json.
+or none (`FINALIZED`); ResNet-20's twice, with nothing in common, which tells how much of a ranking is chance. Writes
+benchmarks/results/bench_fidelity.json.
 """
 
 from __future__ import annotations
@@ -39,37 +40,45 @@ from recon.settings import Settings
 RESULTS = ROOT / "benchmarks" / "results" / "bench_fidelity.json"
 BUDGETS = {"resnet20": (90_000, 110_000, 140_000), "mobilenetv2": (1_100_000, 1_500_000, 2_000_000)}
 CONFIGS = 60
-FINALIZED = {"resnet20": (512, 30), "mobilenetv2": (128, 0)}  # images and steps of polish
+FINALIZED = {"resnet20": (512, 30, 2), "mobilenetv2": (128, 0, 1)}  # images, steps of polish, runs
+PARTS = 4  # a run is measured on every fourth validation image
 RESAMPLED = 2000
 WORKERS = 2
 
+Found = dict[str, float]
+
 
 class Measurer:
-    """Measures configurations, given as one digit of bits a layer, in a process of its own with one thread."""
+    """Measures configurations, given as one digit of bits a layer, in a process of its own with one thread.
+
+    Runs have calibration images, validation images and seeds of their own.
+    """
 
     def __init__(self, network: str) -> None:
         torch.set_num_threads(1)
         self.job = start(network)
-        images, polish_steps = FINALIZED[network]
-        self.few = self.job.calibration[mixed_order(self.job.calibration)[:images]]
-        self.settings = Settings(steps=0, polish_steps=polish_steps)
+        count, self.polish_steps, runs = FINALIZED[network]
+        order = mixed_order(self.job.calibration)
+        self.images = [self.job.calibration[order[run * count : (run + 1) * count]] for run in range(runs)]
         val = self.job.data.val
         assert val is not None
         assert val.y is not None
-        self.val = make_images(val.x[::4].contiguous(), val.y[::4].contiguous())
-        self.reference = logits(self.job.network.model, self.val, self.job.model.mean, self.job.model.std)
+        self.val = [make_images(val.x[run::PARTS].contiguous(), val.y[run::PARTS].contiguous()) for run in range(runs)]
+        model = self.job.model
+        self.reference = [logits(self.job.network.model, part, model.mean, model.std) for part in self.val]
 
-    def __call__(self, bits: str) -> dict[str, float]:
-        job = self.job
+    def __call__(self, bits: str, run: int) -> Found:
+        job, images = self.job, self.images[run]
         config = BitConfig(job.table.names, tuple(Precision(int(w)) for w in bits))
+        settings = Settings(steps=0, polish_steps=self.polish_steps, seed=run)
         layers = {
-            "plain": plainly_rounded(job.network, self.few, config),
-            "finalized": reconstruct(job.network, self.few, config, self.settings).layers,
+            "plain": plainly_rounded(job.network, images, config),
+            "finalized": reconstruct(job.network, images, config, settings).layers,
         }
-        found: dict[str, float] = {}
+        found: Found = {}
         for state, made in layers.items():
             model = quantized(job.network, made).model
-            result = evaluate(model, self.val, job.model.mean, job.model.std, self.reference)
+            result = evaluate(model, self.val[run], job.model.mean, job.model.std, self.reference[run])
             found[f"kl_{state}"], found[f"top1_{state}"] = result.kl_nats or 0.0, result.top1 or 0.0
         return found
 
@@ -82,8 +91,8 @@ def _begin(network: str) -> None:
     _measurer = Measurer(network)
 
 
-def _measure(bits: str) -> tuple[str, dict[str, float]]:
-    return bits, _measurer(bits)
+def _measure(what: tuple[str, int]) -> tuple[str, Found]:
+    return what[0], _measurer(*what)
 
 
 def near(problem: BitProblem, genome: Genomes, budget: float, rng: np.random.Generator) -> Genomes:
@@ -139,13 +148,15 @@ def study(network: str, results: dict[str, Any]) -> None:
     for budget in BUDGETS[network]:
         problem = build_problem(job.table, job.costs, free, budgets={"size_bytes": float(budget)})
         todo.append((budget, problem, *drawn(problem, known, budget)))
-    missing = [bits for *_, genomes in todo for bits in (as_bits(job, g) for g in genomes) if bits not in kept]
+    drawn_bits = list(dict.fromkeys(as_bits(job, genome) for *_, genomes in todo for genome in genomes))
+    runs = range(FINALIZED[network][2])
+    missing = [(bits, run) for run in runs for bits in drawn_bits if run >= len(kept.get(bits, ()))]
     context = multiprocessing.get_context("spawn")
     with context.Pool(WORKERS, _begin, (network,)) as pool:
         for bits, found in pool.imap(_measure, missing):
-            kept[bits] = found
+            kept.setdefault(bits, []).append(found)
             save(results)
-            print(f"{network} {len(kept)} measured, the last: {found}", file=sys.stderr)
+            print(f"{network} {sum(map(len, kept.values()))} measured, the last: {found}", file=sys.stderr)
     for budget, problem, picks, genomes in todo:
         results["rows"][f"{network} {budget}"] = compare(job, problem, known, picks, genomes, kept)
         save(results)
@@ -157,10 +168,12 @@ def compare(
     known: list[Predictor],
     picks: list[Genomes | None],
     genomes: Genomes,
-    kept: dict[str, dict[str, float]],
+    kept: dict[str, list[Found]],
 ) -> dict[str, Any]:
-    """How well each predictor ranks what was measured, and what became of its pick."""
-    found = [kept[as_bits(job, genome)] for genome in genomes]
+    """How well each predictor ranks what was measured, the mean of the runs, and what became of its pick."""
+    runs = {bits: kept[bits] for bits in (as_bits(job, genome) for genome in genomes)}
+    means = {bits: {key: float(np.mean([run[key] for run in of])) for key in of[0]} for bits, of in runs.items()}
+    found = list(means.values())
     rows = []
     for predictor, pick in zip(known, picks, strict=True):
         predicted = predictor.loss(problem, genomes)
@@ -170,9 +183,22 @@ def compare(
         row["predicted"] = [float(f"{value:.5g}") for value in predicted]
         if pick is not None:
             row["pick"] = as_bits(job, pick)
-            row |= kept[row["pick"]]
+            row |= means[row["pick"]]
         rows.append(row)
-    return {"configurations": [as_bits(job, genome) for genome in genomes], "predictors": rows}
+    finalized = np.array([[run["kl_finalized"] for run in of] for of in runs.values()])
+    agreement = {"agreement": agreed(finalized)} if finalized.shape[1] > 1 else {}
+    return {"configurations": list(runs), **agreement, "predictors": rows}
+
+
+def agreed(measured: NDArray[np.float64]) -> dict[str, float]:
+    """How far two runs (n, 2) agree: Kendall's τ, and the τ with their mean of what they have in common.
+
+    For normal variables τ = 2/π · asin r (Greiner, 1909); the mean of two runs that correlate by r correlates by
+    √(2r / (1 + r)) with what they have in common (Spearman and Brown, 1910).
+    """
+    tau = float(kendalltau(*measured.T)[0])
+    r = max(np.sin(np.pi / 2 * tau), 0.0)
+    return {"tau": tau, "ceiling": float(2 / np.pi * np.arcsin(np.sqrt(2 * r / (1 + r))))}
 
 
 def save(results: dict[str, Any]) -> None:
@@ -201,7 +227,11 @@ def page(results: dict[str, Any]) -> str:
     for name in names:
         if name in results["rows"]:
             row = results["rows"][name]
-            parts.append(f"{name} bytes, {len(row['configurations'])} configurations:\n\n{table(row)}")
+            title = f"{name} bytes, {len(row['configurations'])} configurations"
+            if "agreement" in row:
+                tau, ceiling = row["agreement"]["tau"], row["agreement"]["ceiling"]
+                title += f"; two runs agree by τ {tau:.2f}, so that {ceiling:.2f} is the most to be had"
+            parts.append(f"{title}:\n\n{table(row)}")
     return "\n\n".join(parts)
 
 
