@@ -94,9 +94,12 @@ class _RoundToGrid(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         x, rounded = ctx.saved_tensors
         inside = torch.ops.aten.hardtanh_backward(gradient, x, *ctx.range)
-        # ∂x̂/∂log s is x̂ − x inside the range and x̂ outside.
-        slope = (gradient * rounded).sum(dtype=torch.float32) - (inside * x).sum(dtype=torch.float32)
-        return inside, slope if ctx.needs_input_grad[1] else None, None, None
+        if not ctx.needs_input_grad[1]:
+            return inside, None, None, None
+        # ∂x̂/∂log s is x̂ − x inside the range and x̂ outside. Half-precision sums of one dimension are exact enough
+        # and several times as fast as a sum in float32, which copies everything first.
+        slope = rounded - torch.ops.aten.hardtanh_backward(x, x, *ctx.range)
+        return inside, slope.mul_(gradient).sum(1).sum(dtype=torch.float32), None, None
 
 
 class Histogram:

@@ -21,7 +21,7 @@ class Annealed:
             for tensor in tensors:
                 tensor.requires_grad_()
         self.rates = [rate for _, rate in groups]
-        self.adam = torch.optim.Adam([{"params": tensors, "lr": rate} for tensors, rate in groups])
+        self.adam = torch.optim.Adam([{"params": tensors, "lr": rate} for tensors, rate in groups], fused=True)
 
     def step(self, loss: Tensor, progress: float) -> None:
         """One step down `loss`, at `progress` (0 … 1) of all steps."""

@@ -12,14 +12,15 @@ a tenth of the steps.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from recon.quantizer import Grid, QuantizedWeight, to_half_grid
+from recon.quantizer import Grid, QuantizedWeight, decode, to_half_grid
 
 RoundingName = Literal["straight-through", "adaround"]
+EDGE = 1e-3
 GAMMA, ZETA = -0.1, 1.1  # the stretch of the rectified sigmoid (AdaRound, eq. 23)
 
 
@@ -44,15 +45,9 @@ class Rounding(nn.Module):
         """What to add to the loss at `progress` (0 … 1) of the steps, before its weight."""
         raise NotImplementedError
 
-    def soft_code(self) -> Tensor:
-        """The codes (O, …) that the forward pass uses; differentiable."""
-        raise NotImplementedError
-
     def forward(self, weight: Tensor) -> Tensor:
-        """The quantized weight (O, …); the float weight that it replaces is not read."""
-        shape = (-1,) + (1,) * (weight.dim() - 1)
-        scale = self.grid.scale * self.log_scale.exp()
-        return (self.soft_code() - self.grid.zero_point.view(shape)) * scale.view(shape)
+        """The quantized weight (O, …), differentiable; the float weight that it replaces is not read."""
+        raise NotImplementedError
 
     @torch.no_grad()
     def freeze(self) -> QuantizedWeight:
@@ -71,12 +66,35 @@ class StraightThrough(Rounding):
     def integer(self) -> Tensor:
         return self.code.detach().clamp(0, self.grid.levels).round()
 
-    def soft_code(self) -> Tensor:
-        code = self.code.clamp(0, self.grid.levels)
-        return code + (code.round() - code).detach()
+    def forward(self, weight: Tensor) -> Tensor:
+        decoded: Tensor = _Decode.apply(self.code, self.log_scale, self.grid)
+        return decoded
 
     def regulariser(self, progress: float) -> Tensor:
         return self.code.new_zeros(())
+
+
+class _Decode(torch.autograd.Function):
+    """The weight (O, …) that rounded codes stand for, in few passes over memory: in a wide layer they cost as much as
+    the layer itself."""
+
+    @staticmethod
+    def forward(ctx: Any, code: Tensor, log_scale: Tensor, grid: Grid) -> Tensor:
+        shape = (-1,) + (1,) * (code.dim() - 1)
+        scale = (grid.scale * log_scale.exp()).view(shape)
+        weight = code.clamp(0, grid.levels).round_().sub_(grid.zero_point.view(shape)).mul_(scale)
+        ctx.save_for_backward(code, weight, scale)
+        ctx.levels = grid.levels
+        return weight
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        code, weight, scale = ctx.saved_tensors
+        codes, scales, _ = ctx.needs_input_grad
+        slope = (gradient * weight).sum(tuple(range(1, code.dim()))) if scales else None
+        # Codes on the edge of the range still move.
+        edges = -EDGE, ctx.levels + EDGE
+        return torch.ops.aten.hardtanh_backward(gradient * scale, code, *edges) if codes else None, slope, None
 
 
 class AdaRound(Rounding):
@@ -100,8 +118,8 @@ class AdaRound(Rounding):
     def integer(self) -> Tensor:
         return (self.floor + (self.code.detach() >= 0)).clamp(0, self.grid.levels)
 
-    def soft_code(self) -> Tensor:
-        return (self.floor + self.up()).clamp(0, self.grid.levels)
+    def forward(self, weight: Tensor) -> Tensor:
+        return decode((self.floor + self.up()).clamp(0, self.grid.levels), self.grid)
 
     def regulariser(self, progress: float) -> Tensor:
         if progress < self.warmup:
