@@ -73,7 +73,9 @@ Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Population = Annotated[int, typer.Option(help="Configurations a generation.")]
 Generations = Annotated[int, typer.Option(help="Generations at most.")]
 Steps = Annotated[int, typer.Option(help="Reconstruction steps a block.")]
-PolishSteps = Annotated[int, typer.Option(help="Steps of the end-to-end polish; 0 for none.")]
+PolishSteps = Annotated[
+    int, typer.Option(help="Steps of the end-to-end polish, up to three times as many far from float; 0: none.")
+]
 CacheMemory = Annotated[
     str, typer.Option(help="Memory for the inputs and outputs of blocks; what is beyond it is kept in files.")
 ]

@@ -66,7 +66,7 @@ class Console:
     def finalizing(self, units: int, settings: Settings) -> Iterator[FinalizeWatch]:
         """Progress over units, a line for each with its loss before and after, then over the polish."""
         with self.progress("finalize", units * settings.steps + settings.polish_steps) as advance:
-            yield FinalizeWatch(self, advance, settings.steps)
+            yield FinalizeWatch(self, advance, settings)
 
     def _bar(self) -> RichProgress:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -84,18 +84,18 @@ class FinalizeWatch:
 
     console: Console
     advance: Advance
-    steps: int
+    settings: Settings
     done: int = 0
 
     def block(self, report: BlockReport) -> None:
         """A unit is finished."""
-        self.done += self.steps
+        self.done += self.settings.steps
         bits = ",".join(map(str, report.bits))
         kept = "  put back to plain rounding: reconstruction was worse" if report.outcome == "nearest" else ""
         change = f"{report.loss_before:.4f} → {report.loss_after:.4f}"
         self.console.note(f"  {report.block:<28} bits {bits:<14} loss {change}  {report.seconds:5.1f} s{kept}")
         self.advance(self.done)
 
-    def polish(self, step: int, loss: float) -> None:
+    def polish(self, step: int, steps: int, loss: float) -> None:
         """A step of the polish is done; its loss is the KL divergence on calibration images."""
-        self.advance(self.done + step)
+        self.advance(self.done + self.settings.polish_steps * step // steps, f"KL {loss:.3f}")

@@ -61,7 +61,7 @@ def finish(
     progress: Progress,
     measure: Measure,
     on_block: Callable[[BlockReport], None],
-    on_polish: Callable[[int, float], None],
+    on_polish: Callable[[int, int, float], None],
 ) -> Finished:
     """Reconstructs `network` at `config`, writes it to `path`, and measures what the written file computes."""
     started = time.perf_counter()

@@ -17,7 +17,7 @@ from recon.optimizer import Annealed, weight_parameters
 from recon.settings import Settings
 
 SAVE_EVERY = 100
-FAR, LEAST = 0.2, 0.1
+NEAR, LEAST, MOST, LONGEST = 0.2, 0.1, 3.0, 3.0
 CROP = 0.5
 MIXED = 0.5
 
@@ -54,37 +54,39 @@ def polish(
     images: Tensor,
     settings: Settings,
     progress: Progress | None,
-    on_step: Callable[[int, float], None],
+    on_step: Callable[[int, int, float], None],
 ) -> None:
     """Trains the scales, biases and step sizes of `work` to give the logits of `network` on images (N, C, H, W).
 
     Codes stay: there are as many of them as weights, and they would learn a few hundred images by heart.
 
     Knowledge distillation with the Kullback-Leibler divergence and no labels: Hinton et al., 2015 (arXiv 1503.02531).
-    The nearer the two are to begin with, the smaller the rate: the whole of it from `FAR` nats on, a tenth of it at
-    least. The state is kept in `progress` every 100 steps.
+    The farther the two are to begin with, the larger the rate and, from half as far on, the number of steps: those of
+    `settings` are for `NEAR` nats and for half of that. The state is kept in `progress` every 100 steps.
     """
     generator = torch.Generator().manual_seed(settings.seed)
     layers = [work.layer(name) for name in work.table.names]
     scales = [quantizer.log_scale for quantizer in quantizers_of(layers)]
-    rate = settings.polish_rate * min(max(_divergence(work, network, images) / FAR, LEAST), 1)
+    distance = _divergence(work, network, images) / NEAR
+    rate = settings.polish_rate * min(max(distance, LEAST), MOST)
+    steps = round(settings.polish_steps * min(max(2 * distance, 1), LONGEST))
     for layer in layers:
         rounding_of(layer).code.requires_grad_(False)
     optimizer = Annealed([*weight_parameters(layers, 0.0, rate), (scales, rate)])
     first, saved = progress.polish() if progress else (0, {})
     if first:
         _restore(optimizer, generator, saved)
-    for step in range(first, settings.polish_steps):
+    for step in range(first, steps):
         pick = torch.randint(len(images), (settings.batch,), generator=generator)
         x = channels_last(augment(images[pick].to(device()), generator))
         with fast():
             with torch.no_grad():
                 reference = network.model(x)
             loss = kl_divergence(reference, work.model(x))
-        optimizer.step(loss, step / settings.polish_steps)
+        optimizer.step(loss, step / steps)
         if progress and (step + 1) % SAVE_EVERY == 0:
             progress.save_polish(step + 1, _state(optimizer, generator))
-        on_step(step + 1, loss.item())
+        on_step(step + 1, steps, loss.item())
 
 
 @torch.no_grad()

@@ -60,12 +60,13 @@ def reconstruct(
     *,
     progress: Progress | None = None,
     on_block: Callable[[BlockReport], None] = lambda report: None,
-    on_polish: Callable[[int, float], None] = lambda step, loss: None,
+    on_polish: Callable[[int, int, float], None] = lambda step, steps, loss: None,
 ) -> Reconstruction:
     """Finishes `network` at the bits of `config` with images (N, C, H, W), normalised for it; it is not changed.
 
     `progress` keeps finished units on disk, so that an interrupted call continues where it was. `on_block` is called
-    after every unit, `on_polish` with (step, KL in nats) during the polish. Raises InputError for too few images.
+    after every unit, `on_polish` with (step, steps, KL in nats) during the polish. Raises InputError for too few
+    images.
     """
     settings = settings or Settings()
     if len(images) < FEWEST_IMAGES:

@@ -54,15 +54,18 @@ class Small(nn.Module):
 
 @pytest.mark.parametrize(
     ("recipe", "granularity"),
-    [*product(["ours"], ["layer", "block", "stage", "network"]), *product(["brecq"], ["layer", "block", "stage"])],
+    [
+        *product(["ours", "qdrop"], ["layer", "block", "stage", "network"]),
+        *product(["brecq"], ["layer", "block", "stage"]),
+    ],
 )
 def test_errors_fall_at_every_granularity(recipe: str, granularity: str) -> None:
     torch.manual_seed(0)
     net, x = trace(Small(), (3, 12, 12)), torch.randn(64, 3, 12, 12)
     config = BitConfig.uniform(net.table.names, Precision(2, 7))
-    made = {"ours": Settings(steps=60), "brecq": Settings.brecq(200)}[recipe]
+    made = {"ours": Settings(steps=60), "qdrop": Settings(steps=60, dropped=0.5), "brecq": Settings.brecq(200)}[recipe]
     settings = Settings(**{name: getattr(made, name) for name in Settings.__slots__} | {
-        "granularity": granularity, "polish_steps": 0, "batch": 16, "code_rate": 1e-3 if recipe == "ours" else 0.03,
+        "granularity": granularity, "polish_steps": 0, "batch": 16, "code_rate": 0.03 if recipe == "brecq" else 1e-3,
     })  # fmt: skip
     reports = reconstruct(net, x, config, settings).reports
     assert [report.block for report in reports] == [unit.name for unit in regroup(net, settings.granularity).units]

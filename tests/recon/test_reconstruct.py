@@ -83,14 +83,23 @@ def smooth(count: int, seed: int) -> Tensor:
 
 def test_the_polish_lowers_the_divergence_on_unseen_images() -> None:
     net, seen, unseen = network(), smooth(64, 1), smooth(256, 2)
-    steps: list[int] = []
+    steps: list[tuple[int, int]] = []
     kls = []
     for count in (0, 200):
         settings = Settings(steps=0, polish_steps=count, batch=16, start="nearest")
-        result = reconstruct(net, seen, at(net, 2), settings, on_polish=lambda step, _: steps.append(step))
+        result = reconstruct(net, seen, at(net, 2), settings, on_polish=lambda *step: steps.append(step[:2]))
         kls.append(kl(net, quantized(net, result.layers).model, unseen))
     assert kls[1] < 0.7 * kls[0]
-    assert steps == list(range(1, 201))
+    asked, far = 200, kl(net, quantized(net, plainly_rounded(net, seen, at(net, 2))).model, seen)
+    assert far > 0.3  # three times the steps
+    assert steps == [(step, 3 * asked) for step in range(1, 3 * asked + 1)]
+
+
+def test_the_polish_is_short_where_little_is_left_to_do(images: Tensor) -> None:
+    net, steps = network(), list[int]()
+    settings = Settings(steps=0, polish_steps=10, batch=16)
+    reconstruct(net, images, at(net, 8), settings, on_polish=lambda *step: steps.append(step[1]))
+    assert steps == [10] * 10
 
 
 def test_the_network_that_goes_in_is_unchanged_and_the_result_repeatable(images: Tensor) -> None:
@@ -115,16 +124,16 @@ def test_an_interrupted_polish_goes_on_to_the_same_bits(images: Tensor, tmp_path
     settings = Settings(steps=2, polish_steps=220, batch=16)
     whole = reconstruct(net, images, at(net, 3), settings)
 
-    def stop(step: int, _loss: float) -> None:
+    def stop(step: int, _steps: int, _loss: float) -> None:
         if step == 130:
             raise Stop
 
     with pytest.raises(Stop):
         reconstruct(net, images, at(net, 3), settings, progress=Progress(path, "key"), on_polish=stop)
-    seen: list[int] = []
+    seen: list[tuple[int, int]] = []
     again = Progress(path, "key")
-    resumed = reconstruct(net, images, at(net, 3), settings, progress=again, on_polish=lambda s, _: seen.append(s))
-    assert seen == list(range(101, 221))
+    resumed = reconstruct(net, images, at(net, 3), settings, progress=again, on_polish=lambda *s: seen.append(s[:2]))
+    assert [step for step, _ in seen] == list(range(101, seen[0][1] + 1))
     for name in net.table.names:
         assert torch.equal(whole.layers.weights[name].codes, resumed.layers.weights[name].codes)
         assert torch.equal(whole.layers.weights[name].grid.scale, resumed.layers.weights[name].grid.scale)
