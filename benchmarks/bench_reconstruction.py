@@ -159,6 +159,33 @@ def table(results: dict[str, Any], network: str) -> str:
     return "\n".join(lines)
 
 
+def brief(results: dict[str, Any]) -> str:
+    """Top-1, and seconds, of every network, bit-width and method that was measured, in Markdown."""
+    methods = [*METHODS, "brecq-20000"]
+    measured = [name.split(" ")[2] for name in results["rows"] if not name.endswith("steps")]
+    methods = [method for method in methods if method in measured]
+    lines = [f"| | {' | '.join(methods)} |", "|---" * (len(methods) + 1) + "|"]
+    for network, bits in product(NETWORKS, BITS):
+        found = [results["rows"].get(f"{network} {bits} {method} 0") for method in methods]
+        if any(found):
+            cells = [f"{row['top1']:.2f} %, {row['seconds']:.0f} s" if row else "" for row in found]
+            lines.append(f"| {network}, {bits} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def steps(results: dict[str, Any]) -> str:
+    """What a step costs, over the float forward and backward of the same block and batch: a line a network."""
+    lines = []
+    for network in NETWORKS:
+        row = results["rows"].get(f"{network} steps")
+        for bits, ratios in row["ratios"].items() if row else ():
+            dearest = sorted(ratios, key=lambda name: -ratios[name])
+            above = [f"{name} {ratios[name]:.2f}" for name in dearest if ratios[name] > 1.3]
+            median = sorted(ratios.values())[len(ratios) // 2]
+            lines.append(f"- {network}, {bits}: median {median:.2f}; above 1.3: {', '.join(above) or 'none'}")
+    return "\n".join(lines)
+
+
 def main(words: list[str]) -> None:
     """Measures what is missing among the rows whose names hold all `words`, and prints the tables."""
     if words[:1] == ["--row"]:
