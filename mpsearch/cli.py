@@ -74,7 +74,7 @@ Population = Annotated[int, typer.Option(help="Configurations a generation.")]
 Generations = Annotated[int, typer.Option(help="Generations at most.")]
 Steps = Annotated[int, typer.Option(help="Reconstruction steps a block.")]
 PolishSteps = Annotated[
-    int, typer.Option(help="Steps of the end-to-end polish, up to three times as many far from float; 0: none.")
+    int, typer.Option(help="Steps of the polish; up to 3 times as many far from float or with many images.")
 ]
 CacheMemory = Annotated[
     str, typer.Option(help="Memory for the inputs and outputs of blocks; what is beyond it is kept in files.")

@@ -17,7 +17,8 @@ from recon.optimizer import Annealed, weight_parameters
 from recon.settings import Settings
 
 SAVE_EVERY = 100
-NEAR, LEAST, MOST, LONGEST = 0.2, 0.1, 3.0, 3.0
+NEAR, LEAST, MOST = 0.2, 0.1, 3.0
+FEW, LONGEST = 512, 3.0
 CROP = 0.5
 MIXED = 0.5
 
@@ -61,15 +62,17 @@ def polish(
     Codes stay: there are as many of them as weights, and they would learn a few hundred images by heart.
 
     Knowledge distillation with the Kullback-Leibler divergence and no labels: Hinton et al., 2015 (arXiv 1503.02531).
-    The farther the two are to begin with, the larger the rate and, from half as far on, the number of steps: those of
-    `settings` are for `NEAR` nats and for half of that. The state is kept in `progress` every 100 steps.
+    The farther the two are to begin with, the larger the rate and the number of steps: `settings.polish_rate` is that
+    at `NEAR` nats, and half as far the number of steps begins to grow; with more than `FEW` images it grows as well,
+    up to `LONGEST` times `settings.polish_steps`. The state is kept in `progress` every 100 steps.
     """
     generator = torch.Generator().manual_seed(settings.seed)
     layers = [work.layer(name) for name in work.table.names]
     scales = [quantizer.log_scale for quantizer in quantizers_of(layers)]
     distance = _divergence(work, network, images) / NEAR
     rate = settings.polish_rate * min(max(distance, LEAST), MOST)
-    steps = round(settings.polish_steps * min(max(2 * distance, 1), LONGEST))
+    longer = max(2 * distance, 1) * max(len(images) / FEW, 1)
+    steps = round(settings.polish_steps * min(longer, LONGEST))
     for layer in layers:
         rounding_of(layer).code.requires_grad_(False)
     optimizer = Annealed([*weight_parameters(layers, 0.0, rate), (scales, rate)])

@@ -18,7 +18,7 @@ Weighting = Literal["fisher", "mse"]
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How to reconstruct. `steps` are per unit, `polish_steps` for the whole network at the end, up to three
-    times as many where the units leave much to do.
+    times as many where the units leave much to do or there are more than 512 images.
 
     - `granularity`: what is fitted at once. A stage is a run of blocks of one output resolution.
     - `start`: second-order rounding, or every weight where it stood (`nearest`).
