@@ -9,8 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
+from scipy.stats import kendalltau
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -101,6 +103,18 @@ def test_the_figures_in_the_text_are_the_measured_ones() -> None:
     assert f"(BRECQ's terms: {taus('mobilenetv2', 'BRECQ')})" in text
     assert f"and {taus('resnet20', 'ours')} on ResNet-20 at 90, 110, 140 kB" in text
     assert f"(BRECQ's terms: {taus('resnet20', 'BRECQ')})" in text
+    ceilings = [row["agreement"]["ceiling"] for name, row in fidelity["rows"].items() if name.startswith("resnet20")]
+    assert f"{', '.join(f'{tau:.2f}' for tau in ceilings)} is the most to be had" in text
+
+
+def test_the_ceiling_is_what_a_perfect_predictor_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    agreed = importlib.import_module("bench_fidelity").agreed
+    rng = np.random.default_rng(0)
+    for noise in (0.3, 1.0, 2.0):
+        truth = rng.normal(size=4000)
+        runs = truth[:, None] + noise * rng.normal(size=(4000, 2))
+        assert agreed(runs)["ceiling"] == pytest.approx(kendalltau(truth, runs.mean(1))[0], abs=0.03)
 
 
 def test_the_cache_costs_what_was_promised_and_grows_linearly() -> None:
