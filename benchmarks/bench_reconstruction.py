@@ -35,7 +35,15 @@ RESULTS = ROOT / "benchmarks" / "results" / "bench_reconstruction.json"
 NETWORKS = ("resnet20", "mobilenetv2")
 BITS = ("W4A32", "W3A32", "W2A32", "W4A4", "W2A4")
 METHODS = ("plain", "ours", "adaround-2000", "brecq-2000")
+TITLES = {
+    "plain": "plain rounding",
+    "adaround-2000": "AdaRound, 2,000 steps a layer",
+    "brecq-2000": "BRECQ, 2,000 steps a block",
+    "brecq-20000": "BRECQ, 20,000",
+    "ours": "mpsearch",
+}
 SEEDS = 3
+DEAR = 1.3  # times the float forward and backward
 
 
 def rows() -> list[str]:
@@ -146,7 +154,7 @@ def best(function: Any, repeats: int = 7) -> float:
 def table(results: dict[str, Any], network: str) -> str:
     """A network's figures, in Markdown: a line a bit-width and method, the range of top-1 where there are seeds."""
     lines = ["| bits | method | top-1 | KL, nats | seconds | memory |", "|---|---|---|---|---|---|"]
-    for bits, method in product(BITS, (*METHODS, "brecq-20000")):
+    for bits, method in product(BITS, TITLES):
         names = [f"{network} {bits} {method} {seed}" for seed in range(SEEDS)]
         seeds = [results["rows"][name] for name in names if name in results["rows"]]
         if seeds:
@@ -160,11 +168,11 @@ def table(results: dict[str, Any], network: str) -> str:
 
 
 def brief(results: dict[str, Any]) -> str:
-    """Top-1, and seconds, of every network, bit-width and method that was measured, in Markdown."""
-    methods = [*METHODS, "brecq-20000"]
-    measured = [name.split(" ")[2] for name in results["rows"] if not name.endswith("steps")]
-    methods = [method for method in methods if method in measured]
-    lines = [f"| | {' | '.join(methods)} |", "|---" * (len(methods) + 1) + "|"]
+    """Top-1 and seconds of every network, bit-width and method that was measured, in Markdown."""
+    there = {name.split(" ")[2] for name in results["rows"] if not name.endswith("steps")}
+    methods = [method for method in TITLES if method in there]
+    lines = [f"| top-1, seconds | {' | '.join(TITLES[method] for method in methods)} |"]
+    lines.append("|---" * (len(methods) + 1) + "|")
     for network, bits in product(NETWORKS, BITS):
         found = [results["rows"].get(f"{network} {bits} {method} 0") for method in methods]
         if any(found):
@@ -173,17 +181,24 @@ def brief(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def steps(results: dict[str, Any]) -> str:
-    """What a step costs, over the float forward and backward of the same block and batch: a line a network."""
-    lines = []
+def page(results: dict[str, Any]) -> str:
+    """Everything, in Markdown: a table a network, and what a step costs over the float forward and backward."""
+    parts = []
     for network in NETWORKS:
-        row = results["rows"].get(f"{network} steps")
-        for bits, ratios in row["ratios"].items() if row else ():
-            dearest = sorted(ratios, key=lambda name: -ratios[name])
-            above = [f"{name} {ratios[name]:.2f}" for name in dearest if ratios[name] > 1.3]
+        rows = [row for name, row in results["rows"].items() if name.startswith(network) and "top1" in row]
+        if rows:
+            threads = sorted({row["threads"] for row in rows})
+            told = f"{network}: float {rows[0]['top1_float']:.2f} % on {rows[0]['validation_images']:,} images, "
+            parts.append(f"{told}{', '.join(map(str, threads))} thread(s)\n\n{table(results, network)}")
+        cost = results["rows"].get(f"{network} steps")
+        lines = []
+        for bits, ratios in cost["ratios"].items() if cost else ():
             median = sorted(ratios.values())[len(ratios) // 2]
-            lines.append(f"- {network}, {bits}: median {median:.2f}; above 1.3: {', '.join(above) or 'none'}")
-    return "\n".join(lines)
+            dear = [f"{name} {ratio:.2f}" for name, ratio in ratios.items() if ratio > DEAR]
+            lines.append(f"- a step at {bits}: median {median:.2f}; above {DEAR}: {', '.join(dear) or 'none'}")
+        if lines:
+            parts.append("\n".join(lines))
+    return "\n\n".join(parts)
 
 
 def main(words: list[str]) -> None:
@@ -202,8 +217,7 @@ def main(words: list[str]) -> None:
         results |= {"machine": machine(), "versions": versions()}
         results["rows"][row] = json.loads(done.stdout.splitlines()[-1])
         RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    for network in NETWORKS:
-        print(network, table(results, network), sep="\n")
+    print(page(results))
 
 
 if __name__ == "__main__":
