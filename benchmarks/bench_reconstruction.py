@@ -27,6 +27,7 @@ from hwmodel import FLOAT_BITS, BitConfig, LayerTable, Precision
 from mpsearch.evaluate import score
 from mpsearch.summary import versions
 from recon.compute import channels_last, fast
+from recon.fisher import Fisher
 from recon.quantized import plainly_rounded, quantized
 from recon.reconstruct import reconstruct
 from recon.settings import Settings
@@ -115,7 +116,9 @@ def measure_steps(network: str) -> dict[str, Any]:
         work = regroup(quantize_inputs(job.network, input_bits(asked)), "block")
         found: dict[str, float] = {}
         with Store(2**40) as store:
-            for task, unit in zip(walk(work, job.network, images, how, {}, store), job.network.units, strict=True):
+            for task, unit in zip(
+                walk(work, job.network, images, how, Fisher(), store), job.network.units, strict=True
+            ):
                 find_ranges(task.module, task.layers, task.x)
                 x, target = channels_last(task.x[:32]), task.target[:32].float()
                 pick = torch.arange(32)

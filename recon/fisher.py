@@ -1,16 +1,22 @@
-"""The diagonal Fisher information of unit outputs: how much the log-likelihood minds an error there."""
+"""The Fisher information of outputs: how much the log-likelihood minds an error there, alone and together."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from recon.compute import batches, channels_last, fast
+from recon.compute import batches, channels_last, fast, mixed_order
 from recon.network import Network
 from recon.run import run
+from recon.settings import Settings
 
 FISHER_BATCH = 32
+METRIC_IMAGES = 256
+METRIC_BATCH = 8  # the outputs of all layers are alive at once
 
 
 def fisher_probe(logits: Tensor, generator: torch.Generator) -> Tensor:
@@ -28,6 +34,62 @@ def fisher_probe(logits: Tensor, generator: torch.Generator) -> Tensor:
     direction = torch.zeros_like(p).scatter_(1, label, 1.0) - p
     v = F.normalize(direction, dim=-1) * share.sum(-1, keepdim=True).sqrt()
     return (v.float() * logits.float().flatten(0, -2)).sum()
+
+
+@dataclass(frozen=True, slots=True)
+class Fisher:
+    """What the loss minds: by unit its `diagonal` at one output (…), by layer the second moment (O, O) of its gradient
+    at the outputs, per position, as `metrics`."""
+
+    diagonal: Mapping[str, Tensor] = field(default_factory=dict)
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def weight(self, unit: str) -> Tensor | None:
+        """The diagonal at the output of a unit, 1 on average; None where it was not measured."""
+        found = self.diagonal.get(unit)
+        return None if found is None else found / found.mean().clamp_min(1e-30)
+
+
+def measure_fisher(network: Network, images: Tensor, settings: Settings) -> Fisher:
+    """What `settings` need of the Fisher information of `network` on images (N, C, H, W)."""
+    diagonal = fisher_diagonal(network, images, settings.seed)
+    if settings.start != "second-order":
+        return Fisher(diagonal)
+    return Fisher(diagonal, output_metrics(network, images[mixed_order(images)[:METRIC_IMAGES]], settings.seed))
+
+
+def output_metrics(network: Network, images: Tensor, seed: int) -> dict[str, Tensor]:
+    """By layer, the second moment (O, O) of ∂ log p(y|x) / ∂z, y ~ p, at one position of its output z, from images
+    (N, C, H, W); grouped convolutions, whose channels have inputs of their own, are left out."""
+    generator = torch.Generator().manual_seed(seed)
+    layers = {name: network.layer(name) for name in network.table.names}
+    layers = {name: layer for name, layer in layers.items() if getattr(layer, "groups", 1) == 1}
+    sums: dict[str, Tensor] = {}
+    outputs: list[tuple[str, Tensor]] = []
+
+    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        def hook(_module: nn.Module, _args: tuple[Tensor, ...], z: Tensor) -> Tensor:
+            z = z if z.requires_grad else z.requires_grad_()
+            outputs.append((name, z))
+            return z
+
+        return hook
+
+    hooks = [layer.register_forward_hook(keep(name)) for name, layer in layers.items()]
+    try:
+        for x in batches(images, METRIC_BATCH):
+            outputs.clear()
+            with torch.enable_grad(), fast():
+                probe = fisher_probe(network.model(channels_last(x)), generator)
+            gradients = torch.autograd.grad(probe, [z for _, z in outputs])
+            for (name, _), gradient in zip(outputs, gradients, strict=True):
+                flat = gradient.float().movedim(1, -1) if gradient.dim() == 4 else gradient.float()
+                flat = flat.flatten(0, -2)
+                sums[name] = sums.get(name, 0.0) + flat.T @ flat
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: total / len(images) for name, total in sums.items()}
 
 
 def fisher_diagonal(network: Network, images: Tensor, seed: int) -> dict[str, Tensor]:

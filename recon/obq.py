@@ -10,6 +10,8 @@ from torch import Tensor
 
 from recon.quantizer import Grid, decode, to_half_grid
 
+PARTS = 8
+TOGETHER_DAMPING = 0.3  # of the mean of the metric's diagonal: 0.1 learns 256 images by heart in wide layers
 SWEEPS = 2  # of coordinate descent; four leave half a per cent less error
 FARTHEST = 2.0  # a scale is refitted by this factor at most
 BLOCK = 128  # columns whose errors reach the weights beyond them all at once: memory is what limits a column's update
@@ -76,6 +78,39 @@ def descend(weight: Tensor, codes: Tensor, grid: Grid, hessian: Tensor) -> Tenso
             local[:, :, at:] += step[:, :, None] * hessian[:, None, k, k:last]
         slope += ((settled[:, :, first:last] - moved) * scale[:, :, None]) @ hessian[:, first:last]
     return places.view_as(weight)
+
+
+def descend_together(weight: Tensor, codes: Tensor, grid: Grid, hessian: Tensor, metric: Tensor) -> tuple[Grid, Tensor]:
+    """A grid and continuous codes (O, K) whose rounding leaves little of tr G (Q − W) H (Q − W)ᵀ: here the errors of
+    output channels act together, and may make up for each other.
+
+    H is the `hessian` (1, K, K) of the inputs, G the `metric` (O, O), the second moment of the loss' gradient at the
+    outputs; their Kronecker product stands for the Fisher information (Martens and Grosse, ICML 2015, arXiv
+    1503.05671). Given the others, a channel is rounded as by `descend`, for a weight that makes up for their errors. An
+    eighth of the channels moves at a time; where they get into each other's way, half of them, and so on.
+    """
+    damping = (TOGETHER_DAMPING * metric.diagonal().mean()).clamp_min(1e-30)
+    metric = metric + damping * torch.eye(len(metric), device=metric.device)
+    places, scale = codes.clone(), grid.scale.clone()
+    error = decode(codes, grid) - weight
+    channels = torch.arange(len(weight), device=weight.device)
+    for _ in range(SWEEPS):
+        todo = [channels[first::PARTS] for first in range(PARTS)]
+        while todo:
+            part = todo.pop()
+            pull = metric[part] @ error
+            wanted = weight[part] + error[part] - pull / metric[part, part, None]
+            own = Grid(grid.bits, scale[part], grid.zero_point[part])
+            place = descend(wanted, places[part].round(), own, hessian)
+            own = refit_scale(wanted, place.round(), own, hessian)
+            step = decode(place.round(), own) - weight[part] - error[part]
+            change = (step @ hessian[0] * (2 * pull + metric[part][:, part] @ step)).sum()
+            if change > 0 and len(part) > 1:
+                todo += part.tensor_split(2)
+                continue
+            places[part], scale[part] = place, own.scale
+            error[part] += step
+    return Grid(grid.bits, scale, grid.zero_point), places
 
 
 def refit_scale(weight: Tensor, codes: Tensor, grid: Grid, hessian: Tensor) -> Grid:

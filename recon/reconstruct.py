@@ -22,7 +22,7 @@ from recon.attach import attach, bias_of, detach, harden, rounding_of
 from recon.calls import Layer
 from recon.checkpoint import Progress
 from recon.compute import device
-from recon.fisher import fisher_diagonal
+from recon.fisher import Fisher, measure_fisher
 from recon.granularity import regroup
 from recon.inputs import find_ranges, input_scale, quantize_inputs, quantizers_of
 from recon.network import Network
@@ -74,7 +74,7 @@ def reconstruct(
     inputs = input_bits(config)
     work = regroup(quantize_inputs(network, inputs), settings.granularity)
     truth = regroup(network, settings.granularity)
-    fisher = fisher_diagonal(truth, images, settings.seed) if settings.weighting == "fisher" else {}
+    fisher = measure_fisher(truth, images, settings) if settings.weighting == "fisher" else Fisher()
     reports: list[BlockReport] = []
     with Store(settings.memory_bytes) as store:
         for task in walk(work, truth, images, settings, fisher, store):

@@ -8,7 +8,7 @@ from torch import Tensor
 from hwmodel import BitConfig
 from recon.attach import attach, bias_of
 from recon.moments import InputMoments, gather_moments, mean_output
-from recon.obq import descend, place_obq, refit_scale
+from recon.obq import descend, descend_together, place_obq, refit_scale
 from recon.quantizer import Grid, codes_at, decode, search_grid
 from recon.rounding import make_rounding
 from recon.settings import Settings
@@ -16,12 +16,18 @@ from recon.task import UnitTask
 
 
 def second_order_rounding(
-    weight: Tensor, bits: int, moments: InputMoments, name: str, symmetric: bool = False
+    weight: Tensor,
+    bits: int,
+    moments: InputMoments,
+    name: str,
+    symmetric: bool = False,
+    metric: Tensor | None = None,
 ) -> tuple[Grid, Tensor, Tensor]:
     """The grid of layer `name`'s weight (O, …), its continuous codes (O, …), and a bias (O,).
 
     The grid is searched with the input variance of each weight as its importance; the codes are those of `place_obq`,
-    then of `descend`, and the scales are refitted to them each time. The bias, to be added, takes out the mean error of
+    then of `descend` and, where there is the `metric` (O, O) of the outputs, of `descend_together`; the scales are
+    refitted to them each time. The bias, to be added, takes out the mean error of
     the outputs, so that only their variance counts.
     """
     flat, hessian = weight.flatten(1), moments.hessian(name)
@@ -31,6 +37,8 @@ def second_order_rounding(
     grid = refit_scale(flat, place.round(), grid, hessian)
     place = descend(flat, place.round(), grid, hessian)
     grid = refit_scale(flat, place.round(), grid, hessian)
+    if metric is not None:
+        grid, place = descend_together(flat, place.round(), grid, hessian, metric)
     error = decode(place.round(), grid) - flat
     return grid, place.view_as(weight), -mean_output(error, moments.mean(name))
 
@@ -40,7 +48,7 @@ def second_order_start(task: UnitTask, config: BitConfig, settings: Settings) ->
     for name, layer in task.layers.items():
         moments = gather_moments(task.module, {name: layer}, task.x)
         grid, place, bias = second_order_rounding(
-            layer.weight.detach(), config[name].w, moments, name, settings.symmetric
+            layer.weight.detach(), config[name].w, moments, name, settings.symmetric, task.metrics.get(name)
         )
         bias_of(layer).data = bias_of(layer).data + bias
         attach(layer, make_rounding(settings.rounding, place, grid))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from recon.calls import Layer
 from recon.compute import BATCH, batches, channels_last, device, fast
+from recon.fisher import Fisher
 from recon.network import Network
 from recon.run import unit_inputs
 from recon.settings import Settings
@@ -22,7 +23,8 @@ HELD_BACK = 8
 @dataclass(frozen=True)
 class UnitTask:
     """A unit's `module` and layers, its inputs x (N, …), what finds its target outputs (N, …), and their Fisher weight
-    (…). `generator` draws what is random.
+    (…). `metrics` are those of the outputs of layers (O, O), by name, where they are known. `generator` draws what is
+    random.
 
     Every eighth image is held back: it judges what the others taught. Where not `judged`, all images teach.
     """
@@ -33,6 +35,7 @@ class UnitTask:
     x: Tensor
     find_target: Callable[[], Tensor]
     weight: Tensor | None
+    metrics: Mapping[str, Tensor]
     judged: bool
     generator: torch.Generator
 
@@ -80,7 +83,7 @@ class UnitTask:
 
 
 def walk(
-    work: Network, truth: Network, images: Tensor, settings: Settings, fisher: Mapping[str, Tensor], store: Store
+    work: Network, truth: Network, images: Tensor, settings: Settings, fisher: Fisher, store: Store
 ) -> Iterator[UnitTask]:
     """The units of `work` in order, each with the inputs that the units before it, as they are by then, make of images
     (N, C, H, W); `truth` is the float network with the same units."""
@@ -93,8 +96,10 @@ def walk(
         find_target = partial(store.map, float_unit.module, float_x if of_float_inputs else x)
         layers = {name: work.layer(name) for name in unit.layers}
         generator = torch.Generator().manual_seed(settings.seed * 1009 + index)
-        weight = fisher[unit.name] / fisher[unit.name].mean().clamp_min(1e-30) if fisher else None
-        yield UnitTask(unit.name, unit.module, layers, x, find_target, weight, settings.judged, generator)
+        weight = fisher.weight(unit.name)
+        yield UnitTask(
+            unit.name, unit.module, layers, x, find_target, weight, fisher.metrics, settings.judged, generator
+        )
         if work.chained:
             x = store.map(unit.module, x)
             float_x = store.map(float_unit.module, float_x) if of_float_inputs else x

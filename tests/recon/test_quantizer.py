@@ -10,7 +10,7 @@ import torch
 from hwmodel import InputError
 from recon import obq
 from recon.moments import gather_moments, input_patches, mean_output
-from recon.obq import descend, place_obq, refit_scale
+from recon.obq import descend, descend_together, place_obq, refit_scale
 from recon.quantizer import Grid, decode, encode, nearest, search_grid, to_half_grid
 from recon.start import second_order_rounding
 
@@ -145,6 +145,48 @@ def test_descended_codes_are_best_one_by_one_whatever_the_blocks(monkeypatch: py
         assert (errors(other) >= errors(codes) * (1 - 1e-4)).all()
     monkeypatch.setattr(obq, "BLOCK", 5)
     assert torch.equal(descend(weight, encode(weight, grid), grid, hessian).round(), codes)
+
+
+def test_channels_that_act_together_are_rounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(obq, "TOGETHER_DAMPING", 0.0)
+    grids = torch.tensor(list(itertools.product(range(4), repeat=6))).float().view(-1, 2, 3)
+    together, alone = [], []
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        mix = torch.randn(3, 3, generator=generator)
+        hessian = (mix @ mix.T + 0.1 * torch.eye(3))[None]
+        pull = torch.randn(2, 2, generator=generator)
+        metric = pull @ pull.T + 0.1 * torch.eye(2)
+        weight = weights(2, 3, seed=seed)
+        grid = search_grid(weight, 2)
+
+        def loss(codes: torch.Tensor, grid: Grid, weight=weight, hessian=hessian, metric=metric) -> torch.Tensor:  # type: ignore[no-untyped-def]
+            error = decode(codes, grid) - weight
+            return torch.einsum("pq,...pk,kl,...ql->...", metric, error, hessian[0], error)
+
+        best = min(float(loss(codes, grid)) for codes in grids)
+        codes = descend(weight, encode(weight, grid), grid, hessian).round()
+        refitted = refit_scale(weight, codes, grid, hessian)
+        found_grid, places = descend_together(weight, codes, refitted, hessian, metric)
+        found, before = float(loss(places.round(), found_grid)), float(loss(codes, refitted))
+        assert found <= before * (1 + 1e-3)  # scales are stored in half precision
+        together.append(found / best)
+        alone.append(before / best)
+    assert sorted(together)[10] < 1.1
+    assert sum(together) < 0.8 * sum(alone)
+
+
+def test_channels_that_get_into_each_others_way_move_one_by_one() -> None:
+    # All outputs count as one sum: eight channels that each make up for the whole error would overshoot.
+    weight, hessian, metric = weights(64, 8), torch.eye(8)[None], torch.ones(64, 64)
+    grid = search_grid(weight, 3)
+    codes = encode(weight, grid)
+
+    def loss(codes: torch.Tensor, grid: Grid) -> float:
+        return float((decode(codes, grid) - weight).sum(0).square().sum())
+
+    found, places = descend_together(weight, codes, grid, hessian, metric)
+    assert loss(places.round(), found) < 0.2 * loss(codes, grid)
 
 
 def test_second_order_rounding_without_correlation_is_plain_rounding() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hwmodel import BitConfig, InputError, Precision
 from recon.attach import attach
 from recon.checkpoint import Progress
-from recon.fisher import fisher_diagonal
+from recon.fisher import fisher_diagonal, output_metrics
 from recon.network import Network, trace
 from recon.quantized import plainly_rounded, quantized
 from recon.quantizer import decode, encode, search_grid
@@ -264,6 +264,17 @@ def test_the_fisher_diagonal_of_logits_has_a_closed_form() -> None:
     p = net.model(x).softmax(1)
     expected = (p * (1 - p)).mean(0)  # E_y[(1{y=i} - p_i)²]
     assert torch.allclose(fisher, expected, rtol=0.05)
+
+
+def test_the_metric_of_logits_has_a_closed_form() -> None:
+    torch.manual_seed(0)
+    net, x = _one(nn.Linear(8, 4)), torch.randn(8000, 8)
+    (metric,) = output_metrics(net, x, 0).values()
+    p = net.model(x).softmax(1)
+    expected = torch.diag(p.mean(0)) - p.T @ p / len(x)
+    assert torch.allclose(metric, expected, atol=0.01)
+    grouped = trace(nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Flatten(), nn.Linear(16, 4)), (4, 4, 4), "grouped")
+    assert list(output_metrics(grouped, torch.randn(4, 4, 4, 4), 0)) == [grouped.table.names[1]]
 
 
 def test_bad_settings_and_too_few_images_are_refused(images: Tensor) -> None:
