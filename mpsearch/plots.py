@@ -135,10 +135,13 @@ def draw_front(info: FrontInfo, path: Path) -> None:
     bottom.set(ylabel="weight bits", ylim=(0, 8.5), xlim=(-0.7, len(info.layers) - 0.3))
     share = {bits: sum(w for w, b in zip(info.weights, info.bits, strict=True) if b == bits) for bits in set(info.bits)}
     handles = [
-        Patch(color=BIT_COLOURS[bits], label=f"{bits} bits: {100 * count / sum(info.weights):.0f} % of weights")
+        Patch(color=BIT_COLOURS[bits], label=f"{bits} bits: {100 * count / sum(info.weights):.0f} %")
         for bits, count in sorted(share.items())
     ]
-    bottom.legend(handles=handles, fontsize=7, ncols=len(handles), loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    title = {"title": "share of the weights", "title_fontsize": 7}
+    bottom.legend(
+        handles=handles, fontsize=7, ncols=len(handles), loc="lower center", bbox_to_anchor=(0.5, 1.0), **title
+    )
     figure.savefig(path, metadata={"Software": None})
 
 
