@@ -17,7 +17,9 @@ from scipy.stats import kendalltau
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 RESULTS = ROOT / "benchmarks" / "results"
-HARDWARE, PREDICTION = ((ROOT / "docs" / name).read_text("utf-8") for name in ("hardware.md", "prediction.md"))
+HARDWARE, PREDICTION, RECONSTRUCTION = (
+    (ROOT / "docs" / f"{name}.md").read_text("utf-8") for name in ("hardware", "prediction", "reconstruction")
+)
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 
@@ -69,6 +71,8 @@ def test_the_picture_is_one() -> None:
         ("bench_run", "table", README),
         ("bench_fidelity", "page", PREDICTION),
         ("bench_sensitivity", "text", PREDICTION),
+        ("bench_reconstruction", "brief", README),
+        ("bench_reconstruction", "page", RECONSTRUCTION),
     ],
 )
 def test_tables_are_the_measured_ones(benchmark: str, words: str, page: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,6 +109,16 @@ def test_the_figures_in_the_text_are_the_measured_ones() -> None:
     assert f"(BRECQ's terms: {taus('resnet20', 'BRECQ')})" in text
     ceilings = [row["agreement"]["ceiling"] for name, row in fidelity["rows"].items() if name.startswith("resnet20")]
     assert f"{', '.join(f'{tau:.2f}' for tau in ceilings)} is the most to be had" in text
+
+
+def test_reconstruction_beats_the_published_recipe_in_less_time() -> None:
+    rows = json.loads((RESULTS / "bench_reconstruction.json").read_text("utf-8"))["rows"]
+    recipes = [name for name in rows if "brecq-2000 " in name]
+    assert recipes
+    for name in recipes:
+        recipe, ours = rows[name], rows[name.replace("brecq-2000", "ours")]
+        assert ours["kl"] < recipe["kl"], name
+        assert ours["seconds"] < 0.5 * recipe["seconds"], name
 
 
 def test_the_ceiling_is_what_a_perfect_predictor_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
