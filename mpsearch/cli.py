@@ -74,7 +74,7 @@ Population = Annotated[int, typer.Option(help="Configurations a generation.")]
 Generations = Annotated[int, typer.Option(help="Generations at most.")]
 Steps = Annotated[int, typer.Option(help="Reconstruction steps a block.")]
 PolishSteps = Annotated[
-    int, typer.Option(help="Steps of the polish; up to 3 times as many far from float or with many images.")
+    int, typer.Option(help="Steps of the polish, 0: none; up to 3 times as many far from float or with many images.")
 ]
 CacheMemory = Annotated[
     str, typer.Option(help="Memory for the inputs and outputs of blocks; what is beyond it is kept in files.")
@@ -304,8 +304,21 @@ def sensitivity(
 ) -> None:
     """Measures the sensitivity cache of a run folder, which `search` and `finalize` go on from."""
     bounds = _bounds(size_budget, latency_budget, energy_budget, bops_budget, mean_bits, device, objectives)
-    rules = {"symmetric": symmetric, "fix": tuple(fix or ()), "tie": tuple(tie or ())}
-    job = _start(_options(bounds, model, weights, data, wbits, abits, edges, **rules, samples=samples, seed=seed), out)
+    options = _options(
+        bounds,
+        model,
+        weights,
+        data,
+        wbits,
+        abits,
+        edges,
+        symmetric=symmetric,
+        fix=tuple(fix or ()),
+        tie=tuple(tie or ()),
+        samples=samples,
+        seed=seed,
+    )
+    job = _start(options, out)
     job.layers_step()
     job.sensitivity_step()
     job.console.note(f"the cache is in {job.folder.path}; go on with: mpsearch search {job.folder.path}")

@@ -138,9 +138,14 @@ def draw_front(info: FrontInfo, path: Path) -> None:
         Patch(color=BIT_COLOURS[bits], label=f"{bits} bits: {100 * count / sum(info.weights):.0f} %")
         for bits, count in sorted(share.items())
     ]
-    title = {"title": "share of the weights", "title_fontsize": 7}
     bottom.legend(
-        handles=handles, fontsize=7, ncols=len(handles), loc="lower center", bbox_to_anchor=(0.5, 1.0), **title
+        handles=handles,
+        title="share of the weights",
+        title_fontsize=7,
+        fontsize=7,
+        ncols=len(handles),
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),
     )
     figure.savefig(path, metadata={"Software": None})
 

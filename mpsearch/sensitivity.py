@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from hwmodel import FLOAT_BITS, Precision
 from mpsearch.scores import Rounded, RoundedWeight, Scores, widths
+from recon.calls import Layer, keep_outputs
 from recon.compute import channels_last, device, fast
 from recon.fisher import fisher_probe
 from recon.input_quantizer import InputGrid, round_to_grid
@@ -36,7 +37,6 @@ from recon.start import second_order_rounding
 SENSITIVITY_BATCH = 8
 ROUNDING_IMAGES = 128  # the first ones, half of them at most, so that the roundings stay when more images come
 
-Layer = nn.Conv2d | nn.Linear
 Change = tuple[Tensor, Tensor] | InputGrid
 
 
@@ -146,41 +146,26 @@ def _batch_terms(
     network: Network, x: Tensor, changes: Mapping[str, Sequence[Change]], generator: torch.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """⟨g, Δ⟩ and Σ g² Δ² (n, L, T) of a batch x (n, …), Δ the error of a layer's output, or of its input."""
-    calls: list[tuple[str, Layer, Tensor, Tensor]] = []
     of_inputs = any(isinstance(change, InputGrid) for change in next(iter(changes.values())))
-
-    def keep(name: str, layer: Layer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-        def hook(_module: nn.Module, args: tuple[Tensor, ...], z: Tensor) -> Tensor:
-            z = z if z.requires_grad else z.requires_grad_()
-            calls.append((name, layer, args[0], z))
-            return z
-
-        return hook
-
     layers = {name: network.layer(name) for name in changes}
-    hooks = [layer.register_forward_hook(keep(name, layer)) for name, layer in layers.items()]
-    try:
-        with torch.enable_grad(), fast():
-            probe = fisher_probe(network.model(x.requires_grad_(of_inputs)), generator)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    read = {id(inputs): inputs for _, _, inputs, _ in calls} if of_inputs else {}
+    with keep_outputs(layers) as calls, torch.enable_grad(), fast():
+        probe = fisher_probe(network.model(x.requires_grad_(of_inputs)), generator)
+    read = {id(inputs): inputs for _, inputs, _ in calls} if of_inputs else {}
     gradients = torch.autograd.grad(probe, [z for *_, z in calls] + list(read.values()))
     input_gradients = dict(zip(read, gradients[len(calls) :], strict=True))
-    readers = Counter(id(inputs) for _, _, inputs, _ in calls)
+    readers = Counter(id(inputs) for _, inputs, _ in calls)
     index = {name: position for position, name in enumerate(changes)}
     score = torch.zeros(len(x), len(changes), len(next(iter(changes.values()))), device=device())
     square = torch.zeros_like(score)
     with torch.no_grad(), fast():
-        for (name, layer, inputs, _), gradient in zip(calls, gradients, strict=False):
+        for (name, inputs, _), gradient in zip(calls, gradients, strict=False):
             for term, change in enumerate(changes[name]):
                 if isinstance(change, InputGrid):
                     exact = inputs.float()
                     share = input_gradients[id(inputs)].float() / readers[id(inputs)]
                     product = share * (round_to_grid(exact, change) - exact)
                 else:
-                    product = gradient.float() * apply_weight(layer, inputs, *change).float()
+                    product = gradient.float() * apply_weight(layers[name], inputs, *change).float()
                 score[:, index[name], term] += product.flatten(1).sum(1)
                 square[:, index[name], term] += product.flatten(1).square().sum(1)
     return score.cpu().numpy(), square.cpu().numpy()

@@ -103,7 +103,7 @@ def lines(summary: Json) -> list[tuple[str, str]]:
             f"{summary['weights_only_bytes']:,.0f} bytes, {summary['mean_weight_bits']:.2f} bits a weight",
         ),
         *[("activations", f"{', '.join(map(str, bits))} bits") for bits in (summary.get("activation_bits"),) if bits],
-        *[("grids of weights", "symmetric") for _ in ("symmetric",) if "symmetric" in summary],
+        *([("grids of weights", "symmetric")] if "symmetric" in summary else []),
         ("top-1 float", percent(summary["top1_float"])),
         ("top-1 plain rounding", percent(summary["top1_nearest"])),
         ("top-1 reconstructed", percent(summary["top1_reconstructed"])),

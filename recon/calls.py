@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,6 +15,24 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 Layer = nn.Conv2d | nn.Linear
+
+
+@contextmanager
+def keep_outputs(layers: Mapping[str, Layer]) -> Iterator[list[tuple[str, Tensor, Tensor]]]:
+    """While it is open, every call of `layers`: the name, the input and the output, which can be differentiated by."""
+    calls: list[tuple[str, Tensor, Tensor]] = []
+
+    def keep(name: str, _layer: nn.Module, args: tuple[Tensor, ...], z: Tensor) -> Tensor:
+        z = z if z.requires_grad else z.requires_grad_()
+        calls.append((name, args[0], z))
+        return z
+
+    hooks = [layer.register_forward_hook(partial(keep, name)) for name, layer in layers.items()]
+    try:
+        yield calls
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def is_layer(module: nn.Module) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from recon.calls import keep_outputs
 from recon.compute import batches, channels_last, fast, mixed_order
 from recon.network import Network
 from recon.run import run
@@ -70,31 +71,15 @@ def output_metrics(network: Network, images: Tensor, seed: int) -> dict[str, Ten
     layers = {name: network.layer(name) for name in network.table.names}
     layers = {name: layer for name, layer in layers.items() if getattr(layer, "groups", 1) == 1}
     halves: list[dict[str, Tensor]] = [{}, {}]
-    outputs: list[tuple[str, Tensor]] = []
-
-    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-        def hook(_module: nn.Module, _args: tuple[Tensor, ...], z: Tensor) -> Tensor:
-            z = z if z.requires_grad else z.requires_grad_()
-            outputs.append((name, z))
-            return z
-
-        return hook
-
-    hooks = [layer.register_forward_hook(keep(name)) for name, layer in layers.items()]
-    try:
-        for index, x in enumerate(batches(images, METRIC_BATCH)):
-            sums = halves[index % 2]
-            outputs.clear()
-            with torch.enable_grad(), fast():
-                probe = fisher_probe(network.model(channels_last(x)), generator)
-            gradients = torch.autograd.grad(probe, [z for _, z in outputs])
-            for (name, _), gradient in zip(outputs, gradients, strict=True):
-                flat = gradient.float().movedim(1, -1) if gradient.dim() == 4 else gradient.float()
-                flat = flat.flatten(0, -2)
-                sums[name] = sums.get(name, 0.0) + flat.T @ flat / len(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    for index, x in enumerate(batches(images, METRIC_BATCH)):
+        sums = halves[index % 2]
+        with keep_outputs(layers) as calls, torch.enable_grad(), fast():
+            probe = fisher_probe(network.model(channels_last(x)), generator)
+        gradients = torch.autograd.grad(probe, [z for *_, z in calls])
+        for (name, *_), gradient in zip(calls, gradients, strict=True):
+            flat = gradient.float().movedim(1, -1) if gradient.dim() == 4 else gradient.float()
+            flat = flat.flatten(0, -2)
+            sums[name] = sums.get(name, 0.0) + flat.T @ flat / len(images)
     return {name: _believed(one, halves[1].get(name, one)) for name, one in halves[0].items()}
 
 

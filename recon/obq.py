@@ -10,7 +10,7 @@ from torch import Tensor
 
 from recon.quantizer import Grid, decode, to_half_grid
 
-PARTS = 8
+PARTS, SMALLEST_PARTS = 8, 64  # of the channels that are rounded together: one moves at a time
 TOGETHER_DAMPING = 0.3  # of the mean of the metric's diagonal: 0.1 learns 256 images by heart in wide layers
 SWEEPS = 2  # of coordinate descent; four leave half a per cent less error
 FARTHEST = 2.0  # a scale is refitted by this factor at most
@@ -87,7 +87,8 @@ def descend_together(weight: Tensor, codes: Tensor, grid: Grid, hessian: Tensor,
     H is the `hessian` (1, K, K) of the inputs, G the `metric` (O, O), the second moment of the loss' gradient at the
     outputs; their Kronecker product stands for the Fisher information (Martens and Grosse, ICML 2015, arXiv
     1503.05671). Given the others, a channel is rounded as by `descend`, for a weight that makes up for their errors. An
-    eighth of the channels moves at a time; where they get into each other's way, half of them, and so on.
+    eighth of the channels moves at a time; where they get into each other's way, half of them, and so on down to a
+    64th, which then stays.
     """
     damping = (TOGETHER_DAMPING * metric.diagonal().mean()).clamp_min(1e-30)
     metric = metric + damping * torch.eye(len(metric), device=metric.device)
@@ -105,11 +106,11 @@ def descend_together(weight: Tensor, codes: Tensor, grid: Grid, hessian: Tensor,
             own = refit_scale(wanted, place.round(), own, hessian)
             step = decode(place.round(), own) - weight[part] - error[part]
             change = (step @ hessian[0] * (2 * pull + metric[part][:, part] @ step)).sum()
-            if change > 0 and len(part) > 1:
+            if change <= 0:
+                places[part], scale[part] = place, own.scale
+                error[part] += step
+            elif len(part) > len(weight) / SMALLEST_PARTS:
                 todo += part.tensor_split(2)
-                continue
-            places[part], scale[part] = place, own.scale
-            error[part] += step
     return Grid(grid.bits, scale, grid.zero_point), places
 
 

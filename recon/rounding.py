@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from recon.quantizer import Grid, QuantizedWeight, decode, to_half_grid
 
 RoundingName = Literal["straight-through", "adaround"]
-EDGE = 1e-3
+EDGE = 1e-3  # of a code: what lies on the end of the range is still inside
 GAMMA, ZETA = -0.1, 1.1  # the stretch of the rectified sigmoid (AdaRound, eq. 23)
 
 
@@ -92,7 +92,6 @@ class _Decode(torch.autograd.Function):
         code, weight, scale = ctx.saved_tensors
         codes, scales, _ = ctx.needs_input_grad
         slope = (gradient * weight).sum(tuple(range(1, code.dim()))) if scales else None
-        # Codes on the edge of the range still move.
         edges = -EDGE, ctx.levels + EDGE
         return torch.ops.aten.hardtanh_backward(gradient * scale, code, *edges) if codes else None, slope, None
 

@@ -14,7 +14,7 @@ from recon.rounding import make_rounding
 from recon.settings import Settings
 from recon.task import UnitTask
 
-WIDEST = 4608  # inputs of a channel beyond which rounding channels together takes minutes
+WIDEST = 1280  # inputs of a channel beyond which rounding channels together takes minutes
 
 
 def second_order_rounding(
@@ -29,8 +29,8 @@ def second_order_rounding(
 
     The grid is searched with the input variance of each weight as its importance; the codes are those of `place_obq`,
     then of `descend` and, where there is the `metric` (O, O) of the outputs, of `descend_together`; the scales are
-    refitted to them each time. The bias, to be added, takes out the mean error of
-    the outputs, so that only their variance counts.
+    refitted to them each time. The bias, to be added, takes out the mean error of the outputs, so that only their
+    variance counts.
     """
     flat, hessian = weight.flatten(1), moments.hessian(name)
     variance = hessian.diagonal(dim1=1, dim2=2)
