@@ -54,10 +54,10 @@ def place_obq(weight: Tensor, grid: Grid, hessian: Tensor) -> Tensor:
     return torch.empty_like(places).scatter(2, rows, places).view(channels, length)
 
 
-def descend(weight: Tensor, codes: Tensor, grid: Grid, hessian: Tensor) -> Tensor:
+def descend(weight: Tensor, codes: Tensor, grid: Grid, hessian: Tensor, sweeps: int = SWEEPS) -> Tensor:
     """Continuous codes (O, K) whose rounding leaves no more output error of `weight` (O, K) than `codes` (O, K) do.
 
-    Coordinate descent: in `SWEEPS` sweeps, every code moves to where the output error is least while the others stay.
+    Coordinate descent: in each of `sweeps`, every code moves to where the output error is least while the others stay.
     `hessian` (G, K, K) as for `place_obq`.
     """
     groups, length = hessian.shape[:2]
@@ -66,7 +66,7 @@ def descend(weight: Tensor, codes: Tensor, grid: Grid, hessian: Tensor) -> Tenso
     slope = (decode(codes, grid) - weight).view(groups, -1, length) @ hessian
     curvature = hessian.diagonal(dim1=1, dim2=2)[:, None] * scale[:, :, None]
     places = torch.empty_like(settled)
-    for first in [at for _ in range(SWEEPS) for at in range(0, length, BLOCK)]:
+    for first in [at for _ in range(sweeps) for at in range(0, length, BLOCK)]:
         last = min(first + BLOCK, length)
         moved = settled[:, :, first:last].clone()
         local = slope[:, :, first:last].clone()
@@ -95,22 +95,25 @@ def descend_together(weight: Tensor, codes: Tensor, grid: Grid, hessian: Tensor,
     places, scale = codes.clone(), grid.scale.clone()
     error = decode(codes, grid) - weight
     channels = torch.arange(len(weight), device=weight.device)
+    parts = [channels[first::PARTS] for first in range(PARTS)]
     for _ in range(SWEEPS):
-        todo = [channels[first::PARTS] for first in range(PARTS)]
+        todo, parts = parts, []
         while todo:
             part = todo.pop()
             pull = metric[part] @ error
             wanted = weight[part] + error[part] - pull / metric[part, part, None]
             own = Grid(grid.bits, scale[part], grid.zero_point[part])
-            place = descend(wanted, places[part].round(), own, hessian)
+            place = descend(wanted, places[part].round(), own, hessian, sweeps=1)
             own = refit_scale(wanted, place.round(), own, hessian)
             step = decode(place.round(), own) - weight[part] - error[part]
             change = (step @ hessian[0] * (2 * pull + metric[part][:, part] @ step)).sum()
+            if change > 0 and len(part) > max(1, len(weight) / SMALLEST_PARTS):
+                todo += part.tensor_split(2)
+                continue
+            parts.append(part)
             if change <= 0:
                 places[part], scale[part] = place, own.scale
                 error[part] += step
-            elif len(part) > len(weight) / SMALLEST_PARTS:
-                todo += part.tensor_split(2)
     return Grid(grid.bits, scale, grid.zero_point), places
 
 
