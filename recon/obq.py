@@ -10,7 +10,7 @@ from torch import Tensor
 
 from recon.quantizer import Grid, decode, to_half_grid
 
-PARTS, SMALLEST_PARTS = 8, 64  # of the channels that are rounded together: one moves at a time
+PARTS = 8  # of the channels that are rounded together: one moves at a time
 TOGETHER_DAMPING = 0.3  # of the mean of the metric's diagonal: 0.1 learns 256 images by heart in wide layers
 SWEEPS = 2  # of coordinate descent; four leave half a per cent less error
 FARTHEST = 2.0  # a scale is refitted by this factor at most
@@ -86,34 +86,24 @@ def descend_together(weight: Tensor, codes: Tensor, grid: Grid, hessian: Tensor,
 
     H is the `hessian` (1, K, K) of the inputs, G the `metric` (O, O), the second moment of the loss' gradient at the
     outputs; their Kronecker product stands for the Fisher information (Martens and Grosse, ICML 2015, arXiv
-    1503.05671). Given the others, a channel is rounded as by `descend`, for a weight that makes up for their errors. An
-    eighth of the channels moves at a time; where they get into each other's way, half of them, and so on down to a
-    64th, which then stays.
+    1503.05671). An eighth of the channels moves at a time: the weights that would make up best for the errors of the
+    others are rounded as by `descend`, and kept if they do.
     """
     damping = (TOGETHER_DAMPING * metric.diagonal().mean()).clamp_min(1e-30)
     metric = metric + damping * torch.eye(len(metric), device=metric.device)
     places, scale = codes.clone(), grid.scale.clone()
     error = decode(codes, grid) - weight
     channels = torch.arange(len(weight), device=weight.device)
-    parts = [channels[first::PARTS] for first in range(PARTS)]
-    for _ in range(SWEEPS):
-        todo, parts = parts, []
-        while todo:
-            part = todo.pop()
-            pull = metric[part] @ error
-            wanted = weight[part] + error[part] - pull / metric[part, part, None]
-            own = Grid(grid.bits, scale[part], grid.zero_point[part])
-            place = descend(wanted, places[part].round(), own, hessian, sweeps=1)
-            own = refit_scale(wanted, place.round(), own, hessian)
-            step = decode(place.round(), own) - weight[part] - error[part]
-            change = (step @ hessian[0] * (2 * pull + metric[part][:, part] @ step)).sum()
-            if change > 0 and len(part) > max(1, len(weight) / SMALLEST_PARTS):
-                todo += part.tensor_split(2)
-                continue
-            parts.append(part)
-            if change <= 0:
-                places[part], scale[part] = place, own.scale
-                error[part] += step
+    for part in SWEEPS * [channels[first::PARTS] for first in range(min(PARTS, len(weight)))]:
+        within, pull = metric[part][:, part], metric[part] @ error
+        wanted = weight[part] + error[part] - torch.linalg.solve(within, pull)
+        own = Grid(grid.bits, scale[part], grid.zero_point[part])
+        place = descend(wanted, places[part].round(), own, hessian, sweeps=1)
+        own = refit_scale(wanted, place.round(), own, hessian)
+        step = decode(place.round(), own) - weight[part] - error[part]
+        if (step @ hessian[0] * (2 * pull + within @ step)).sum() < 0:
+            places[part], scale[part] = place, own.scale
+            error[part] += step
     return Grid(grid.bits, scale, grid.zero_point), places
 
 
