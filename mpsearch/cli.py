@@ -72,7 +72,9 @@ ValSamples = Annotated[int, typer.Option(help="Validation images; 0 for all.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Population = Annotated[int, typer.Option(help="Configurations a generation.")]
 Generations = Annotated[int, typer.Option(help="Generations at most.")]
-Steps = Annotated[int, typer.Option(help="Reconstruction steps a block.")]
+Steps = Annotated[
+    int, typer.Option(help="Reconstruction steps a block; up to ten times as many where much is to be done.")
+]
 PolishSteps = Annotated[
     int, typer.Option(help="Steps of the polish, 0: none; up to 3 times as many far from float or with many images.")
 ]

@@ -17,14 +17,15 @@ Weighting = Literal["fisher", "mse"]
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How to reconstruct. `steps` are per unit, `polish_steps` for the whole network at the end, up to three
-    times as many where the units leave much to do or there are more than 512 images.
+    """How to reconstruct. `steps` are per unit, up to ten times as many where its start leaves much to do and it is
+    `judged`; `polish_steps` are for the whole network at the end, up to three times as many where the units leave much
+    to do or there are more than 512 images.
 
     - `granularity`: what is fitted at once. A stage is a run of blocks of one output resolution.
     - `start`: second-order rounding, or every weight where it stood (`nearest`).
     - `symmetric`: grids of weights with the zero-point in the middle.
-    - `target`: the float unit's output for the inputs that the quantized part before it gives (`same inputs`), or for
-      the float network's own (BRECQ).
+    - `target`: the float network's output (BRECQ), or the float unit's for the inputs that the quantized part before it
+      gives (`same inputs`).
     - `weighting` of the squared error: the Fisher diagonal, or none (`mse`).
     - `order`: weights with activations quantized, of which the share `dropped` of the channels is left out at random in
       every step (QDrop), or first the weights with float activations, then the step sizes of the activations (BRECQ).
@@ -47,13 +48,13 @@ class Settings:
     start: Start = "second-order"
     symmetric: bool = False
     rounding: RoundingName = "straight-through"
-    target: Target = "same inputs"
+    target: Target = "float network"
     weighting: Weighting = "fisher"
     order: Order = "joint"
     dropped: float = 0.0
     judged: bool = True
-    code_rate: float = 1e-3
-    other_rate: float = 1e-4
+    code_rate: float = 1e-2
+    other_rate: float = 1e-3
     input_rate: float = 1e-3
     polish_rate: float = 1e-3
     regulariser: float = 0.1
@@ -80,10 +81,10 @@ class Settings:
             seed=seed,
             start="nearest",
             rounding="adaround",
-            target="float network",
             order="weights first",
             dropped=0.0,
             judged=False,
+            code_rate=1e-3,
             other_rate=0.0,
             regulariser=regulariser,
         )
