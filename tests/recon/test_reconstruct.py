@@ -187,6 +187,16 @@ def test_a_layer_at_eight_bits_costs_no_steps(images: Tensor) -> None:
     assert {report.iterations for report in result.reports} == {0}
 
 
+def test_a_start_that_leaves_much_gets_more_steps(images: Tensor) -> None:
+    def steps(bits: int, judged: bool = True) -> list[int]:
+        settings = Settings(steps=3, polish_steps=0, batch=16, judged=judged)
+        return [report.iterations for report in reconstruct(network(), images, at(network(), bits), settings).reports]
+
+    assert set(steps(6)) == {3}
+    assert 3 * 3 < max(steps(2)) <= 3 * 10
+    assert set(steps(2, judged=False)) == {3}
+
+
 def test_a_block_whose_best_rounding_is_known_is_solved() -> None:
     torch.manual_seed(5)
     layer = nn.Linear(8, 1)
