@@ -15,6 +15,7 @@ from recon.reconstruct import reconstruct
 from recon.settings import Settings
 
 SIDE = 48
+LARGE = ("efficientnet_b0", "regnet_x_400mf", "mnasnet1_0")  # half a minute each
 
 
 def settled(name: str, images: Tensor) -> nn.Module:
@@ -30,7 +31,9 @@ def settled(name: str, images: Tensor) -> nn.Module:
     return model.eval()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in FAMILIES]
+)
 def test_it_survives_four_bit_weights_and_eight_bit_activations(name: str) -> None:
     images = torch.rand(24, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     calibration, others = images[:16], images[16:]
