@@ -140,9 +140,9 @@ def run(
         wbits,
         abits,
         edges,
+        fix,
+        tie,
         symmetric=symmetric,
-        fix=tuple(fix or ()),
-        tie=tuple(tie or ()),
         samples=samples,
         val_samples=val_samples,
         seed=seed,
@@ -307,18 +307,7 @@ def sensitivity(
     """Measures the sensitivity cache of a run folder, which `search` and `finalize` go on from."""
     bounds = _bounds(size_budget, latency_budget, energy_budget, bops_budget, mean_bits, device, objectives)
     options = _options(
-        bounds,
-        model,
-        weights,
-        data,
-        wbits,
-        abits,
-        edges,
-        symmetric=symmetric,
-        fix=tuple(fix or ()),
-        tie=tuple(tie or ()),
-        samples=samples,
-        seed=seed,
+        bounds, model, weights, data, wbits, abits, edges, fix, tie, symmetric=symmetric, samples=samples, seed=seed
     )
     job = _start(options, out)
     job.layers_step()
@@ -599,6 +588,8 @@ def _options(
     wbits: str = WBITS,
     abits: str | None = None,
     edges: str = DEFAULTS.edges,
+    fix: Sequence[str] | None = None,
+    tie: Sequence[str] | None = None,
     **counts: Any,
 ) -> RunOptions:
     candidates = parse_bits(wbits)
@@ -614,6 +605,8 @@ def _options(
         wbits=candidates,
         abits=activations,
         edges=edge_policy(edges),
+        fix=tuple(fix or ()),
+        tie=tuple(tie or ()),
         **counts,
     )
 

@@ -18,6 +18,7 @@ from recon.settings import Settings
 FISHER_BATCH = 32
 METRIC_IMAGES = 256
 METRIC_BATCH = 8  # the outputs of all layers are alive at once
+WIDEST = 1280  # inputs of a channel beyond which rounding channels together takes minutes
 
 
 def fisher_probe(logits: Tensor, generator: torch.Generator) -> Tensor:
@@ -61,7 +62,7 @@ def measure_fisher(network: Network, images: Tensor, settings: Settings) -> Fish
 
 def output_metrics(network: Network, images: Tensor, seed: int) -> dict[str, Tensor]:
     """By layer, the second moment (O, O) of ∂ log p(y|x) / ∂z, y ~ p, at one position of its output z, from images
-    (N, C, H, W); grouped convolutions, whose channels have inputs of their own, are left out.
+    (N, C, H, W); left out are grouped convolutions, whose channels have inputs of their own, and the widest layers.
 
     What two halves of the images do not agree on is taken out of what stands beside the diagonal: the share of its
     squares that is the variance of the estimate (Ledoit and Wolf, J. Multivariate Analysis 88, 2004). A classifier has
@@ -70,6 +71,9 @@ def output_metrics(network: Network, images: Tensor, seed: int) -> dict[str, Ten
     generator = torch.Generator().manual_seed(seed)
     layers = {name: network.layer(name) for name in network.table.names}
     layers = {name: layer for name, layer in layers.items() if getattr(layer, "groups", 1) == 1}
+    layers = {name: layer for name, layer in layers.items() if layer.weight[0].numel() <= WIDEST}
+    if not layers:
+        return {}
     halves: list[dict[str, Tensor]] = [{}, {}]
     for index, x in enumerate(batches(images, METRIC_BATCH)):
         sums = halves[index % 2]

@@ -81,6 +81,7 @@ class Settings:
             seed=seed,
             start="nearest",
             rounding="adaround",
+            target="float network",
             order="weights first",
             dropped=0.0,
             judged=False,

@@ -14,8 +14,6 @@ from recon.rounding import make_rounding
 from recon.settings import Settings
 from recon.task import UnitTask
 
-WIDEST = 1280  # inputs of a channel beyond which rounding channels together takes minutes
-
 
 def second_order_rounding(
     weight: Tensor,
@@ -39,7 +37,7 @@ def second_order_rounding(
     grid = refit_scale(flat, place.round(), grid, hessian)
     place = descend(flat, place.round(), grid, hessian)
     grid = refit_scale(flat, place.round(), grid, hessian)
-    if metric is not None and flat.shape[1] <= WIDEST:
+    if metric is not None:
         grid, place = descend_together(flat, place.round(), grid, hessian, metric)
     error = decode(place.round(), grid) - flat
     return grid, place.view_as(weight), -mean_output(error, moments.mean(name))
