@@ -5,7 +5,9 @@ Both look for the codes that move a layer's output least: min tr (Q − W) H (Q 
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from recon.quantizer import Grid, decode, to_half_grid
@@ -38,20 +40,20 @@ def place_obq(weight: Tensor, grid: Grid, hessian: Tensor) -> Tensor:
 
     rows = order[:, None].expand(-1, channels // groups, -1)
     left = weight.float().view(groups, -1, length).gather(2, rows)
-    scale = grid.scale.view(groups, -1)
-    zero = grid.zero_point.view(groups, -1)
-    places = torch.empty_like(left)
+    scale, zero = (_array(part.view(groups, -1)) for part in (grid.scale, grid.zero_point))
+    pivots = _array(upper.diagonal(dim1=1, dim2=2)[:, None])
+    places = torch.empty_like(left, device="cpu")
     for first in range(0, length, BLOCK):
         last = min(first + BLOCK, length)
-        errors = left.new_empty(*left.shape[:2], last - first)
-        for k in range(first, last):
-            column = left[:, :, k]
-            places[:, :, k] = (column / scale + zero).clamp(0, grid.levels)
-            error = (column - (places[:, :, k].round() - zero) * scale) / upper[:, None, k, k]
-            left[:, :, k:last] -= error[:, :, None] * upper[:, None, k, k:last]
-            errors[:, :, k - first] = error
-        left[:, :, last:] -= errors @ upper[:, first:last, last:]
-    return torch.empty_like(places).scatter(2, rows, places).view(channels, length)
+        columns, within = _array(left[:, :, first:last]), _array(upper[:, first:last, first:last])
+        errors, found = np.zeros_like(columns), np.empty_like(columns)
+        for k in range(last - first):
+            column = columns[:, :, k] - _dot(errors[:, :, :k], within[:, :k, k])
+            found[:, :, k] = (column / scale + zero).clip(0, grid.levels)
+            errors[:, :, k] = (column - (np.rint(found[:, :, k]) - zero) * scale) / pivots[:, :, first + k]
+        places[:, :, first:last] = torch.from_numpy(found)
+        left[:, :, last:] -= torch.from_numpy(errors).to(left.device) @ upper[:, first:last, last:]
+    return torch.empty_like(left).scatter(2, rows, places.to(left.device)).view(channels, length)
 
 
 def descend(weight: Tensor, codes: Tensor, grid: Grid, hessian: Tensor, sweeps: int = SWEEPS) -> Tensor:
@@ -62,22 +64,35 @@ def descend(weight: Tensor, codes: Tensor, grid: Grid, hessian: Tensor, sweeps: 
     """
     groups, length = hessian.shape[:2]
     scale = grid.scale.view(groups, -1)
-    settled = codes.clone().view(groups, -1, length)
     slope = (decode(codes, grid) - weight).view(groups, -1, length) @ hessian
-    curvature = hessian.diagonal(dim1=1, dim2=2)[:, None] * scale[:, :, None]
-    places = torch.empty_like(settled)
+    curvature = _array(hessian.diagonal(dim1=1, dim2=2)[:, None] * scale[:, :, None])
+    settled, factor = _array(codes.view(groups, -1, length)).copy(), _array(scale)
+    places = np.empty_like(settled)
     for first in [at for _ in range(sweeps) for at in range(0, length, BLOCK)]:
         last = min(first + BLOCK, length)
-        moved = settled[:, :, first:last].clone()
-        local = slope[:, :, first:last].clone()
-        for k in range(first, last):
-            at = k - first
-            places[:, :, k] = (settled[:, :, k] - local[:, :, at] / curvature[:, :, k]).clamp(0, grid.levels)
-            step = (places[:, :, k].round() - settled[:, :, k]) * scale
-            settled[:, :, k] = places[:, :, k].round()
-            local[:, :, at:] += step[:, :, None] * hessian[:, None, k, k:last]
-        slope += ((settled[:, :, first:last] - moved) * scale[:, :, None]) @ hessian[:, first:last]
-    return places.view_as(weight)
+        outside, within = _array(slope[:, :, first:last]), _array(hessian[:, first:last, first:last])
+        steps = np.zeros_like(outside)
+        for k in range(last - first):
+            at = first + k
+            pull = outside[:, :, k] + _dot(steps[:, :, :k], within[:, :k, k])
+            places[:, :, at] = (settled[:, :, at] - pull / curvature[:, :, at]).clip(0, grid.levels)
+            rounded = np.rint(places[:, :, at])
+            steps[:, :, k] = (rounded - settled[:, :, at]) * factor
+            settled[:, :, at] = rounded
+        slope += torch.from_numpy(steps).to(slope.device) @ hessian[:, first:last]
+    return torch.from_numpy(places).to(weight.device).view_as(weight)
+
+
+def _array(tensor: Tensor) -> NDArray[np.float32]:
+    """`tensor` for numpy: where one column follows from those before it, a call costs more than its arithmetic, and
+    torch's calls cost several times as much."""
+    return np.ascontiguousarray(tensor.detach().cpu().numpy())
+
+
+def _dot(rows: NDArray[np.float32], column: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows (G, R, k) times a column (G, k): (G, R)."""
+    product: NDArray[np.float32] = np.matmul(rows, column[:, :, None])[:, :, 0]
+    return product
 
 
 def descend_together(weight: Tensor, codes: Tensor, grid: Grid, hessian: Tensor, metric: Tensor) -> tuple[Grid, Tensor]:
