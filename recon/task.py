@@ -20,6 +20,11 @@ from recon.store import Store
 HELD_BACK = 8
 
 
+def held_back(count: int) -> Tensor:
+    """Of `count` images, the indices of those that judge what blocks have learned; all where there are few."""
+    return torch.arange(HELD_BACK - 1 if count >= HELD_BACK else 0, count, HELD_BACK)
+
+
 @dataclass(frozen=True)
 class UnitTask:
     """A unit's `module` and layers, its inputs x (N, …), what finds its target outputs (N, …), and their Fisher weight
@@ -56,8 +61,8 @@ class UnitTask:
 
     @cached_property
     def held_back(self) -> Tensor:
-        """Indices of the images to judge by; all where there are few."""
-        return torch.arange(HELD_BACK - 1 if len(self.x) >= HELD_BACK else 0, len(self.x), HELD_BACK)
+        """Indices of the images to judge by."""
+        return held_back(len(self.x))
 
     def error(self, pick: Tensor) -> Tensor:
         """The mean (weighted) squared error of the outputs for the images `pick`, over `power`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import sys
 from pathlib import Path
 
@@ -11,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from hwmodel import BitConfig, InputError, Precision
-from recon.attach import attach
+from recon.attach import attach, bias_of, rounding_of
 from recon.checkpoint import Progress
 from recon.fisher import fisher_diagonal, output_metrics
 from recon.network import Network, trace
+from recon.polish import unshrink
 from recon.quantized import plainly_rounded, quantized
-from recon.quantizer import decode, encode, search_grid
+from recon.quantizer import decode, encode, nearest, search_grid
 from recon.reconstruct import reconstruct
 from recon.rounding import AdaRound, StraightThrough
 from recon.settings import Settings
@@ -93,6 +95,19 @@ def test_the_polish_lowers_the_divergence_on_unseen_images() -> None:
     asked, far = 200, kl(net, quantized(net, plainly_rounded(net, seen, at(net, 2))).model, seen)
     assert far > 0.3  # three times the steps
     assert steps == [(step, 3 * asked) for step in range(1, 3 * asked + 1)]
+
+
+@pytest.mark.parametrize("shrunk", [1.0, 1.4])
+def test_logits_that_were_shrunk_are_scaled_back(shrunk: float, images: Tensor) -> None:
+    net, work = network(), network()
+    for name in work.table.names:
+        stored = nearest(work.layer(name).weight, 8)
+        attach(work.layer(name), StraightThrough(stored.codes.float(), stored.grid))
+    last = work.layer(work.table.names[-1])
+    rounding_of(last).log_scale.data -= math.log(shrunk)
+    bias_of(last).data /= shrunk
+    assert unshrink(work, net, images) == pytest.approx(shrunk)
+    assert kl(net, work.model, images) < 1e-3
 
 
 def test_the_polish_is_short_where_little_is_left_to_do(images: Tensor) -> None:
