@@ -42,18 +42,18 @@ def place_obq(weight: Tensor, grid: Grid, hessian: Tensor) -> Tensor:
     left = weight.float().view(groups, -1, length).gather(2, rows)
     scale, zero = (_array(part.view(groups, -1)) for part in (grid.scale, grid.zero_point))
     pivots = _array(upper.diagonal(dim1=1, dim2=2)[:, None])
-    places = torch.empty_like(left, device="cpu")
+    places = np.empty(left.shape, np.float32)
     for first in range(0, length, BLOCK):
         last = min(first + BLOCK, length)
         columns, within = _array(left[:, :, first:last]), _array(upper[:, first:last, first:last])
-        errors, found = np.zeros_like(columns), np.empty_like(columns)
+        errors = np.zeros_like(columns)
         for k in range(last - first):
+            at = first + k
             column = columns[:, :, k] - _dot(errors[:, :, :k], within[:, :k, k])
-            found[:, :, k] = (column / scale + zero).clip(0, grid.levels)
-            errors[:, :, k] = (column - (np.rint(found[:, :, k]) - zero) * scale) / pivots[:, :, first + k]
-        places[:, :, first:last] = torch.from_numpy(found)
+            places[:, :, at] = (column / scale + zero).clip(0, grid.levels)
+            errors[:, :, k] = (column - (np.rint(places[:, :, at]) - zero) * scale) / pivots[:, :, at]
         left[:, :, last:] -= torch.from_numpy(errors).to(left.device) @ upper[:, first:last, last:]
-    return torch.empty_like(left).scatter(2, rows, places.to(left.device)).view(channels, length)
+    return torch.empty_like(left).scatter(2, rows, torch.from_numpy(places).to(left.device)).view(channels, length)
 
 
 def descend(weight: Tensor, codes: Tensor, grid: Grid, hessian: Tensor, sweeps: int = SWEEPS) -> Tensor:

@@ -85,6 +85,7 @@ def smooth(count: int, seed: int) -> Tensor:
 
 def test_the_polish_lowers_the_divergence_on_unseen_images() -> None:
     net, seen, unseen = network(), smooth(64, 1), smooth(256, 2)
+    net.layer(net.table.names[-1]).weight.data *= 1.25  # so sure that it stays far when its logits have been scaled
     steps: list[tuple[int, int]] = []
     kls = []
     for count in (0, 200):
@@ -92,9 +93,9 @@ def test_the_polish_lowers_the_divergence_on_unseen_images() -> None:
         result = reconstruct(net, seen, at(net, 2), settings, on_polish=lambda *step: steps.append(step[:2]))
         kls.append(kl(net, quantized(net, result.layers).model, unseen))
     assert kls[1] < 0.7 * kls[0]
-    asked, total = 200, steps[0][1]
-    assert 2 * asked < total <= 3 * asked  # much is left to do
-    assert steps == [(step, total) for step in range(1, total + 1)]
+    asked, far = 200, kl(net, quantized(net, plainly_rounded(net, seen, at(net, 2))).model, seen)
+    assert far > 0.3  # three times the steps
+    assert steps == [(step, 3 * asked) for step in range(1, 3 * asked + 1)]
 
 
 @pytest.mark.parametrize("shrunk", [1.0, 1.4])
