@@ -26,7 +26,7 @@ from hwmodel import FLOAT_BITS, Precision
 from mpsearch.scores import Rounded, RoundedWeight, Scores, widths
 from recon.calls import Layer, keep_outputs
 from recon.compute import channels_last, device, fast
-from recon.fisher import fisher_probe
+from recon.fisher import fisher_probe, output_metrics
 from recon.input_quantizer import InputGrid, round_to_grid
 from recon.inputs import input_histograms
 from recon.moments import gather_moments
@@ -74,7 +74,7 @@ def measure(
     names, digests, terms = network.table.names, _digests(images), widths(*precisions)
     kept = _kept(known, key, digests, terms)
     new = [term for term in terms if kept is None or term not in kept.rounded]
-    roundings = {**({} if kept is None else kept.rounded), **_roundings(network, first, new, symmetric)}
+    roundings = {**({} if kept is None else kept.rounded), **_roundings(network, first, new, seed, symmetric)}
     rounded = {term: roundings[term] for term in terms}
     changes = {name: [change(network, name, rounded[term]) for term in terms] for name in names}
     score, square = np.zeros((2, len(images), len(names), len(terms)), np.float32)
@@ -109,7 +109,7 @@ def _kept(known: Scores | None, key: str, digests: tuple[str, ...], terms: Seque
 
 
 def _roundings(
-    network: Network, images: Tensor, terms: Sequence[Precision], symmetric: bool
+    network: Network, images: Tensor, terms: Sequence[Precision], seed: int, symmetric: bool
 ) -> dict[Precision, Rounded]:
     """What every layer's weight, or its input, is rounded to by each of `terms`, for what it gets on images (N, …)."""
     layers = {name: network.layer(name) for name in network.table.names}
@@ -118,11 +118,12 @@ def _roundings(
     inputs = [term for term in terms if term.a != FLOAT_BITS]
     if weights:
         moments = gather_moments(network.model, layers, images)
+        metrics = output_metrics(network, images, seed)
         for term in weights:
             found: dict[str, RoundedWeight] = {}
             for name, layer in layers.items():
                 weight = layer.weight.detach()
-                grid, place, bias = second_order_rounding(weight, term.w, moments, name, symmetric)
+                grid, place, bias = second_order_rounding(weight, term.w, moments, name, symmetric, metrics.get(name))
                 codes = place.round().to(torch.uint8)
                 found[name] = RoundedWeight(QuantizedWeight(grid, codes), bias)
             rounded[term] = found

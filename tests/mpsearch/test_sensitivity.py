@@ -243,9 +243,9 @@ def test_only_what_is_new_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
         measured.append((len(x), len(next(iter(changes.values())))))
         return batch_terms(network, x, changes, generator)
 
-    def note(network, images, terms, symmetric):  # type: ignore[no-untyped-def]
+    def note(network, images, terms, *how):  # type: ignore[no-untyped-def]
         rounded.append(tuple(terms))
-        return roundings(network, images, terms, symmetric)
+        return roundings(network, images, terms, *how)
 
     monkeypatch.setattr(sensitivity, "_batch_terms", count)
     monkeypatch.setattr(sensitivity, "_roundings", note)
