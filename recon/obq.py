@@ -122,6 +122,13 @@ def descend_together(weight: Tensor, codes: Tensor, grid: Grid, hessian: Tensor,
     return Grid(grid.bits, scale, grid.zero_point), places
 
 
+def output_error(difference: Tensor, hessian: Tensor) -> Tensor:
+    """What `difference` (O, K) of a weight does to the output channels (O,): d H dᵀ under `hessian` (G, K, K)."""
+    groups, length = hessian.shape[:2]
+    rows = difference.view(groups, -1, length)
+    return ((rows @ hessian) * rows).sum(2).flatten()
+
+
 def refit_scale(weight: Tensor, codes: Tensor, grid: Grid, hessian: Tensor) -> Grid:
     """The grid with the scales that leave the least output error of `weight` (O, K) under `hessian` (G, K, K) for codes
     (O, K) as they are: per output channel the projection ⟨q, w⟩ / ⟨q, q⟩."""

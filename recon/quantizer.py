@@ -15,6 +15,8 @@ from torch import Tensor
 from hwmodel import InputError
 
 SHRINK_STEPS = 60
+FACTORS = tuple(1.08**step for step in range(-9, 5))  # 0.5 to 1.36
+SHIFTS = (-2, -1, 0, 1, 2)
 SMALLEST_SCALE = 2.0**-24  # the smallest positive half-precision number
 
 
@@ -107,6 +109,16 @@ def search_grid(weight: Tensor, bits: int, importance: Tensor | None = None, sym
             best_scale = torch.where(better, scale, best_scale)
             best_zero = torch.where(better, zero, best_zero)
     return Grid(bits, best_scale, best_zero)
+
+
+def nearby_grids(grid: Grid, symmetric: bool = False) -> Grid:
+    """For every output channel in turn the grids around its own, coarser and finer ones with the zero-point where it
+    is and, unless `symmetric`, beside it: (O × tries,) scales and zero-points."""
+    shifts = (0,) if symmetric else SHIFTS
+    factor = torch.tensor(FACTORS, device=grid.scale.device).repeat_interleave(len(shifts))
+    shift = torch.tensor(shifts, device=grid.scale.device).repeat(len(FACTORS))
+    zero = (grid.zero_point[:, None] + shift).clamp(0, grid.levels).flatten()
+    return Grid(grid.bits, to_half_grid((grid.scale[:, None] * factor).flatten()), zero)
 
 
 def _zero_points(low: Tensor, scale: Tensor, levels: int) -> tuple[Tensor, Tensor]:

@@ -3,16 +3,19 @@ it really gets."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from hwmodel import BitConfig
 from recon.attach import attach, bias_of
 from recon.moments import InputMoments, gather_moments, mean_output
-from recon.obq import descend, descend_together, place_obq, refit_scale
-from recon.quantizer import Grid, codes_at, decode, search_grid
+from recon.obq import descend, descend_together, output_error, place_obq, refit_scale
+from recon.quantizer import Grid, codes_at, decode, nearby_grids, search_grid
 from recon.rounding import make_rounding
 from recon.settings import Settings
 from recon.task import UnitTask
+
+SHORT = 64  # weights of an output channel, up to which many grids are tried: there it is cheap and pays most
 
 
 def second_order_rounding(
@@ -33,14 +36,25 @@ def second_order_rounding(
     flat, hessian = weight.flatten(1), moments.hessian(name)
     variance = hessian.diagonal(dim1=1, dim2=2)
     grid = search_grid(flat, bits, variance.repeat_interleave(len(flat) // len(variance), 0), symmetric)
-    place = place_obq(flat, grid, hessian)
-    grid = refit_scale(flat, place.round(), grid, hessian)
-    place = descend(flat, place.round(), grid, hessian)
-    grid = refit_scale(flat, place.round(), grid, hessian)
+    grid, place = _round_channels(flat, nearby_grids(grid, symmetric) if flat.shape[1] <= SHORT else grid, hessian)
     if metric is not None:
         grid, place = descend_together(flat, place.round(), grid, hessian, metric)
     error = decode(place.round(), grid) - flat
     return grid, place.view_as(weight), -mean_output(error, moments.mean(name))
+
+
+def _round_channels(weight: Tensor, grid: Grid, hessian: Tensor) -> tuple[Grid, Tensor]:
+    """The grid and the continuous codes (O, K) of weight (O, K) that leave each output channel's least error under
+    `hessian` (G, K, K), of the grids that `grid` has for it: as many for every channel, one after another."""
+    tries = len(grid.scale) // len(weight)
+    repeated = weight.repeat_interleave(tries, 0)
+    place = place_obq(repeated, grid, hessian)
+    grid = refit_scale(repeated, place.round(), grid, hessian)
+    place = descend(repeated, place.round(), grid, hessian)
+    grid = refit_scale(repeated, place.round(), grid, hessian)
+    error = output_error(decode(place.round(), grid) - repeated, hessian)
+    best = error.view(-1, tries).argmin(1) + tries * torch.arange(len(weight), device=weight.device)
+    return Grid(grid.bits, grid.scale[best], grid.zero_point[best]), place[best]
 
 
 def second_order_start(task: UnitTask, config: BitConfig, settings: Settings) -> None:
