@@ -5,8 +5,8 @@
 
 MobileNetV2 on ImageNet and ResNet-20 on CIFAR-10 (../shared/data or MPSEARCH_DATA), three budgets each. At each of
 them: the configuration that each predictor picks, and neighbours of those within 2 % of the budget. Each is measured
-after plain rounding and after a finalization shortened to the second-order start, fewer images, and few steps of polish
-or none (`FINALIZED`); ResNet-20's twice, with nothing in common, which tells how much of a ranking is chance. Writes
+after plain rounding and after a finalization shortened to the second-order start and fewer images (`FINALIZED`);
+ResNet-20's twice, with nothing in common, which tells how much of a ranking is chance. Writes
 benchmarks/results/bench_fidelity.json.
 """
 
@@ -40,7 +40,7 @@ from recon.settings import Settings
 RESULTS = ROOT / "benchmarks" / "results" / "bench_fidelity.json"
 BUDGETS = {"resnet20": (90_000, 110_000, 140_000), "mobilenetv2": (1_100_000, 1_500_000, 2_000_000)}
 CONFIGS = 60
-FINALIZED = {"resnet20": (512, 30, 2), "mobilenetv2": (128, 0, 1)}  # images, steps of polish, runs
+FINALIZED = {"resnet20": (512, 2), "mobilenetv2": (128, 1)}  # images, runs
 PARTS = 4  # a run is measured on every fourth validation image
 RESAMPLED = 2000
 WORKERS = 2
@@ -57,7 +57,7 @@ class Measurer:
     def __init__(self, network: str) -> None:
         torch.set_num_threads(1)
         self.job = start(network)
-        count, self.polish_steps, runs = FINALIZED[network]
+        count, runs = FINALIZED[network]
         order = mixed_order(self.job.calibration)
         self.images = [self.job.calibration[order[run * count : (run + 1) * count]] for run in range(runs)]
         val = self.job.data.val
@@ -70,7 +70,7 @@ class Measurer:
     def __call__(self, bits: str, run: int) -> Found:
         job, images = self.job, self.images[run]
         config = BitConfig(job.table.names, tuple(Precision(int(w)) for w in bits))
-        settings = Settings(steps=0, polish_steps=self.polish_steps, seed=run)
+        settings = Settings(steps=0, seed=run)
         layers = {
             "plain": plainly_rounded(job.network, images, config),
             "finalized": reconstruct(job.network, images, config, settings).layers,
@@ -149,7 +149,7 @@ def study(network: str, results: dict[str, Any]) -> None:
         problem = build_problem(job.table, job.costs, free, budgets={"size_bytes": float(budget)})
         todo.append((budget, problem, *drawn(problem, known, budget)))
     drawn_bits = list(dict.fromkeys(as_bits(job, genome) for *_, genomes in todo for genome in genomes))
-    runs = range(FINALIZED[network][2])
+    runs = range(FINALIZED[network][1])
     missing = [(bits, run) for run in runs for bits in drawn_bits if run >= len(kept.get(bits, ()))]
     context = multiprocessing.get_context("spawn")
     with context.Pool(WORKERS, _begin, (network,)) as pool:

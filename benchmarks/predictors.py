@@ -21,8 +21,8 @@ from recon.attach import bias_of
 from recon.compute import batches, fast
 from recon.fisher import fisher_diagonal
 from recon.network import Network, Unit
-from recon.polish import kl_divergence
 from recon.quantizer import nearest
+from recon.unshrink import kl_divergence
 
 Errors = list[tuple[Tensor, Tensor]]
 

@@ -75,9 +75,6 @@ Generations = Annotated[int, typer.Option(help="Generations at most.")]
 Steps = Annotated[
     int, typer.Option(help="Reconstruction steps a block; up to ten times as many where much is to be done.")
 ]
-PolishSteps = Annotated[
-    int, typer.Option(help="Steps of the polish, 0: none; up to 3 times as many far from float or with many images.")
-]
 CacheMemory = Annotated[
     str, typer.Option(help="Memory for the inputs and outputs of blocks; what is beyond it is kept in files.")
 ]
@@ -123,7 +120,6 @@ def run(
     population: Population = DEFAULTS.population,
     generations: Generations = DEFAULTS.generations,
     steps: Steps = DEFAULTS.steps,
-    polish_steps: PolishSteps = DEFAULTS.polish_steps,
     cache_memory: CacheMemory = CACHE_MEMORY,
     out: Out = None,
     as_json: Json = False,
@@ -149,7 +145,6 @@ def run(
         population=population,
         generations=generations,
         steps=steps,
-        polish_steps=polish_steps,
         cache_memory_bytes=parse_size(cache_memory),
     )
     job = _start(options, out)
@@ -366,7 +361,6 @@ def reconstruct(
     val_samples: ValSamples = DEFAULTS.val_samples,
     seed: Seed = DEFAULTS.seed,
     steps: Steps = DEFAULTS.steps,
-    polish_steps: PolishSteps = DEFAULTS.polish_steps,
     cache_memory: CacheMemory = CACHE_MEMORY,
     out: Out = None,
     as_json: Json = False,
@@ -388,7 +382,6 @@ def reconstruct(
         val_samples=val_samples,
         seed=seed,
         steps=steps,
-        polish_steps=polish_steps,
         cache_memory_bytes=parse_size(cache_memory),
     )
     job = _start(options, out)

@@ -64,8 +64,8 @@ class Console:
 
     @contextmanager
     def finalizing(self, units: int, settings: Settings) -> Iterator[FinalizeWatch]:
-        """Progress over units, a line for each with its loss before and after, then over the polish."""
-        with self.progress("finalize", units * settings.steps + settings.polish_steps) as advance:
+        """Progress over units, a line for each with its loss before and after."""
+        with self.progress("finalize", units * settings.steps) as advance:
             yield FinalizeWatch(self, advance, settings)
 
     def _bar(self) -> RichProgress:
@@ -95,7 +95,3 @@ class FinalizeWatch:
         change = f"{report.loss_before:.4f} → {report.loss_after:.4f}"
         self.console.note(f"  {report.block:<28} bits {bits:<14} loss {change}  {report.seconds:5.1f} s{kept}")
         self.advance(self.done)
-
-    def polish(self, step: int, steps: int, loss: float) -> None:
-        """A step of the polish is done; its loss is the KL divergence on calibration images."""
-        self.advance(self.done + self.settings.polish_steps * step // steps, f"KL {loss:.3f}")

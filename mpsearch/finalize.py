@@ -61,11 +61,10 @@ def finish(
     progress: Progress,
     measure: Measure,
     on_block: Callable[[BlockReport], None],
-    on_polish: Callable[[int, int, float], None],
 ) -> Finished:
     """Reconstructs `network` at `config`, writes it to `path`, and measures what the written file computes."""
     started = time.perf_counter()
-    result = reconstruct(network, images, config, settings, progress=progress, on_block=on_block, on_polish=on_polish)
+    result = reconstruct(network, images, config, settings, progress=progress, on_block=on_block)
     size = save_packed(path, network, reference, result.layers)
     reconstructed = time.perf_counter()
     plain = measure(quantized(network, plainly_rounded(network, images, config, settings.symmetric)).model)

@@ -52,7 +52,6 @@ class RunOptions:
     population: int = 200
     generations: int = 200
     steps: int = 40
-    polish_steps: int = 200
     cache_memory_bytes: int = 2 * 2**30
 
     def __post_init__(self) -> None:

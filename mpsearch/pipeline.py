@@ -353,9 +353,7 @@ class Run:
     def finalize_step(self, config: BitConfig, name: str) -> Json:
         """One finished model: `chosen/NAME.json` and `model-NAME.safetensors`, made unless current."""
         options = self.options
-        settings = Settings(
-            steps=options.steps, polish_steps=options.polish_steps, seed=options.seed, symmetric=options.symmetric
-        )
+        settings = Settings(steps=options.steps, seed=options.seed, symmetric=options.symmetric)
         key = fingerprint(
             self.model.fingerprint,
             self.data.calib.fingerprint,
@@ -382,7 +380,6 @@ class Run:
                 work,
                 self.measure,
                 watch.block,
-                watch.polish,
             )
         data = {"key": key, **self._compared(finished)}
         self.folder.write_json(f"chosen/{name}.json", data)

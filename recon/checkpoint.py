@@ -1,4 +1,4 @@
-"""Finished units and the state of the polish on disk: an interrupted reconstruction continues where it was."""
+"""Finished units on disk: an interrupted reconstruction continues where it was."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from recon.rounding import StraightThrough
 
 PARTS = ("code", "log_scale", "scale", "zero_point", "bias")
 INPUT = "input"
-POLISH = "polish:"
 
 
 class Progress:
@@ -35,7 +34,6 @@ class Progress:
         self.key = key
         self._tensors: dict[str, Tensor] = {}
         self._reports: dict[str, BlockReport] = {}
-        self._polish_step = 0
         if path.is_file():
             self._read()
 
@@ -50,7 +48,6 @@ class Progress:
             return
         reports = [BlockReport(**{**entry, "bits": tuple(entry["bits"])}) for entry in json.loads(metadata["reports"])]
         self._reports = {report.block: report for report in reports}
-        self._polish_step = int(metadata["polish_step"])
 
     def restore(self, unit: str, layers: dict[str, Layer]) -> BlockReport | None:
         """Puts a finished unit's roundings and biases on its layers; None where the unit is not finished."""
@@ -82,21 +79,10 @@ class Progress:
         self._reports[report.block] = report
         self._write()
 
-    def polish(self) -> tuple[int, dict[str, Tensor]]:
-        """Steps of the polish that are done, and the tensors that were saved with them."""
-        return self._polish_step, {n.removeprefix(POLISH): t for n, t in self._tensors.items() if n.startswith(POLISH)}
-
-    def save_polish(self, step: int, tensors: dict[str, Tensor]) -> None:
-        """Keeps the state of the polish after `step` steps."""
-        for name, value in tensors.items():
-            self._tensors[POLISH + name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        self._polish_step = step
-        self._write()
-
     def _write(self) -> None:
         reports = json.dumps([asdict(entry) for entry in self._reports.values()])
         temporary = self.path.with_suffix(".tmp")
-        metadata = {"key": self.key, "reports": reports, "polish_step": str(self._polish_step)}
+        metadata = {"key": self.key, "reports": reports}
         save_file(self._tensors, temporary, metadata)
         os.replace(temporary, self.path)
 

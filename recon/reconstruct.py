@@ -1,4 +1,4 @@
-"""Block reconstruction: learn the rounding of one unit after another, then polish the whole network.
+"""Block reconstruction: learn the rounding of one unit after another, then scale the logits.
 
 Each unit gets the inputs that the already quantized prefix gives and is fitted to the float network's output, weighted
 by the Fisher diagonal (BRECQ, arXiv 2102.05426, algorithm 1), from a second-order start.
@@ -25,7 +25,6 @@ from recon.granularity import regroup
 from recon.inputs import find_ranges, input_scale, quantize_inputs, quantizers_of
 from recon.network import Network
 from recon.optimizer import Annealed, weight_parameters
-from recon.polish import polish
 from recon.quantized import QuantizedLayers, input_bits, stored_layers
 from recon.quantizer import nearest
 from recon.report import BlockReport
@@ -33,7 +32,8 @@ from recon.rounding import Rounding, StraightThrough
 from recon.settings import Settings
 from recon.start import nearest_start, second_order_start
 from recon.store import Store
-from recon.task import UnitTask, walk
+from recon.task import UnitTask, held_back, walk
+from recon.unshrink import unshrink
 
 FEWEST_IMAGES = 2
 NEGLIGIBLE = 1e-4  # of the output's power: what 8 bits leave, and not worth a gradient step
@@ -59,13 +59,11 @@ def reconstruct(
     *,
     progress: Progress | None = None,
     on_block: Callable[[BlockReport], None] = lambda report: None,
-    on_polish: Callable[[int, int, float], None] = lambda step, steps, loss: None,
 ) -> Reconstruction:
     """Finishes `network` at the bits of `config` with images (N, C, H, W), normalised for it; it is not changed.
 
     `progress` keeps finished units on disk, so that an interrupted call continues where it was. `on_block` is called
-    after every unit, `on_polish` with (step, steps, KL in nats) during the polish. Raises InputError for too few
-    images.
+    after every unit. Raises InputError for too few images.
     """
     settings = settings or Settings()
     if len(images) < FEWEST_IMAGES:
@@ -87,8 +85,8 @@ def reconstruct(
         if settings.order == "weights first" and inputs:
             for task in walk(work, truth, images, settings, fisher, store):
                 _fit_inputs(task, settings)
-    if settings.polish_steps:
-        polish(work, network, images, settings, progress, on_polish)
+    if settings.judged:
+        unshrink(work, network, images[held_back(len(images))])
     return Reconstruction(stored_layers({name: work.layer(name) for name in work.table.names}), tuple(reports))
 
 

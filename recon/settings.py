@@ -18,8 +18,7 @@ Weighting = Literal["fisher", "mse"]
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How to reconstruct. `steps` are per unit, up to ten times as many where its start leaves much to do and it is
-    `judged`; `polish_steps` are for the whole network at the end, up to three times as many where the units leave much
-    to do or there are more than 512 images.
+    `judged`.
 
     - `granularity`: what is fitted at once. A stage is a run of blocks of one output resolution.
     - `start`: second-order rounding, or every weight where it stood (`nearest`).
@@ -30,9 +29,8 @@ class Settings:
     - `order`: weights with activations quantized, of which the share `dropped` of the channels is left out at random in
       every step (QDrop), or first the weights with float activations, then the step sizes of the activations (BRECQ).
     - `judged`: of plain rounding, the start and what descent makes of it, the best on held-back images is kept; else
-      the last.
-    - Rates are Adam's: of codes in code units; of log-scales and biases; of the log-scales of activations; of all
-      but codes in the polish, at 0.2 nats from float; in proportion elsewhere.
+      the last. In the end the logits are scaled to where those images' diverge least.
+    - Rates are Adam's: of codes in code units; of log-scales and biases; of the log-scales of activations.
     - `regulariser` weighs AdaRound's push to integers, as in BRECQ's code (0.1 for MobileNetV2-like networks, 0.01 for
       ResNets); the straight-through rounding does not use it.
     - `memory_bytes`: inputs and outputs of units beyond it are kept in files.
@@ -41,7 +39,6 @@ class Settings:
     """
 
     steps: int = 40
-    polish_steps: int = 200
     batch: int = 32
     seed: int = 0
     granularity: Granularity = "block"
@@ -56,12 +53,11 @@ class Settings:
     code_rate: float = 1e-2
     other_rate: float = 1e-3
     input_rate: float = 1e-3
-    polish_rate: float = 1e-3
     regulariser: float = 0.1
     memory_bytes: int = 2 * 2**30
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 0), ("polish_steps", 0), ("batch", 1), ("seed", 0), ("memory_bytes", 0)):
+        for name, least in (("steps", 0), ("batch", 1), ("seed", 0), ("memory_bytes", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
         if not 0 <= self.dropped < 1:
@@ -77,7 +73,6 @@ class Settings:
         on the Fisher-weighted error to the float network's output, then a quarter of the steps for the activations."""
         return cls(
             steps=steps,
-            polish_steps=0,
             seed=seed,
             start="nearest",
             rounding="adaround",

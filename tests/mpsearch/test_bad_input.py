@@ -33,7 +33,6 @@ def base(tiny: Path, tmp_path: Path) -> dict[str, object]:
         "--size-budget": "6kB",
         "--out": tmp_path / "out",
         "--steps": 2,
-        "--polish-steps": 0,
         "--population": 8,
         "--generations": 2,
     }

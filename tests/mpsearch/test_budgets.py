@@ -19,7 +19,7 @@ from mpsearch.edges import pinned_edges
 from mpsearch.front import ParetoFront
 from mpsearch.options import RunOptions, device_abits, parse_abits, parse_objectives
 
-QUICK = ("--steps", 2, "--polish-steps", 0, "--population", 16, "--generations", 8, "--samples", 32)
+QUICK = ("--steps", 2, "--population", 16, "--generations", 8, "--samples", 32)
 DEVICE = """
 name = "toy"
 title = "A toy"

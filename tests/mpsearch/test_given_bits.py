@@ -20,7 +20,7 @@ from recon.network import trace
 @pytest.fixture
 def given(tiny: Path) -> tuple[object, ...]:
     model, data = f"{tiny / 'net.py'}:net", tiny / "data"
-    return ("reconstruct", "--model", model, "--data", data, "--steps", 10, "--polish-steps", 10)
+    return ("reconstruct", "--model", model, "--data", data, "--steps", 10)
 
 
 def test_uniform_bits_with_eight_at_both_ends(given: tuple[object, ...], tmp_path: Path, command: Command) -> None:

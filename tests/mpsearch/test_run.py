@@ -22,7 +22,7 @@ from mpsearch.cache import load_table
 from mpsearch.data import normalize
 from mpsearch.front import ParetoFront
 
-QUICK = ("--steps", 40, "--polish-steps", 20, "--population", 40, "--generations", 30)
+QUICK = ("--steps", 40, "--population", 40, "--generations", 30)
 BUDGET = 5_200
 FILES = {
     "config.toml", "layers.json", "sensitivity.safetensors", "costs.json", "front.json", "chosen",

@@ -42,7 +42,7 @@ def test_it_survives_four_bit_weights_and_eight_bit_activations(name: str) -> No
     network = trace(model, (3, SIDE, SIDE), name)
     inner = [Precision(4, 8)] * (len(network.table) - 2)
     config = BitConfig(network.table.names, (Precision(8, 8), *inner, Precision(8, 8)))
-    result = reconstruct(network, calibration, config, Settings(steps=2, polish_steps=2, batch=8))
+    result = reconstruct(network, calibration, config, Settings(steps=2, batch=8))
     assert result.layers.config(network.table.names) == config
     assert [layer for report in result.reports for layer in report.bits].count(4) == len(inner)
     errors = []

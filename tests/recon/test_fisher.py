@@ -12,7 +12,7 @@ from mpsearch.data import load_data, normalize
 from mpsearch.models import load_model
 from recon.fisher import fisher_diagonal, fisher_probe
 from recon.network import trace
-from recon.polish import kl_divergence
+from recon.unshrink import kl_divergence
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("MPSEARCH_DATA") or ROOT.parent / "shared" / "data")

@@ -65,7 +65,7 @@ def test_errors_fall_at_every_granularity(recipe: str, granularity: str) -> None
     config = BitConfig.uniform(net.table.names, Precision(2, 7))
     made = {"ours": Settings(steps=60), "qdrop": Settings(steps=60, dropped=0.5), "brecq": Settings.brecq(200)}[recipe]
     settings = Settings(**{name: getattr(made, name) for name in Settings.__slots__} | {
-        "granularity": granularity, "polish_steps": 0, "batch": 16, "code_rate": 0.03 if recipe == "brecq" else 1e-3,
+        "granularity": granularity, "batch": 16, "code_rate": 0.03 if recipe == "brecq" else 1e-3,
     })  # fmt: skip
     reports = reconstruct(net, x, config, settings).reports
     assert [report.block for report in reports] == [unit.name for unit in regroup(net, settings.granularity).units]
@@ -76,10 +76,7 @@ def test_files_and_memory_give_the_same_bits() -> None:
     torch.manual_seed(0)
     net, x = trace(Small(), (3, 12, 12)), torch.randn(40, 3, 12, 12)
     config = BitConfig.uniform(net.table.names, Precision(2, 4))
-    found = [
-        reconstruct(net, x, config, Settings(steps=5, polish_steps=5, memory_bytes=limit)).layers
-        for limit in (0, 2**30)
-    ]
+    found = [reconstruct(net, x, config, Settings(steps=5, memory_bytes=limit)).layers for limit in (0, 2**30)]
     for name in net.table.names:
         assert torch.equal(found[0].weights[name].codes, found[1].weights[name].codes)
         assert torch.equal(found[0].weights[name].grid.scale, found[1].weights[name].grid.scale)

@@ -16,13 +16,13 @@ from recon.attach import attach, bias_of, rounding_of
 from recon.checkpoint import Progress
 from recon.fisher import fisher_diagonal, output_metrics
 from recon.network import Network, trace
-from recon.polish import unshrink
 from recon.quantized import plainly_rounded, quantized
 from recon.quantizer import decode, encode, nearest, search_grid
 from recon.reconstruct import reconstruct
 from recon.rounding import AdaRound, StraightThrough
 from recon.settings import Settings
 from recon.task import UnitTask
+from recon.unshrink import unshrink
 
 
 class Residual(nn.Module):
@@ -50,7 +50,7 @@ def images() -> Tensor:
     return torch.randn(64, 3, 12, 12, generator=torch.Generator().manual_seed(1))
 
 
-QUICK = Settings(steps=60, polish_steps=20, batch=16)
+QUICK = Settings(steps=60, batch=16)
 
 
 def at(net: Network, bits: int) -> BitConfig:
@@ -67,7 +67,7 @@ def kl(net: Network, other: nn.Module, x: Tensor) -> float:
 @pytest.mark.parametrize("rounding", ["straight-through", "adaround"])
 def test_it_beats_plain_rounding(images: Tensor, bits: int, rounding: str) -> None:
     net = network()
-    settings = Settings(steps=150, polish_steps=0, batch=16, rounding=rounding)  # type: ignore[arg-type]
+    settings = Settings(steps=150, batch=16, rounding=rounding)  # type: ignore[arg-type]
     result = reconstruct(net, images, at(net, bits), settings)
     unseen = torch.randn(256, 3, 12, 12, generator=torch.Generator().manual_seed(2))
     plain = kl(net, quantized(net, plainly_rounded(net, images, at(net, bits))).model, unseen)
@@ -77,28 +77,7 @@ def test_it_beats_plain_rounding(images: Tensor, bits: int, rounding: str) -> No
     assert all(report.loss_after <= report.loss_before for report in result.reports)
 
 
-def smooth(count: int, seed: int) -> Tensor:
-    """Images whose crops look like them, as those of the world do."""
-    coarse = 2 * torch.randn(count, 3, 3, 3, generator=torch.Generator().manual_seed(seed))
-    return nn.functional.interpolate(coarse, 12, mode="bilinear")
-
-
-def test_the_polish_lowers_the_divergence_on_unseen_images() -> None:
-    net, seen, unseen = network(), smooth(64, 1), smooth(256, 2)
-    net.layer(net.table.names[-1]).weight.data *= 1.25  # so sure that it stays far when its logits have been scaled
-    steps: list[tuple[int, int]] = []
-    kls = []
-    for count in (0, 200):
-        settings = Settings(steps=0, polish_steps=count, batch=16, start="nearest")
-        result = reconstruct(net, seen, at(net, 2), settings, on_polish=lambda *step: steps.append(step[:2]))
-        kls.append(kl(net, quantized(net, result.layers).model, unseen))
-    assert kls[1] < 0.7 * kls[0]
-    asked, far = 200, kl(net, quantized(net, plainly_rounded(net, seen, at(net, 2))).model, seen)
-    assert far > 0.3  # three times the steps
-    assert steps == [(step, 3 * asked) for step in range(1, 3 * asked + 1)]
-
-
-@pytest.mark.parametrize("shrunk", [1.0, 1.4])
+@pytest.mark.parametrize("shrunk", [1.0, 1.05**7, 1.05**-5])
 def test_logits_that_were_shrunk_are_scaled_back(shrunk: float, images: Tensor) -> None:
     net, work = network(), network()
     for name in work.table.names:
@@ -111,13 +90,6 @@ def test_logits_that_were_shrunk_are_scaled_back(shrunk: float, images: Tensor) 
     assert kl(net, work.model, images) < 1e-3
 
 
-def test_the_polish_is_short_where_little_is_left_to_do(images: Tensor) -> None:
-    net, steps = network(), list[int]()
-    settings = Settings(steps=0, polish_steps=10, batch=16)
-    reconstruct(net, images, at(net, 8), settings, on_polish=lambda *step: steps.append(step[1]))
-    assert steps == [10] * 10
-
-
 def test_the_network_that_goes_in_is_unchanged_and_the_result_repeatable(images: Tensor) -> None:
     net = network()
     state = {name: value.clone() for name, value in net.model.state_dict().items()}
@@ -127,33 +99,12 @@ def test_the_network_that_goes_in_is_unchanged_and_the_result_repeatable(images:
         assert torch.equal(first.layers.weights[name].codes, second.layers.weights[name].codes)
         assert torch.equal(first.layers.weights[name].grid.scale, second.layers.weights[name].grid.scale)
         assert torch.equal(first.layers.biases[name], second.layers.biases[name])
-    other = reconstruct(net, images, at(net, 3), Settings(steps=60, polish_steps=20, batch=16, seed=1))
+    other = reconstruct(net, images, at(net, 3), Settings(steps=60, batch=16, seed=1))
     assert any(not torch.equal(first.layers.weights[n].codes, other.layers.weights[n].codes) for n in net.table.names)
 
 
 class Stop(Exception):
     pass
-
-
-def test_an_interrupted_polish_goes_on_to_the_same_bits(images: Tensor, tmp_path: Path) -> None:
-    net, path = network(), tmp_path / "partial"
-    settings = Settings(steps=2, polish_steps=220, batch=16)
-    whole = reconstruct(net, images, at(net, 3), settings)
-
-    def stop(step: int, _steps: int, _loss: float) -> None:
-        if step == 130:
-            raise Stop
-
-    with pytest.raises(Stop):
-        reconstruct(net, images, at(net, 3), settings, progress=Progress(path, "key"), on_polish=stop)
-    seen: list[tuple[int, int]] = []
-    again = Progress(path, "key")
-    resumed = reconstruct(net, images, at(net, 3), settings, progress=again, on_polish=lambda *s: seen.append(s[:2]))
-    assert [step for step, _ in seen] == list(range(101, seen[0][1] + 1))
-    for name in net.table.names:
-        assert torch.equal(whole.layers.weights[name].codes, resumed.layers.weights[name].codes)
-        assert torch.equal(whole.layers.weights[name].grid.scale, resumed.layers.weights[name].grid.scale)
-        assert torch.equal(whole.layers.biases[name], resumed.layers.biases[name])
 
 
 @pytest.mark.parametrize("after", [1, 3])
@@ -187,13 +138,13 @@ def test_a_block_that_gets_worse_is_put_back(images: Tensor, monkeypatch: pytest
             attach(layer, StraightThrough(torch.zeros_like(layer.weight), grid))
 
     monkeypatch.setattr(sys.modules[reconstruct.__module__], "second_order_start", worse)
-    result = reconstruct(net, images, at(net, 4), Settings(steps=1, polish_steps=0, batch=16))
+    result = reconstruct(net, images, at(net, 4), Settings(steps=1, batch=16))
     plain = plainly_rounded(net, images, at(net, 4)).weights
     put_back = [unit for unit, report in zip(net.units, result.reports, strict=True) if report.outcome == "nearest"]
     assert put_back
     for unit in put_back:
         for name in unit.layers:
-            assert torch.equal(result.layers.weights[name].dequantize(), plain[name].dequantize())
+            assert torch.equal(result.layers.weights[name].codes, plain[name].codes)  # the scale of the last is fitted
 
 
 def test_a_layer_at_eight_bits_costs_no_steps(images: Tensor) -> None:
@@ -205,7 +156,7 @@ def test_a_layer_at_eight_bits_costs_no_steps(images: Tensor) -> None:
 
 def test_a_start_that_leaves_much_gets_more_steps(images: Tensor) -> None:
     def steps(bits: int, judged: bool = True) -> list[int]:
-        settings = Settings(steps=3, polish_steps=0, batch=16, judged=judged)
+        settings = Settings(steps=3, batch=16, judged=judged)
         return [report.iterations for report in reconstruct(network(), images, at(network(), bits), settings).reports]
 
     assert set(steps(6)) == {3}
@@ -220,7 +171,7 @@ def test_a_block_whose_best_rounding_is_known_is_solved() -> None:
     x = torch.randn(512, 8) @ torch.randn(8, 8)
     rates = {"code_rate": 0.01, "other_rate": 1e-9}
     how = {"rounding": "adaround", "weighting": "mse", "start": "nearest"}
-    settings = Settings(steps=600, polish_steps=0, batch=64, **how, **rates)  # type: ignore[arg-type]
+    settings = Settings(steps=600, batch=64, **how, **rates)  # type: ignore[arg-type]
     found = reconstruct(net, x, at(net, 3), settings).layers.weights[net.table.names[0]]
     weight, grid = layer.weight.detach(), found.grid
     floor = (weight / grid.scale + grid.zero_point).floor()
