@@ -44,25 +44,36 @@ def pad_like(layer: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sums:
-    """Sums over `count` input patches: of x xᵀ (G, K, K) and of x (G, K)."""
+class Sums:
+    """Sums over `count` patches a and b: of a bᵀ (G, K, K), of a and of b (G, K)."""
 
-    square: Tensor | float = 0.0
-    total: Tensor | float = 0.0
+    product: Tensor | float = 0.0
+    left: Tensor | float = 0.0
+    right: Tensor | float = 0.0
     count: int = 0
 
-    def __add__(self, other: _Sums) -> _Sums:
-        return _Sums(self.square + other.square, self.total + other.total, self.count + other.count)
+    @classmethod
+    def of(cls, left: Tensor, right: Tensor) -> Sums:
+        """Those of patches (G, K, M)."""
+        return cls(left @ right.transpose(1, 2), left.sum(2), right.sum(2), right.shape[2])
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(
+            self.product + other.product, self.left + other.left, self.right + other.right, self.count + other.count
+        )
 
     def second_moment(self) -> Tensor:
-        return torch.as_tensor(self.square) / max(self.count, 1)
+        """E[a bᵀ] (G, K, K)."""
+        return torch.as_tensor(self.product) / max(self.count, 1)
 
-    def mean(self) -> Tensor:
-        return torch.as_tensor(self.total) / max(self.count, 1)
+    def means(self) -> tuple[Tensor, Tensor]:
+        """E[a] and E[b] (G, K)."""
+        return torch.as_tensor(self.left) / max(self.count, 1), torch.as_tensor(self.right) / max(self.count, 1)
 
     def covariance(self) -> Tensor:
-        mean = self.mean()
-        return self.second_moment() - mean[..., None] * mean[..., None, :]
+        """Cov[a, b] (G, K, K)."""
+        left, right = self.means()
+        return self.second_moment() - left[..., None] * right[..., None, :]
 
 
 class InputMoments:
@@ -70,7 +81,7 @@ class InputMoments:
 
     def __init__(self, layers: Mapping[str, nn.Conv2d | nn.Linear]) -> None:
         self.layers = layers
-        self._halves: dict[str, list[_Sums]] = {name: [_Sums(), _Sums()] for name in layers}
+        self._halves: dict[str, list[Sums]] = {name: [Sums(), Sums()] for name in layers}
 
     def __enter__(self) -> InputMoments:
         self._hooks = [
@@ -97,18 +108,18 @@ class InputMoments:
             return
         with torch.autocast(x.device.type, enabled=False):
             patches = input_patches(layer, x.float())
-            seen = _Sums(patches @ patches.transpose(1, 2), patches.sum(2), patches.shape[2])
+            seen = Sums.of(patches, patches)
         halves = self._halves[name]
         halves[halves[1].count < halves[0].count] += seen
 
     def mean(self, name: str) -> Tensor:
         """The mean input patch (G, K) of layer `name`."""
-        return sum(self._halves[name], _Sums()).mean()
+        return sum(self._halves[name], Sums()).means()[0]
 
     def hessian(self, name: str) -> Tensor:
-        """The covariance (G, K, K) of layer `name`'s input patches, damped: positive definite.
+        """The covariance (G, K, K) of layer `name`'s input patches, shrunk to its mean variance: positive definite.
 
-        The fewer images have been seen, the more: as Ledoit and Wolf shrink it ("A well-conditioned estimator for
+        The fewer images have been seen, the more: as Ledoit and Wolf do it ("A well-conditioned estimator for
         large-dimensional covariance matrices", J. Multivariate Analysis 88, 2004), with the variance of the estimate
         taken from two halves of the images, since the patches of one image are no independent samples.
         """
@@ -123,7 +134,8 @@ class InputMoments:
         damping = (share / (1 - share)).clamp_min(LEAST_DAMPING)
         power = seen.second_moment().diagonal(dim1=1, dim2=2).mean(1)
         variance = torch.maximum(variance, LEAST_VARIANCE * power).clamp_min(1e-12)
-        return covariance + (damping * variance)[:, None, None] * identity
+        damping = damping[:, None, None]
+        return (covariance + damping * variance[:, None, None] * identity) / (1 + damping)
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hwmodel import BitConfig
 from recon.attach import attach, bias_of
+from recon.correction import corrected
 from recon.moments import InputMoments, gather_moments, mean_output
 from recon.obq import descend, descend_together, output_error, place_obq, refit_scale
 from recon.quantizer import Grid, codes_at, decode, nearby_grids, search_grid
@@ -58,13 +59,15 @@ def _round_channels(weight: Tensor, grid: Grid, hessian: Tensor) -> tuple[Grid, 
 
 
 def second_order_start(task: UnitTask, config: BitConfig, settings: Settings) -> None:
-    """Puts roundings on the layers of a unit, one after another, each for the inputs that those before it leave."""
+    """Puts roundings on the layers of a unit, one after another, each for the inputs that those before it leave, and of
+    the weight that makes up for them."""
     for name, layer in task.layers.items():
         moments = gather_moments(task.module, {name: layer}, task.x)
+        weight, shift = corrected(task, name, moments)
         grid, place, bias = second_order_rounding(
-            layer.weight.detach(), config[name].w, moments, name, settings.symmetric, task.metrics.get(name)
+            weight, config[name].w, moments, name, settings.symmetric, task.metrics.get(name)
         )
-        bias_of(layer).data = bias_of(layer).data + bias
+        bias_of(layer).data = bias_of(layer).data + shift + bias
         attach(layer, make_rounding(settings.rounding, place, grid))
 
 

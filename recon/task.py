@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +27,9 @@ def held_back(count: int) -> Tensor:
 
 @dataclass(frozen=True)
 class UnitTask:
-    """A unit's `module` and layers, its inputs x (N, …), what finds its target outputs (N, …), and their Fisher weight
-    (…). `metrics` are those of the outputs of layers (O, O), by name, where they are known. `generator` draws what is
-    random.
+    """A unit's `module` and layers with its inputs x (N, …), and the float ones; their outputs, in `store`, are the
+    target (N, …), with their Fisher weight (…). `metrics` are those of the outputs of layers (O, O), by name, where
+    they are known. `generator` draws what is random.
 
     Every eighth image is held back: it judges what the others taught. Where not `judged`, all images teach.
     """
@@ -38,7 +38,10 @@ class UnitTask:
     module: nn.Module
     layers: dict[str, Layer]
     x: Tensor
-    find_target: Callable[[], Tensor]
+    float_module: nn.Module
+    float_layers: dict[str, Layer]
+    float_x: Tensor
+    store: Store
     weight: Tensor | None
     metrics: Mapping[str, Tensor]
     judged: bool
@@ -47,7 +50,7 @@ class UnitTask:
     @cached_property
     def target(self) -> Tensor:
         """The outputs to come near to (N, …)."""
-        return self.find_target()
+        return self.store.map(self.float_module, self.float_x)
 
     def draw(self, count: int) -> Tensor:
         """Indices of `count` images to learn from, at random."""
@@ -98,12 +101,22 @@ def walk(
         if not work.chained:
             x = unit_inputs(work, unit, images, store)
             float_x = unit_inputs(truth, float_unit, images, store) if of_float_inputs else x
-        find_target = partial(store.map, float_unit.module, float_x if of_float_inputs else x)
-        layers = {name: work.layer(name) for name in unit.layers}
+        layers, float_layers = ({name: network.layer(name) for name in unit.layers} for network in (work, truth))
         generator = torch.Generator().manual_seed(settings.seed * 1009 + index)
         weight = fisher.weight(unit.name)
         yield UnitTask(
-            unit.name, unit.module, layers, x, find_target, weight, fisher.metrics, settings.judged, generator
+            unit.name,
+            unit.module,
+            layers,
+            x,
+            float_unit.module,
+            float_layers,
+            float_x,
+            store,
+            weight,
+            fisher.metrics,
+            settings.judged,
+            generator,
         )
         if work.chained:
             x = store.map(unit.module, x)

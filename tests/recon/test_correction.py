@@ -1,0 +1,48 @@
+"""Weights that make up for errors of their inputs: against a known error, and against none that could be known."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from recon.correction import corrected
+from recon.moments import gather_moments
+from recon.store import Store
+from recon.task import UnitTask
+
+
+def task_of(module: nn.Conv2d | nn.Linear, x: Tensor, float_x: Tensor, store: Store) -> UnitTask:
+    float_module = copy.deepcopy(module)
+    layers, generator = ({"layer": module}, {"layer": float_module}), torch.Generator()
+    return UnitTask("unit", module, layers[0], x, float_module, layers[1], float_x, store, None, {}, True, generator)
+
+
+def test_a_linear_error_of_the_inputs_is_undone() -> None:
+    torch.manual_seed(0)
+    for module in (nn.Conv2d(8, 6, 3, padding=1), nn.Conv2d(8, 8, 3, groups=8), nn.Linear(8, 5)):
+        shape = (64, 8) if isinstance(module, nn.Linear) else (64, 8, 6, 6)
+        float_x = torch.randn(shape)
+        gain = torch.linspace(0.7, 1.4, 8).view(1, 8, *[1] * (len(shape) - 2))
+        x = gain * float_x + 0.3  # what the part before it has made of them
+        if isinstance(module, nn.Conv2d):
+            module.padding = (0, 0)  # padding is no error
+        with Store(2**30) as store, torch.no_grad():
+            task = task_of(module, x, float_x, store)
+            weight, shift = corrected(task, "layer", gather_moments(module, {"layer": module}, x))
+            wrong = (module(x) - module(float_x)).square().mean()
+            module.weight.data, module.bias.data = weight, module.bias + shift
+            left = (module(x) - task.float_module(float_x)).square().mean()
+        assert left < 0.1 * wrong  # what the damping leaves
+
+
+def test_what_the_images_do_not_determine_is_left_alone() -> None:
+    generator = torch.Generator().manual_seed(1)
+    module = nn.Linear(64, 16)
+    x = torch.randn(96, 64, generator=generator)  # hardly more images than inputs
+    noise = 0.5 * torch.randn(96, 64, generator=generator)
+    with Store(2**30) as store:
+        task = task_of(module, x, x + noise, store)
+        weight, _ = corrected(task, "layer", gather_moments(module, {"layer": module}, x))
+    assert (weight - module.weight).norm() < 0.05 * module.weight.norm()
