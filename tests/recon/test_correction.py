@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from recon.correction import corrected
 from recon.moments import gather_moments
@@ -21,13 +21,11 @@ def task_of(module: nn.Conv2d | nn.Linear, x: Tensor, float_x: Tensor, store: St
 
 def test_a_linear_error_of_the_inputs_is_undone() -> None:
     torch.manual_seed(0)
-    for module in (nn.Conv2d(8, 6, 3, padding=1), nn.Conv2d(8, 8, 3, groups=8), nn.Linear(8, 5)):
+    for module in (nn.Conv2d(8, 6, 3), nn.Conv2d(8, 8, 3, groups=8), nn.Linear(8, 5)):
         shape = (64, 8) if isinstance(module, nn.Linear) else (64, 8, 6, 6)
         float_x = torch.randn(shape)
         gain = torch.linspace(0.7, 1.4, 8).view(1, 8, *[1] * (len(shape) - 2))
         x = gain * float_x + 0.3  # what the part before it has made of them
-        if isinstance(module, nn.Conv2d):
-            module.padding = (0, 0)  # padding is no error
         with Store(2**30) as store, torch.no_grad():
             task = task_of(module, x, float_x, store)
             weight, shift = corrected(task, "layer", gather_moments(module, {"layer": module}, x))
@@ -35,6 +33,33 @@ def test_a_linear_error_of_the_inputs_is_undone() -> None:
             module.weight.data, module.bias.data = weight, module.bias + shift
             left = (module(x) - task.float_module(float_x)).square().mean()
         assert left < 0.1 * wrong  # what the damping leaves
+
+
+class Shortcut(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layer(x)
+
+
+def test_the_last_layer_makes_up_for_the_shortcut_as_well() -> None:
+    torch.manual_seed(0)
+    float_x = torch.randn(64, 8, 6, 6)
+    x = torch.linspace(0.7, 1.4, 8).view(1, 8, 1, 1) * float_x + 0.3
+    module, float_module = (fx.symbolic_trace(Shortcut()) for _ in range(2))
+    float_module.load_state_dict(module.state_dict())
+    layer = module.layer
+    with Store(2**30) as store, torch.no_grad():
+        layers, generator = ({"layer": layer}, {"layer": float_module.layer}), torch.Generator()
+        task = UnitTask(
+            "unit", module, layers[0], x, float_module, layers[1], float_x, store, None, {}, True, generator
+        )
+        wrong = (module(x) - float_module(float_x)).square().mean()
+        weight, shift = corrected(task, "layer", gather_moments(module, {"layer": layer}, x))
+        layer.weight.data, layer.bias.data = weight, layer.bias + shift
+        assert (module(x) - float_module(float_x)).square().mean() < 0.01 * wrong
 
 
 def test_what_the_images_do_not_determine_is_left_alone() -> None:
