@@ -56,9 +56,9 @@ def predictors(job: Run) -> list[Predictor]:
         quadratic(job, "weight MSE", alone(weight_mse(network, job))),
         quadratic(job, "diagonal Fisher, intra-layer", alone(table.diagonal)),
         quadratic(job, "BRECQ: intra-layer, 2-bit pairs in a block", brecq(table, network, images, errors)),
-        quadratic(job, "full Fisher, intra-layer", table.additive()),
+        quadratic(job, "full Fisher, intra-layer", alone(0.5 * np.square(scores.score.astype(float)).mean(0))),
         quadratic(job, "full Fisher, inter-layer in full", replace(table, inter=table.inter / believed)),
-        quadratic(job, "ours: full Fisher, inter-layer shrunk", table),
+        quadratic(job, "ours: full Fisher steadied, inter-layer shrunk", table),
         quadratic(job, "KL of one layer at a time", alone(kl.double().numpy())),
         superposition(job, alone(kl.double().numpy()), reference, changes),
     ]

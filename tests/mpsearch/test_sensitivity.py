@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hwmodel import FLOAT_BITS, InputError, Precision
 from mpsearch import sensitivity
 from mpsearch.cache import load_scores, load_table, save_cache
-from mpsearch.scores import RoundedWeight, Scores
+from mpsearch.scores import Rounded, RoundedWeight, Scores
 from mpsearch.sensitivity import change, measure
 from mpsearch.sensitivity_table import SensitivityTable
 from recon.input_quantizer import InputGrid
@@ -181,6 +181,24 @@ def test_inter_layer_terms_are_believed_as_far_as_they_are_no_noise() -> None:
     half = 0.5 * np.cov(alone + shared, rowvar=False, bias=True)
     assert np.corrcoef(table.inter[~np.eye(30, dtype=bool)], half[~np.eye(30, dtype=bool)])[0, 1] > 0.95
     assert made_of(np.zeros((4, 3))).shrinkage([Precision(4)]) == 0
+
+
+@pytest.mark.parametrize("images", [60, 40_000])
+def test_few_images_are_steadied_by_the_diagonal_and_many_are_believed(images: int) -> None:
+    rng = np.random.default_rng(0)
+    layers, widths = 40, [Precision(w) for w in (2, 3, 4, 6)]
+    diagonal = np.exp(rng.normal(-14, 2, (layers, 4)))  # so small that log cosh is the half square
+    together = np.exp(rng.normal(0.5, 0.6, (layers, 1)))  # how errors of a layer act together, whatever the width
+    together = together * np.exp(rng.normal(0, 0.0 if images < 100 else 0.1, (layers, 4)))
+    score = np.sqrt(diagonal * together) * rng.standard_t(5, (images, layers, 4)) / np.sqrt(5 / 3)
+    names, digests = tuple(map(str, range(layers))), tuple(map(str, range(images)))
+    square = np.broadcast_to(diagonal, score.shape).astype(np.float32)
+    rounded: dict[Precision, Rounded] = {width: {} for width in widths}
+    scores = Scores("key", names, digests, rounded, score.astype(np.float32), square)
+    true = 0.5 * diagonal * together
+    steadied = np.abs(np.log(scores.table(widths, 0, "key").intra / true)).mean()
+    alone = np.abs(np.log(0.5 * np.square(score).mean(0) / true)).mean()
+    assert steadied < (0.7 if images < 100 else 1.01) * alone
 
 
 @pytest.mark.parametrize("size", [0.003, 0.3, 3.0, 30.0])
