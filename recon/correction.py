@@ -32,8 +32,7 @@ def corrected(task: UnitTask, name: str, moments: InputMoments) -> tuple[Tensor,
     steps = torch.linalg.solve(hessian, pulls.transpose(2, 3)).transpose(2, 3)
     power = (pulls * steps).sum((2, 3))  # of the outputs' change
     agreed = (pulls[0] * steps[1]).sum((1, 2)) / (power[0] * power[1]).sqrt().clamp_min(1e-30)
-    share = 2 * agreed.clamp_min(0) / (1 + agreed.clamp_min(0))  # of both halves: Spearman-Brown
-    step = (share[:, None, None] * steps[2]).reshape(weight.shape)
+    step = (agreed.clamp_min(0)[:, None, None] * steps[2]).reshape(weight.shape)
     lacking, _ = errors.means()
     return weight + step, lacking.flatten() - mean_output(step.flatten(1), moments.mean(name))
 
