@@ -74,16 +74,15 @@ def _by_group(layer: nn.Conv2d | nn.Linear, z: Tensor) -> Tensor:
 
 
 def _is_added_to_the_output(module: nn.Module, name: str) -> bool:
-    """Additions are all that lies between the output of layer `name`, called once, and that of `module`."""
+    """Nothing but additions lies between the output of layer `name`, called once, and that of `module`."""
     nodes = [node for node in module.graph.nodes if node.target == name] if isinstance(module, fx.GraphModule) else []
     if len(nodes) != 1:
         return False
-    node, added = nodes[0], False
+    node = nodes[0]
     while len(node.users) == 1:
         (node,) = node.users
         if node.op == "output":
-            return added
+            return True
         if node.target not in ADDITIONS:
             return False
-        added = True
     return False

@@ -45,7 +45,7 @@ def pad_like(layer: nn.Conv2d, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """Sums over `count` patches a and b: of a bᵀ (G, K, K), of a and of b (G, K)."""
+    """Sums over `count` columns a and b: of a bᵀ (G, J, K), of a (G, J) and of b (G, K)."""
 
     product: Tensor | float = 0.0
     left: Tensor | float = 0.0
@@ -54,7 +54,7 @@ class Sums:
 
     @classmethod
     def of(cls, left: Tensor, right: Tensor) -> Sums:
-        """Those of patches (G, K, M)."""
+        """Those of columns (G, J, M) and (G, K, M)."""
         return cls(left @ right.transpose(1, 2), left.sum(2), right.sum(2), right.shape[2])
 
     def __add__(self, other: Sums) -> Sums:
@@ -63,15 +63,15 @@ class Sums:
         )
 
     def second_moment(self) -> Tensor:
-        """E[a bᵀ] (G, K, K)."""
+        """E[a bᵀ] (G, J, K)."""
         return torch.as_tensor(self.product) / max(self.count, 1)
 
     def means(self) -> tuple[Tensor, Tensor]:
-        """E[a] and E[b] (G, K)."""
+        """E[a] (G, J) and E[b] (G, K)."""
         return torch.as_tensor(self.left) / max(self.count, 1), torch.as_tensor(self.right) / max(self.count, 1)
 
     def covariance(self) -> Tensor:
-        """Cov[a, b] (G, K, K)."""
+        """Cov[a, b] (G, J, K)."""
         left, right = self.means()
         return self.second_moment() - left[..., None] * right[..., None, :]
 

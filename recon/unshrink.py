@@ -35,8 +35,11 @@ def unshrink(work: Network, network: Network, images: Tensor) -> float:
     scale_as_it_is, bias_as_it_is = scale.detach().clone(), bias.detach().clone()
     reference = _logits(network, images)
 
-    def divergence(factor: float) -> float:
+    def put(factor: float) -> None:
         scale.data, bias.data = scale_as_it_is + math.log(factor), bias_as_it_is * factor
+
+    def divergence(factor: float) -> float:
+        put(factor)
         pairs = zip(reference, _logits(work, images), strict=True)
         return sum(len(logits) * float(kl_divergence(target, logits)) for target, logits in pairs)
 
@@ -44,7 +47,9 @@ def unshrink(work: Network, network: Network, images: Tensor) -> float:
     for step in (STEP, 1 / STEP):  # the divergence is convex in the factor of the logits
         while 1 / MOST <= best * step <= MOST and (found := divergence(best * step)) < least:
             best, least = best * step, found
-    divergence(best)
+        if best != 1.0:
+            break
+    put(best)
     return best
 
 

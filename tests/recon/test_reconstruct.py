@@ -17,7 +17,7 @@ from recon.checkpoint import Progress
 from recon.fisher import fisher_diagonal, output_metrics
 from recon.network import Network, trace
 from recon.quantized import plainly_rounded, quantized
-from recon.quantizer import decode, encode, nearest, search_grid
+from recon.quantizer import QuantizedWeight, decode, encode, nearest, search_grid
 from recon.reconstruct import reconstruct
 from recon.rounding import AdaRound, StraightThrough
 from recon.settings import Settings
@@ -144,7 +144,12 @@ def test_a_block_that_gets_worse_is_put_back(images: Tensor, monkeypatch: pytest
     assert put_back
     for unit in put_back:
         for name in unit.layers:
-            assert torch.equal(result.layers.weights[name].codes, plain[name].codes)  # the scale of the last is fitted
+            found = result.layers.weights[name]
+            if name == net.table.names[-1]:  # its scales go up or down together in the end
+                factor = found.grid.scale / plain[name].grid.scale
+                assert torch.allclose(factor, factor.mean(), rtol=2e-3)
+                found = QuantizedWeight(plain[name].grid, found.codes)
+            assert torch.equal(found.dequantize(), plain[name].dequantize())
 
 
 def test_a_layer_at_eight_bits_costs_no_steps(images: Tensor) -> None:
