@@ -115,7 +115,7 @@ def measure_steps(network: str) -> dict[str, Any]:
         asked, how = config(job.table, bits), Settings()
         work = regroup(quantize_inputs(job.network, input_bits(asked)), "block")
         found: dict[str, float] = {}
-        with Store(2**40) as store:
+        with Store(2**40, work.device) as store:
             for task, unit in zip(
                 walk(work, job.network, images, how, Fisher(), store), job.network.units, strict=True
             ):
@@ -126,7 +126,7 @@ def measure_steps(network: str) -> dict[str, Any]:
                 def plain(unit: Any = unit, x: Any = x, target: Any = target) -> None:
                     leaf = x.detach().requires_grad_()
                     unit.module.requires_grad_()
-                    with fast():
+                    with fast(x.device):
                         output = unit.module(leaf)
                     (output.float() - target).square().mean().backward()
                     unit.module.zero_grad()

@@ -18,7 +18,7 @@ from mpsearch.search import best_at_budget
 from mpsearch.sensitivity import change, measure, split
 from mpsearch.sensitivity_table import SensitivityTable
 from recon.attach import bias_of
-from recon.compute import batches, fast
+from recon.compute import batches, device_of, fast
 from recon.fisher import fisher_diagonal
 from recon.network import Network, Unit
 from recon.quantizer import nearest
@@ -116,8 +116,9 @@ def brecq(table: SensitivityTable, network: Network, images: Tensor, errors: dic
 def through(units: Sequence[Unit], x: Tensor) -> Tensor:
     """What units in a row make of x (N, …), in fast arithmetic."""
     outputs = []
-    with fast():
-        for part in batches(x):
+    where = device_of(units[0].module)
+    with fast(where):
+        for part in batches(x, where):
             for unit in units:
                 part = unit.module(part)
             outputs.append(part)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from hwmodel.errors import InputError
 from mpsearch.data import Images, normalize
+from recon.compute import device_of
 
 Triple = tuple[float, float, float]
 
@@ -31,18 +31,13 @@ class Evaluation:
 
 def logits(model: Callable[[Tensor], Tensor], images: Images, mean: Triple, std: Triple, batch: int = 64) -> Tensor:
     """Logits (N, classes) float32 in main memory, in the images' order, of a model in eval mode on any device."""
-    device = _device(model)
+    device = device_of(model) if isinstance(model, nn.Module) else torch.device("cpu")
     parts = []
     with torch.inference_mode():
         for start in range(0, len(images.x), batch):
             x = images.x[start : start + batch].to(device)
             parts.append(model(normalize(x, mean, std)).float().cpu())
     return torch.cat(parts)  # outside inference mode, so that autograd may use them
-
-
-def _device(model: Callable[[Tensor], Tensor]) -> torch.device:
-    tensors = itertools.chain(model.parameters(), model.buffers()) if isinstance(model, nn.Module) else iter(())
-    return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
 def evaluate(

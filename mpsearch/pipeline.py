@@ -36,7 +36,7 @@ from mpsearch.sensitivity import measure, split
 from mpsearch.sensitivity_table import SensitivityTable
 from mpsearch.summary import summarize
 from recon.checkpoint import Progress
-from recon.compute import avoid_slow_kernels, device, keep_freed_memory
+from recon.compute import avoid_slow_kernels, best_device, keep_freed_memory
 from recon.network import Network, trace
 from recon.settings import Settings
 
@@ -62,7 +62,7 @@ class Run:
     def network(self) -> Network:
         """The traced model, on the compute device."""
         keep_freed_memory()
-        model = self.model.model.to(device()).to(memory_format=torch.channels_last)
+        model = self.model.model.to(best_device()).to(memory_format=torch.channels_last)
         network = trace(model, self.model.input_size, self.model.reference)
         avoid_slow_kernels(network.model)
         return network

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from hwmodel import FLOAT_BITS, Precision
 from mpsearch.scores import Rounded, RoundedWeight, Scores, widths
 from recon.calls import Layer, keep_outputs
-from recon.compute import channels_last, device, fast
+from recon.compute import channels_last, fast
 from recon.fisher import fisher_probe, output_metrics
 from recon.input_quantizer import InputGrid, round_to_grid
 from recon.inputs import input_histograms
@@ -86,7 +86,7 @@ def measure(
         batch = slice(start, start + SENSITIVITY_BATCH)
         at = [index for index, term in enumerate(terms) if start >= done or term in new]
         if at:
-            x = channels_last(images[batch].to(device()))
+            x = channels_last(images[batch].to(network.device))
             missing = {name: [row[index] for index in at] for name, row in changes.items()}
             generator = torch.Generator().manual_seed(seed * 1_000_003 + start)
             score[batch, :, at], square[batch, :, at] = _batch_terms(network, x, missing, generator)
@@ -149,16 +149,16 @@ def _batch_terms(
     """⟨g, Δ⟩ and Σ g² Δ² (n, L, T) of a batch x (n, …), Δ the error of a layer's output, or of its input."""
     of_inputs = any(isinstance(change, InputGrid) for change in next(iter(changes.values())))
     layers = {name: network.layer(name) for name in changes}
-    with keep_outputs(layers) as calls, torch.enable_grad(), fast():
+    with keep_outputs(layers) as calls, torch.enable_grad(), fast(x.device):
         probe = fisher_probe(network.model(x.requires_grad_(of_inputs)), generator)
     read = {id(inputs): inputs for _, inputs, _ in calls} if of_inputs else {}
     gradients = torch.autograd.grad(probe, [z for *_, z in calls] + list(read.values()))
     input_gradients = dict(zip(read, gradients[len(calls) :], strict=True))
     readers = Counter(id(inputs) for _, inputs, _ in calls)
     index = {name: position for position, name in enumerate(changes)}
-    score = torch.zeros(len(x), len(changes), len(next(iter(changes.values()))), device=device())
+    score = torch.zeros(len(x), len(changes), len(next(iter(changes.values()))), device=x.device)
     square = torch.zeros_like(score)
-    with torch.no_grad(), fast():
+    with torch.no_grad(), fast(x.device):
         for (name, inputs, _), gradient in zip(calls, gradients, strict=False):
             for term, change in enumerate(changes[name]):
                 if isinstance(change, InputGrid):

@@ -7,7 +7,7 @@ import operator
 import torch
 from torch import Tensor, fx, nn
 
-from recon.compute import channels_last, device, fast, mixed_order
+from recon.compute import channels_last, fast, mixed_order
 from recon.moments import BATCH, POSITIONS, InputMoments, Sums, input_patches, mean_output
 from recon.task import UnitTask
 
@@ -47,12 +47,12 @@ def _errors(task: UnitTask, name: str) -> tuple[Sums, Sums]:
         layer.register_forward_hook(lambda _, args, z: calls.append((args[0], z))),
         task.float_layers[name].register_forward_hook(lambda _, args, z: wanted.append(z)),
     )
-    halves = [Sums(), Sums()]
+    halves, where = [Sums(), Sums()], task.store.device
     try:
         for index, pick in enumerate(torch.split(task.taught[mixed_order(task.taught)], BATCH)):
-            with fast():
-                y = task.module(channels_last(task.x[pick].to(device())))
-                float_y = task.float_module(channels_last(task.float_x[pick].to(device())))
+            with fast(where):
+                y = task.module(channels_last(task.x[pick].to(where)))
+                float_y = task.float_module(channels_last(task.float_x[pick].to(where)))
             for (q, z), float_z in zip(calls, wanted, strict=True):
                 error = float_y.float() - y.float() if whole and y.shape == z.shape else float_z.float() - z.float()
                 halves[index % 2] += Sums.of(_by_group(layer, error), input_patches(layer, q.float()))

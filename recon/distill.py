@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hwmodel import InputError
-from recon.compute import avoid_slow_kernels, channels_last, device, fast
+from recon.compute import avoid_slow_kernels, best_device, channels_last, fast
 from recon.optimizer import Annealed
 
 STEPS = 150
@@ -37,7 +37,8 @@ def distill(
     Batches of 32 are fitted by Adam until mean and variance at every batch norm are near the running ones. `on_batch`
     is called with images done and in all. Raises InputError where the model has no batch norm with running statistics.
     """
-    model = copy.deepcopy(model).to(device()).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    where = best_device()
+    model = copy.deepcopy(model).to(where).to(memory_format=torch.channels_last).eval().requires_grad_(False)
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.running_var is not None]
     if not norms:
         raise InputError("--data distilled needs a model with batch norms that keep running statistics; give images")
@@ -45,15 +46,15 @@ def distill(
     errors: list[Tensor] = []
     for norm in norms:
         norm.register_forward_pre_hook(lambda norm, args: errors.append(_mismatch(norm, args[0])))
-    shift, scale = (torch.tensor(values).view(1, 3, 1, 1).to(device()) for values in (mean, std))
+    shift, scale = (torch.tensor(values).view(1, 3, 1, 1).to(where) for values in (mean, std))
     generator = torch.Generator().manual_seed(seed)
     images: list[Tensor] = []
     while len(images) * BATCH < count:
-        x = _noise(input_size, generator).to(device())
+        x = _noise(input_size, generator).to(where)
         optimizer = Annealed([([x], RATE)])
         for step in range(STEPS):
             errors.clear()
-            with fast():
+            with fast(where):
                 model(channels_last(x))
             prior = x.mean((0, 2, 3)).square().mean() + (x.var((0, 2, 3)) - 1).square().mean()
             optimizer.step(prior + torch.stack(errors).sum(), step / STEPS)

@@ -75,9 +75,9 @@ def output_metrics(network: Network, images: Tensor, seed: int) -> dict[str, Ten
     if not layers:
         return {}
     halves: list[dict[str, Tensor]] = [{}, {}]
-    for index, x in enumerate(batches(images, METRIC_BATCH)):
+    for index, x in enumerate(batches(images, network.device, METRIC_BATCH)):
         sums = halves[index % 2]
-        with keep_outputs(layers) as calls, torch.enable_grad(), fast():
+        with keep_outputs(layers) as calls, torch.enable_grad(), fast(network.device):
             probe = fisher_probe(network.model(channels_last(x)), generator)
         gradients = torch.autograd.grad(probe, [z for *_, z in calls])
         for (name, *_), gradient in zip(calls, gradients, strict=True):
@@ -107,14 +107,14 @@ def fisher_diagonal(network: Network, images: Tensor, seed: int) -> dict[str, Te
     """
     generator = torch.Generator().manual_seed(seed)
     sums: dict[str, Tensor] = {}
-    for x in batches(images, FISHER_BATCH):
+    for x in batches(images, network.device, FISHER_BATCH):
         outputs: dict[str, Tensor] = {}
 
         def keep(name: str, output: Tensor, outputs: dict[str, Tensor] = outputs) -> Tensor:
             outputs[name] = output if output.requires_grad else output.requires_grad_()
             return outputs[name]
 
-        with torch.enable_grad(), fast():
+        with torch.enable_grad(), fast(network.device):
             logits = run(network, channels_last(x), keep)
             probe = fisher_probe(logits, generator)
         gradients = torch.autograd.grad(probe, list(outputs.values()))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from recon.calls import Layer
-from recon.compute import channels_last, device, fast, mixed_order
+from recon.compute import channels_last, device_of, fast, mixed_order
 from recon.input_quantizer import Histogram, InputGrid, InputQuantizer
 from recon.network import Network, Unit
 
@@ -99,10 +99,11 @@ def input_histograms(module: nn.Module, layers: Mapping[str, Layer], x: Tensor) 
         layer.register_forward_pre_hook(lambda _, args, name=name: seen[name].add(args[0]), prepend=True)
         for name, layer in layers.items()
     ]
+    where = device_of(module)
     try:
-        with fast():
+        with fast(where):
             for pick in torch.split(mixed_order(x)[:RANGE_IMAGES], BATCH):
-                module(channels_last(x[pick].to(device())))
+                module(channels_last(x[pick].to(where)))
     finally:
         for hook in hooks:
             hook.remove()

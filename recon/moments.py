@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recon.compute import channels_last, device, fast, mixed_order
+from recon.compute import channels_last, device_of, fast, mixed_order
 
 POSITIONS = 262_144  # input patches that are enough for a layer's second moments
 LEAST_DAMPING = 0.1  # of the mean variance
@@ -141,9 +141,10 @@ class InputMoments:
 @torch.no_grad()
 def gather_moments(module: nn.Module, layers: Mapping[str, nn.Conv2d | nn.Linear], x: Tensor) -> InputMoments:
     """The moments of `layers` while `module` runs on x (N, …), in mixed order until all layers have seen enough."""
-    with InputMoments(layers) as moments, fast():
+    where = device_of(module)
+    with InputMoments(layers) as moments, fast(where):
         for pick in torch.split(mixed_order(x), BATCH):
-            module(channels_last(x[pick].to(device())))
+            module(channels_last(x[pick].to(where)))
             if moments.enough:
                 break
     return moments

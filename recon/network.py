@@ -14,6 +14,7 @@ from hwmodel.errors import InputError
 from hwmodel.layer import LayerSpec, LayerTable
 from recon.blocks import Unit, partition
 from recon.calls import Call, Calls, Layer, is_layer, record_calls
+from recon.compute import device_of
 from recon.fold import fold_batch_norms
 from recon.graph import trace_graph
 
@@ -32,6 +33,11 @@ class Network:
     table: LayerTable
     units: tuple[Unit, ...]
     chained: bool
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes: where its model is."""
+        return device_of(self.model)
 
     def layer(self, name: str) -> nn.Conv2d | nn.Linear:
         """The layer's module. Raises InputError where the table has no such layer."""
@@ -99,8 +105,7 @@ def _make_plain(module: nn.Module) -> None:
 
 def _images(model: nn.Module, input_size: tuple[int, int, int]) -> Tensor:
     """Three images of noise, where the model is."""
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    return torch.randn(3, *input_size, generator=torch.Generator().manual_seed(0)).to(device)
+    return torch.randn(3, *input_size, generator=torch.Generator().manual_seed(0)).to(device_of(model))
 
 
 def _give_biases(model: nn.Module, layers: tuple[str, ...]) -> None:

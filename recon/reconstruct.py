@@ -19,7 +19,6 @@ from hwmodel import BitConfig, InputError
 from recon.attach import attach, bias_of, detach, harden, rounding_of
 from recon.calls import Layer
 from recon.checkpoint import Progress
-from recon.compute import device
 from recon.fisher import Fisher, measure_fisher
 from recon.granularity import regroup
 from recon.inputs import find_ranges, input_scale, quantize_inputs, quantizers_of
@@ -73,7 +72,7 @@ def reconstruct(
     truth = regroup(network, settings.granularity)
     fisher = measure_fisher(truth, images, settings) if settings.weighting == "fisher" else Fisher()
     reports: list[BlockReport] = []
-    with Store(settings.memory_bytes) as store:
+    with Store(settings.memory_bytes, network.device) as store:
         for task in walk(work, truth, images, settings, fisher, store):
             report = progress.restore(task.name, task.layers) if progress else None
             if report is None:
@@ -160,7 +159,7 @@ def _descend(task: UnitTask, settings: Settings, steps: int) -> None:
         quantizer.drop(settings.dropped, task.generator)
     for step in range(steps):
         progress = step / steps
-        push = sum((rounding.regulariser(progress) for rounding in roundings), start=torch.zeros((), device=device()))
+        push = torch.stack([rounding.regulariser(progress) for rounding in roundings]).sum()
         # Errors are relative to the power of the output; BRECQ sums them over its channels.
         push = settings.regulariser * push / (task.power * task.target.shape[1])
         loss = task.error(task.draw(settings.batch)) + push

@@ -1,4 +1,4 @@
-"""Where the inputs and outputs of units are kept: in memory, or in files where they are too large."""
+"""Where the inputs and outputs of units are kept: on the compute device, or in files where they are too large."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ ALIVE = 4  # a unit's inputs and outputs, the float network's, and the inputs of
 
 
 class Store:
-    """Keeps tensors within `memory_bytes`: no more than four are alive at a time, so larger ones than a fourth of it go
-    to files. A context manager; its files are gone when it closes."""
+    """Keeps tensors on `device` within `memory_bytes` of it: no more than four are alive at a time, so larger ones than
+    a fourth of it go to files. A context manager; its files are gone when it closes."""
 
-    def __init__(self, memory_bytes: int) -> None:
+    def __init__(self, memory_bytes: int, device: torch.device) -> None:
+        self.device = device
         self.largest = memory_bytes / ALIVE
         self._files = 0
         self._folder = TemporaryDirectory(prefix="mpsearch-")
@@ -34,7 +35,7 @@ class Store:
         """A tensor to be written to."""
         count = math.prod(shape)
         if count * dtype.itemsize <= self.largest:
-            return torch.empty(shape, dtype=dtype)
+            return torch.empty(shape, dtype=dtype, device=self.device)
         path = Path(self._folder.name) / str(self._files)
         self._files += 1
         tensor = torch.from_file(str(path), shared=True, size=count, dtype=dtype).view(shape)
@@ -45,8 +46,8 @@ class Store:
     def map(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """function(x) for x (N, …), batch by batch in fast arithmetic."""
         kept, done = torch.empty(0), 0
-        with fast():
-            for batch in batches(x):
+        with fast(self.device):
+            for batch in batches(x, self.device):
                 y = function(batch)
                 if not done:
                     kept = self.empty((len(x), *y.shape[1:]), y.dtype)

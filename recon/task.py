@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from recon.calls import Layer
-from recon.compute import BATCH, batches, channels_last, device, fast
+from recon.compute import BATCH, batches, channels_last, fast
 from recon.fisher import Fisher
 from recon.network import Network
 from recon.run import unit_inputs
@@ -69,9 +69,10 @@ class UnitTask:
 
     def error(self, pick: Tensor) -> Tensor:
         """The mean (weighted) squared error of the outputs for the images `pick`, over `power`."""
-        with fast():
-            output = self.module(channels_last(self.x[pick].to(device())))
-        return self._mean_square(output.float() - self.target[pick].to(device()).float()) / self.power
+        where = self.store.device
+        with fast(where):
+            output = self.module(channels_last(self.x[pick].to(where)))
+        return self._mean_square(output.float() - self.target[pick].to(where).float()) / self.power
 
     @torch.no_grad()
     def loss(self) -> float:
@@ -82,7 +83,7 @@ class UnitTask:
     @cached_property
     def power(self) -> float:
         """The error of an output of zero: what errors are measured against."""
-        total = sum(float(self._mean_square(t.float())) * len(t) for t in batches(self.target))
+        total = sum(float(self._mean_square(t.float())) * len(t) for t in batches(self.target, self.store.device))
         return max(total / len(self.target), 1e-30)
 
     def _mean_square(self, difference: Tensor) -> Tensor:

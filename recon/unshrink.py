@@ -55,5 +55,5 @@ def unshrink(work: Network, network: Network, images: Tensor) -> float:
 
 def _logits(network: Network, images: Tensor) -> list[Tensor]:
     """The logits of images (N, C, H, W), by batch."""
-    with fast():
-        return [network.model(x) for x in batches(images)]
+    with fast(network.device):
+        return [network.model(x) for x in batches(images, network.device)]

@@ -26,7 +26,7 @@ def test_a_linear_error_of_the_inputs_is_undone() -> None:
         float_x = torch.randn(shape)
         gain = torch.linspace(0.7, 1.4, 8).view(1, 8, *[1] * (len(shape) - 2))
         x = gain * float_x + 0.3  # what the part before it has made of them
-        with Store(2**30) as store, torch.no_grad():
+        with Store(2**30, torch.device("cpu")) as store, torch.no_grad():
             task = task_of(module, x, float_x, store)
             weight, shift = corrected(task, "layer", gather_moments(module, {"layer": module}, x))
             wrong = (module(x) - module(float_x)).square().mean()
@@ -51,7 +51,7 @@ def test_the_last_layer_makes_up_for_the_shortcut_as_well() -> None:
     module, float_module = (fx.symbolic_trace(Shortcut()) for _ in range(2))
     float_module.load_state_dict(module.state_dict())
     layer = module.layer
-    with Store(2**30) as store, torch.no_grad():
+    with Store(2**30, torch.device("cpu")) as store, torch.no_grad():
         layers, generator = ({"layer": layer}, {"layer": float_module.layer}), torch.Generator()
         task = UnitTask(
             "unit", module, layers[0], x, float_module, layers[1], float_x, store, None, {}, True, generator
@@ -67,7 +67,7 @@ def test_what_the_images_do_not_determine_is_left_alone() -> None:
     module = nn.Linear(64, 16)
     x = torch.randn(96, 64, generator=generator)  # hardly more images than inputs
     noise = 0.5 * torch.randn(96, 64, generator=generator)
-    with Store(2**30) as store:
+    with Store(2**30, torch.device("cpu")) as store:
         task = task_of(module, x, x + noise, store)
         weight, _ = corrected(task, "layer", gather_moments(module, {"layer": module}, x))
     assert (weight - module.weight).norm() < 0.05 * module.weight.norm()

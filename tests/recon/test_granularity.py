@@ -84,7 +84,7 @@ def test_files_and_memory_give_the_same_bits() -> None:
 
 
 def test_a_store_keeps_large_tensors_in_files_that_go_away() -> None:
-    with Store(4 * 1000) as store:
+    with Store(4 * 1000, torch.device("cpu")) as store:
         small, large = store.empty((250,), torch.float32), store.empty((251,), torch.float32)
         assert not small.is_shared()
         assert large.is_shared()  # mapped from a file
