@@ -73,7 +73,7 @@ Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Population = Annotated[int, typer.Option(help="Configurations a generation.")]
 Generations = Annotated[int, typer.Option(help="Generations at most.")]
 Steps = Annotated[
-    int, typer.Option(help="Reconstruction steps a block; up to ten times as many where much is to be done.")
+    int, typer.Option(help="Most reconstruction steps a block; up to ten times as many where much is to be done.")
 ]
 CacheMemory = Annotated[
     str, typer.Option(help="Memory for the inputs and outputs of blocks; what is beyond it is kept in files.")

@@ -36,7 +36,8 @@ from recon.unshrink import unshrink
 
 FEWEST_IMAGES = 2
 NEGLIGIBLE = 1e-4  # of the output's power: what 8 bits leave, and not worth a gradient step
-EASY, MOST = 0.02, 10  # where the start leaves more of the output's power, steps grow with it, up to tenfold
+EASY, MOST = 0.02, 10  # where the start leaves more of the output's power, steps may grow with it, up to tenfold
+FIRST = 10  # steps of the first cycle of falling rates, of which each is twice as long as the one before
 INPUT_STEPS = 4  # activations learn for a fourth of the steps where they come after the weights (BRECQ's code)
 
 States = dict[str, tuple[Rounding, Tensor, Tensor | None]]
@@ -108,15 +109,21 @@ def _fit_unit(task: UnitTask, config: BitConfig, settings: Settings) -> BlockRep
         detach(layer, floats[name])
     start = second_order_start if settings.start == "second-order" else nearest_start
     start(task, config, settings)
-    started_from = _states(task.layers)
+    state = _states(task.layers)
     learned, after = _decided(task)
-    steps = round(settings.steps * min(max(after / EASY, 1), MOST)) if settings.judged else settings.steps
-    if steps:
-        _put(task.layers, started_from)
-        _descend(task, settings, steps)
+    most = round(settings.steps * min(max(after / EASY, 1), MOST)) if settings.judged else settings.steps
+    by_cycles = settings.judged and settings.rounding == "straight-through"  # AdaRound decides at the end of all steps
+    steps, cycle = 0, FIRST if by_cycles else most
+    while steps < most:
+        cycle = min(cycle, most - steps)
+        _put(task.layers, state)
+        _descend(task, settings, cycle)
+        state = _states(task.layers)
         descended, loss = _decided(task)
-        if loss < after or not settings.judged:
-            learned, after = descended, loss
+        steps, cycle = steps + cycle, 2 * cycle
+        if settings.judged and loss >= after:
+            break
+        learned, after = descended, loss
     outcome: Literal["reconstructed", "nearest"] = "reconstructed"
     if settings.judged and after > before:
         learned, after, outcome = plain, before, "nearest"

@@ -17,8 +17,8 @@ Weighting = Literal["fisher", "mse"]
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How to reconstruct. `steps` are per unit, up to ten times as many where its start leaves much to do and it is
-    `judged`.
+    """How to reconstruct. `steps` are per unit. Where it is `judged`, up to ten times as many where its start leaves
+    much to do; straight-through rounding ends sooner, where held-back images stop coming nearer.
 
     - `granularity`: what is fitted at once. A stage is a run of blocks of one output resolution.
     - `start`: second-order rounding, or every weight where it stood (`nearest`).
@@ -28,8 +28,8 @@ class Settings:
     - `weighting` of the squared error: the Fisher diagonal, or none (`mse`).
     - `order`: weights with activations quantized, of which the share `dropped` of the channels is left out at random in
       every step (QDrop), or first the weights with float activations, then the step sizes of the activations (BRECQ).
-    - `judged`: of plain rounding, the start and what descent makes of it, the best on held-back images is kept; else
-      the last. In the end the logits are scaled to where those images' diverge least.
+    - `judged`: of plain rounding, the start and what cycles of descent make of it, the best on held-back images is
+      kept; else the last. In the end the logits are scaled to where those images' diverge least.
     - Rates are Adam's: of codes in code units; of log-scales and biases; of the log-scales of activations.
     - `regulariser` weighs AdaRound's push to integers, as in BRECQ's code (0.1 for MobileNetV2-like networks, 0.01 for
       ResNets); the straight-through rounding does not use it.

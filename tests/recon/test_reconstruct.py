@@ -169,6 +169,31 @@ def test_a_start_that_leaves_much_gets_more_steps(images: Tensor) -> None:
     assert set(steps(2, judged=False)) == {3}
 
 
+def test_cycles_double_for_as_long_as_held_back_images_come_nearer(
+    images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sys.modules["recon.reconstruct"]
+    descend, cycles, losses = module._descend, [], []
+
+    def spy(task: UnitTask, settings: Settings, steps: int) -> None:
+        before = task.loss()
+        descend(task, settings, steps)
+        cycles.append((task.name, steps))
+        losses.append(task.loss() < before)
+
+    monkeypatch.setattr(module, "_descend", spy)
+    reports = reconstruct(network(), images, at(network(), 2), Settings(steps=40, batch=16)).reports
+    ended_early = 0
+    for report in reports:
+        lengths = [steps for name, steps in cycles if name == report.block]
+        assert sum(lengths) == report.iterations
+        assert lengths[:-1] == [10 * 2**index for index in range(len(lengths) - 1)]
+        better = [nearer for nearer, (name, _) in zip(losses, cycles, strict=True) if name == report.block]
+        assert all(better[:-1])
+        ended_early += not better[-1]
+    assert ended_early
+
+
 def test_a_block_whose_best_rounding_is_known_is_solved() -> None:
     torch.manual_seed(5)
     layer = nn.Linear(8, 1)
