@@ -87,12 +87,15 @@ def measure(row: str) -> dict[str, Any]:
         layers = reconstruct(job.network, images, asked, settings(network, method, int(seed))).layers
     seconds = time.perf_counter() - started
     found = job.measure(quantized(job.network, layers).model)
+    memory = {"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    if torch.cuda.is_available():
+        memory = {"gpu": torch.cuda.get_device_name(), "peak_gpu_bytes": torch.cuda.max_memory_allocated()}
     return {
         "top1_float": truth.top1,
         "top1": found.top1,
         "kl": found.kl_nats,
         "seconds": seconds,
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        **memory,
         "validation_images": found.count,
         "threads": torch.get_num_threads(),
     }
@@ -154,6 +157,11 @@ def best(function: Any, repeats: int = 7) -> float:
     return min(times[1:])
 
 
+def seconds(row: dict[str, Any]) -> str:
+    """A row's seconds, with a star where they are a GPU's."""
+    return f"{row['seconds']:.0f}{'*' if 'gpu' in row else ''}"
+
+
 def table(results: dict[str, Any], network: str) -> str:
     """A network's figures, in Markdown: a line a bit-width and method, the range of top-1 where there are seeds."""
     lines = ["| bits | method | top-1 | KL, nats | seconds | memory |", "|---|---|---|---|---|---|"]
@@ -163,9 +171,9 @@ def table(results: dict[str, Any], network: str) -> str:
         if seeds:
             found, tops = seeds[0], sorted(row["top1"] for row in seeds)
             spread = f" ({tops[0]:.2f} to {tops[-1]:.2f})" if len(tops) > 1 else ""
-            memory = f"{found['peak_rss_bytes'] / 1e9:.1f} GB"
+            memory = found.get("peak_gpu_bytes") or found["peak_rss_bytes"]
             top1 = f"{found['top1']:.2f} %{spread}"
-            cells = (bits, method, top1, f"{found['kl']:.3f}", f"{found['seconds']:.0f}", memory)
+            cells = (bits, method, top1, f"{found['kl']:.3f}", seconds(found), f"{memory / 1e9:.1f} GB")
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -179,7 +187,7 @@ def brief(results: dict[str, Any]) -> str:
     for network, bits in product(NETWORKS, BITS):
         found = [results["rows"].get(f"{network} {bits} {method} 0") for method in methods]
         if any(found):
-            cells = [f"{row['top1']:.2f} %, {row['seconds']:.0f} s" if row else "" for row in found]
+            cells = [f"{row['top1']:.2f} %, {seconds(row)} s" if row else "" for row in found]
             lines.append(f"| {network}, {bits} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

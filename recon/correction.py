@@ -83,6 +83,6 @@ def _is_added_to_the_output(module: nn.Module, name: str) -> bool:
         (node,) = node.users
         if node.op == "output":
             return True
-        if node.target not in ADDITIONS:
-            return False
+        if node.target not in ADDITIONS or node.kwargs or len(set(node.args)) < len(node.args):
+            return False  # or it is added to itself, or scaled (alpha)
     return False

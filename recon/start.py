@@ -53,6 +53,8 @@ def _round_channels(weight: Tensor, grid: Grid, hessian: Tensor) -> tuple[Grid, 
     grid = refit_scale(repeated, place.round(), grid, hessian)
     place = descend(repeated, place.round(), grid, hessian)
     grid = refit_scale(repeated, place.round(), grid, hessian)
+    if tries == 1:
+        return grid, place
     error = output_error(decode(place.round(), grid) - repeated, hessian)
     best = error.view(-1, tries).argmin(1) + tries * torch.arange(len(weight), device=weight.device)
     return Grid(grid.bits, grid.scale[best], grid.zero_point[best]), place[best]

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, fx, nn
 
-from recon.correction import corrected
+from recon.correction import _is_added_to_the_output, corrected
 from recon.moments import gather_moments
 from recon.store import Store
 from recon.task import UnitTask
@@ -60,6 +60,23 @@ def test_the_last_layer_makes_up_for_the_shortcut_as_well() -> None:
         weight, shift = corrected(task, "layer", gather_moments(module, {"layer": layer}, x))
         layer.weight.data, layer.bias.data = weight, layer.bias + shift
         assert (module(x) - float_module(float_x)).square().mean() < 0.01 * wrong
+
+
+class Variant(Shortcut):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.layer(x)
+        ends = {"plain": lambda: z + x, "twice": lambda: x + z + 1.0, "scaled": lambda: torch.add(x, z, alpha=2)}
+        ends |= {"doubled": lambda: z + z, "activated": lambda: torch.relu(x + z), "used": lambda: (x + z) + z}
+        return ends[self.how]()
+
+
+def test_only_what_is_added_once_counts_as_added() -> None:
+    for how in ("plain", "twice", "scaled", "doubled", "activated", "used"):
+        assert _is_added_to_the_output(fx.symbolic_trace(Variant(how)), "layer") == (how in ("plain", "twice")), how
 
 
 def test_what_the_images_do_not_determine_is_left_alone() -> None:
