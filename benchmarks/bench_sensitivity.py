@@ -2,8 +2,8 @@
 
     python benchmarks/bench_sensitivity.py
 
-ImageNet images and weights in ../shared/data (or MPSEARCH_DATA). Every row is a process of its own. Writes
-benchmarks/results/bench_sensitivity.json.
+ImageNet images and weights in ../shared/data (or MPSEARCH_DATA). Every row is the faster of two processes of
+its own. Writes benchmarks/results/bench_sensitivity.json.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from mpsearch.sensitivity import measure, split
 from mpsearch.summary import versions
 
 RESULTS = ROOT / "benchmarks" / "results" / "bench_sensitivity.json"
+RUNS = 2  # of which the fastest counts: other work on the machine only ever adds to the time
 LAYERS, CANDIDATES, IMAGES = 53, len(WBITS), 256
 # Layers, candidates and images of fresh caches: the whole one first, then each of the three cut down.
 FRESH = (
@@ -126,7 +127,7 @@ def main(words: list[str]) -> None:
         command = [sys.executable, __file__, *map(str, arguments)]
         return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
 
-    rows = [measured(*row) for row in FRESH]
+    rows = [min((measured(*row) for _ in range(RUNS)), key=lambda found: found["seconds"]) for row in FRESH]
     results = {"machine": machine(), "versions": versions(), "fresh": rows, "linear": linear(rows)}
     results["grown"] = measured("grown")
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
