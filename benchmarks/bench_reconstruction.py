@@ -157,7 +157,7 @@ def best(function: Any, repeats: int = 7) -> float:
     return min(times[1:])
 
 
-def seconds(row: dict[str, Any]) -> str:
+def shown_seconds(row: dict[str, Any]) -> str:
     """A row's seconds, with a star where they are a GPU's."""
     return f"{row['seconds']:.0f}{'*' if 'gpu' in row else ''}"
 
@@ -173,7 +173,7 @@ def table(results: dict[str, Any], network: str) -> str:
             spread = f" ({tops[0]:.2f} to {tops[-1]:.2f})" if len(tops) > 1 else ""
             memory = found.get("peak_gpu_bytes") or found["peak_rss_bytes"]
             top1 = f"{found['top1']:.2f} %{spread}"
-            cells = (bits, method, top1, f"{found['kl']:.3f}", seconds(found), f"{memory / 1e9:.1f} GB")
+            cells = (bits, method, top1, f"{found['kl']:.3f}", shown_seconds(found), f"{memory / 1e9:.1f} GB")
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -187,7 +187,7 @@ def brief(results: dict[str, Any]) -> str:
     for network, bits in product(NETWORKS, BITS):
         found = [results["rows"].get(f"{network} {bits} {method} 0") for method in methods]
         if any(found):
-            cells = [f"{row['top1']:.2f} %, {seconds(row)} s" if row else "" for row in found]
+            cells = [f"{row['top1']:.2f} %, {shown_seconds(row)} s" if row else "" for row in found]
             lines.append(f"| {network}, {bits} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

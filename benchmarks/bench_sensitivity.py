@@ -2,8 +2,8 @@
 
     python benchmarks/bench_sensitivity.py
 
-ImageNet images and weights in ../shared/data (or MPSEARCH_DATA). Every row is the faster of two processes of
-its own. Writes benchmarks/results/bench_sensitivity.json.
+ImageNet images and weights in ../shared/data (or MPSEARCH_DATA). Every row is the faster of two processes of its
+own. Writes benchmarks/results/bench_sensitivity.json.
 """
 
 from __future__ import annotations
