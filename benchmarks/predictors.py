@@ -18,6 +18,7 @@ from mpsearch.search import best_at_budget
 from mpsearch.sensitivity import change, measure, split
 from mpsearch.sensitivity_table import SensitivityTable
 from recon.attach import bias_of
+from recon.basis import balanced
 from recon.compute import batches, device_of, fast
 from recon.fisher import fisher_diagonal
 from recon.network import Network, Unit
@@ -38,7 +39,7 @@ class Predictor:
 
 def predictors(job: Run) -> list[Predictor]:
     """All predictors; but for size and weight error, from the same weight roundings and the same images."""
-    network, images, precisions = job.network, split(job.calibration)[1], job.precisions
+    network, images, precisions = balanced(job.network), split(job.calibration)[1], job.precisions
     scores = measure(network, job.calibration, precisions, 0, "bench")
     table, believed = scores.table(precisions, 0, "bench"), scores.shrinkage(precisions)
     errors: dict[str, Errors] = {

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from hwmodel import FLOAT_BITS, Precision
 from mpsearch.scores import Rounded, RoundedWeight, Scores, widths
+from recon.basis import balanced
 from recon.calls import Layer, keep_outputs
 from recon.compute import channels_last, fast
 from recon.fisher import fisher_probe, output_metrics
@@ -63,12 +64,13 @@ def measure(
 ) -> Scores:
     """Scores every layer at every width of `precisions` on images (N ≥ 2, C, H, W), normalised for the network.
 
-    Weights are rounded by `second_order_rounding`, the mean output error taken out by the bias: closer to what
-    finalization leaves than plain rounding, which overrates low bits. The images are `split`. What is `known` under
-    the same `key` is kept as far as `images` begin with the same ones: only new widths and new images are measured, and
-    the result is the same as if nothing had been known. `on_batch` is called with images done and in all.
+    Weights are rounded by `second_order_rounding` in the `balanced` basis, the mean output error taken out by the bias:
+    closer to what finalization leaves than plain rounding, which overrates low bits. The images are `split`. What is
+    `known` under the same `key` is kept as far as `images` begin with the same ones: only new widths and new images are
+    measured, and the result is the same as if nothing had been known. `on_batch` is called with images done and in all.
     Grids of weights are `symmetric` or not; `key` says so where both are in use.
     """
+    network = balanced(network)
     first, images = split(images)
     key = "-".join([key, *_digests(first.flatten()[None])])
     names, digests, terms = network.table.names, _digests(images), widths(*precisions)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import operator
-
 import torch
 from torch import Tensor, fx, nn
 
 from recon.compute import channels_last, fast, mixed_order
+from recon.graph import is_plain_addition
 from recon.moments import BATCH, POSITIONS, InputMoments, Sums, input_patches, mean_output
 from recon.task import UnitTask
-
-ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 
 @torch.no_grad()
@@ -83,6 +80,6 @@ def _is_added_to_the_output(module: nn.Module, name: str) -> bool:
         (node,) = node.users
         if node.op == "output":
             return True
-        if node.target not in ADDITIONS or node.kwargs or len(set(node.args)) < len(node.args):
-            return False  # or it is added to itself, or scaled (alpha)
+        if not is_plain_addition(node):
+            return False
     return False

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from recon.calls import is_layer
 
 _PREFIX = "model."
+_ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 
 class _OneInput(nn.Module):
@@ -64,6 +67,12 @@ def trace_graph(model: nn.Module) -> fx.Graph | None:
         _drop_identities(model, graph)
         _drop_in_place(model, graph)
         return graph
+
+
+def is_plain_addition(node: fx.Node) -> bool:
+    """The node adds two different things, neither of them scaled."""
+    is_sum = node.op in ("call_function", "call_method") and node.target in _ADDITIONS
+    return is_sum and not node.kwargs and len(set(node.args)) == 2
 
 
 def module_paths(node: fx.Node) -> list[str]:

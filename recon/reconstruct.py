@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hwmodel import BitConfig, InputError
 from recon.attach import attach, bias_of, detach, harden, rounding_of
+from recon.basis import balanced
 from recon.calls import Layer
 from recon.checkpoint import Progress
 from recon.fisher import Fisher, measure_fisher
@@ -69,6 +70,8 @@ def reconstruct(
     if len(images) < FEWEST_IMAGES:
         raise InputError(f"reconstruction needs at least {FEWEST_IMAGES} calibration images, got {len(images)}")
     inputs = input_bits(config)
+    if settings.basis == "balanced":
+        network = balanced(network)
     work = regroup(quantize_inputs(network, inputs), settings.granularity)
     truth = regroup(network, settings.granularity)
     fisher = measure_fisher(truth, images, settings) if settings.weighting == "fisher" else Fisher()

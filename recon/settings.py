@@ -13,6 +13,7 @@ Start = Literal["second-order", "nearest"]
 Target = Literal["same inputs", "float network"]
 Order = Literal["joint", "weights first"]
 Weighting = Literal["fisher", "mse"]
+Basis = Literal["balanced", "given"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,7 @@ class Settings:
     much to do; straight-through rounding ends sooner, where held-back images stop coming nearer.
 
     - `granularity`: what is fitted at once. A stage is a run of blocks of one output resolution.
+    - `basis` of linear bottlenecks: `balanced` before anything is rounded, or as `given`.
     - `start`: second-order rounding, or every weight where it stood (`nearest`).
     - `symmetric`: grids of weights with the zero-point in the middle.
     - `target`: the float network's output (BRECQ), or the float unit's for the inputs that the quantized part before it
@@ -42,6 +44,7 @@ class Settings:
     batch: int = 32
     seed: int = 0
     granularity: Granularity = "block"
+    basis: Basis = "balanced"
     start: Start = "second-order"
     symmetric: bool = False
     rounding: RoundingName = "straight-through"
@@ -62,8 +65,8 @@ class Settings:
                 raise InputError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
         if not 0 <= self.dropped < 1:
             raise InputError(f"the dropped share must be in [0, 1), got {self.dropped}")
-        choices = {"granularity": Granularity, "start": Start, "rounding": RoundingName, "target": Target}
-        for name, known in {**choices, "weighting": Weighting, "order": Order}.items():
+        choices = {"granularity": Granularity, "basis": Basis, "start": Start, "rounding": RoundingName}
+        for name, known in {**choices, "target": Target, "weighting": Weighting, "order": Order}.items():
             if getattr(self, name) not in get_args(known):
                 raise InputError(f"{name} must be one of {', '.join(get_args(known))}, got {getattr(self, name)!r}")
 
@@ -74,6 +77,7 @@ class Settings:
         return cls(
             steps=steps,
             seed=seed,
+            basis="given",
             start="nearest",
             rounding="adaround",
             target="float network",
