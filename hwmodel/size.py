@@ -1,10 +1,10 @@
 """The bytes of a packed model file, exactly, without writing it.
 
 A packed file is a safetensors file: 8 bytes of header length, a JSON header, then the data. The data of a layer are its
-codes at their bit-width, and per output channel a half-precision scale, a zero-point at the codes' width and a
-half-precision bias; where its inputs are quantized, a half-precision scale and a zero-point of one byte for them. Parts
-that are not quantized are stored in half precision. The header is filled up to the longest that any configuration of
-the network can need, so that a file's size is a sum over layers.
+codes at their bit-width, and per output channel a half-precision scale, a zero-point at the codes' width (with one bit
+more where it counts halves) and a half-precision bias; where its inputs are quantized, a half-precision scale and a
+zero-point of one byte for them. Parts that are not quantized are stored in half precision. The header is filled up to
+the longest that any configuration of the network can need, so that a file's size is a sum over layers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from hwmodel.precision import FLOAT_BITS, WEIGHT_BITS, BitConfig, Precision
 HALF_BYTES = 2
 HEADER_LENGTH_BYTES = 8
 ALIGNMENT = 8  # safetensors pads its header to this
-FORMAT = "mpsearch-packed-1"
+FORMAT = "mpsearch-packed-2"
+HALVED_BITS = 4  # up to as many, zero-points of weights come in halves: at 8 levels that takes 8 % off the error
 
 
 def packed_bytes(count: int, bits: int) -> int:
@@ -30,11 +31,17 @@ def packed_bytes(count: int, bits: int) -> int:
     return -(-count * bits // 8)
 
 
+def zero_point_bits(bits: int) -> int:
+    """Bits of a stored zero-point of weights: those of the codes, and one more where it counts halves."""
+    return bits + (bits <= HALVED_BITS)
+
+
 def layer_bytes(layer: LayerSpec, precision: Precision) -> int:
     """Bytes of one layer's data: codes, scales, zero-points and biases, and the grid of its inputs."""
     channels, bits = layer.out_channels, precision.w
     inputs = 0 if precision.a == FLOAT_BITS else HALF_BYTES + 1
-    return packed_bytes(layer.n_weights, bits) + packed_bytes(channels, bits) + 2 * HALF_BYTES * channels + inputs
+    zero_points = packed_bytes(channels, zero_point_bits(bits))
+    return packed_bytes(layer.n_weights, bits) + zero_points + 2 * HALF_BYTES * channels + inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +88,14 @@ class PackedLayout:
 
     def tensors(self, config: BitConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Data type and shape of every tensor, in the order of the file: wider types first, then by name."""
-        layers = list(zip(self.table, config.precisions, strict=True))
+        layers = [(layer, precision.w) for layer, precision in zip(self.table, config.precisions, strict=True)]
+        zero_points = sum(packed_bytes(layer.out_channels, zero_point_bits(bits)) for layer, bits in layers)
         channels = sum(layer.out_channels for layer in self.table)
         tensors: dict[str, tuple[str, tuple[int, ...]]] = {
             "biases": ("F16", (channels,)),
-            "codes": ("U8", (sum(packed_bytes(layer.n_weights, precision.w) for layer, precision in layers),)),
+            "codes": ("U8", (sum(packed_bytes(layer.n_weights, bits) for layer, bits in layers),)),
             "scales": ("F16", (channels,)),
-            "zero_points": ("U8", (sum(packed_bytes(layer.out_channels, precision.w) for layer, precision in layers),)),
+            "zero_points": ("U8", (zero_points,)),
         }
         inputs = sum(precision.a != FLOAT_BITS for precision in config.precisions)
         if inputs:

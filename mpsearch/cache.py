@@ -104,7 +104,7 @@ def _parts(rounded: Rounded) -> Arrays:
     tensors = {
         "codes": [found.weight.codes for found in weights],
         "scales": [found.weight.grid.scale for found in weights],
-        "zero_points": [found.weight.grid.zero_point.to(torch.uint8) for found in weights],
+        "zero_points": [found.weight.grid.zero_point for found in weights],
         "biases": [found.bias for found in weights],
     }
     return {name: torch.cat([tensor.flatten() for tensor in row]).cpu().numpy() for name, row in tensors.items()}
@@ -133,7 +133,7 @@ def _rounded(network: Network, term: Precision, tensor: Callable[[str], NDArray[
     )
     return {
         name: RoundedWeight(
-            QuantizedWeight(Grid(term.w, scale, zero.float()), code.view(network.layer(name).weight.shape)), bias
+            QuantizedWeight(Grid(term.w, scale, zero), code.view(network.layer(name).weight.shape)), bias
         )
         for name, code, scale, zero, bias in parts
     }

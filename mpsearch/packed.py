@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from hwmodel import BitConfig, InputError, LayerTable, Precision
-from hwmodel.size import ALIGNMENT, FORMAT, HEADER_LENGTH_BYTES, PackedLayout, packed_bytes
+from hwmodel.size import ALIGNMENT, FORMAT, HEADER_LENGTH_BYTES, PackedLayout, packed_bytes, zero_point_bits
 from mpsearch.models import build_architecture
 from recon.input_quantizer import InputGrid
 from recon.network import Network, trace
@@ -58,7 +58,7 @@ def save_packed(path: Path, network: Network, reference: str, layers: QuantizedL
     weights = [layers.weights[name] for name in names]
     inputs = [layers.inputs[name] for name in names if name in layers.inputs]
     codes = [pack(weight.codes.cpu().numpy().ravel(), weight.grid.bits) for weight in weights]
-    zeros = [pack(weight.grid.zero_point.cpu().numpy().astype(np.uint8), weight.grid.bits) for weight in weights]
+    zeros = [_pack_zero_points(weight.grid) for weight in weights]
     tensors: dict[str, NDArray[np.generic]] = {
         "biases": np.concatenate([layers.biases[name].cpu().numpy() for name in names]).astype(np.float16),
         "codes": np.concatenate(codes),
@@ -132,6 +132,11 @@ def _read_inputs(config: BitConfig, tensors: Mapping[str, NDArray[np.generic]]) 
     return {name: InputGrid(bits[name], *grid) for name, *grid in zip(bits, scales, zeros, strict=True)}
 
 
+def _pack_zero_points(grid: Grid) -> NDArray[np.uint8]:
+    width = zero_point_bits(grid.bits)
+    return pack((grid.zero_point * 2 ** (width - grid.bits)).cpu().numpy().astype(np.uint8), width)
+
+
 def _split(values: Tensor, table: LayerTable) -> dict[str, Tensor]:
     parts = torch.split(values, [layer.out_channels for layer in table])
     return dict(zip(table.names, parts, strict=True))
@@ -147,9 +152,11 @@ def _read_weights(
     for layer, precision in zip(table, config.precisions, strict=True):
         bits = precision.w
         code_end = code_start + packed_bytes(layer.n_weights, bits)
-        zero_end = zero_start + packed_bytes(layer.out_channels, bits)
+        width = zero_point_bits(bits)
+        zero_end = zero_start + packed_bytes(layer.out_channels, width)
         codes = torch.from_numpy(unpack(code_bytes[code_start:code_end], bits, layer.n_weights))
-        zeros = torch.from_numpy(unpack(zero_bytes[zero_start:zero_end], bits, layer.out_channels)).float()
+        counted = torch.from_numpy(unpack(zero_bytes[zero_start:zero_end], width, layer.out_channels))
+        zeros = counted.float() / 2 ** (width - bits)
         shape = network.layer(layer.name).weight.shape
         weights[layer.name] = QuantizedWeight(Grid(bits, scales[layer.name], zeros), codes.view(shape))
         code_start, zero_start = code_end, zero_end

@@ -1,7 +1,10 @@
 """The uniform affine weight quantizer: per-channel grids, their search, and the code ↔ weight maps.
 
-A weight is `scale * (code - zero_point)` with an integer code in [0, 2^bits - 1] and an integer zero-point in the
-same range, so zero is always on the grid (the convention of ONNX and of `torch.fake_quantize_per_channel_affine`).
+A weight is `scale * (code - zero_point)` with an integer code in [0, 2^bits - 1] and a zero-point in the same range. An
+integer one has zero on the grid (the convention of ONNX and of `torch.fake_quantize_per_channel_affine`). Up to 4 bits
+one may count in halves: with zero between two levels 4 levels leave normally distributed weights 0.119 of their
+variance instead of 0.150, 8 levels 0.0376 instead of 0.0408. Twice the code less twice the zero-point is an integer
+either way, so integer arithmetic is exact.
 Scales are kept at half-precision values, because that is what the packed file stores.
 """
 
@@ -13,10 +16,11 @@ import torch
 from torch import Tensor
 
 from hwmodel import InputError
+from hwmodel.size import HALVED_BITS
 
 SHRINK_STEPS = 60
 FACTORS = tuple(1.08**step for step in range(-9, 5))  # 0.5 to 1.36
-SHIFTS = (-2, -1, 0, 1, 2)
+SHIFTS = (-2, -1, 0, 1, 2)  # steps of the zero-point
 SMALLEST_SCALE = 2.0**-24  # the smallest positive half-precision number
 
 
@@ -69,7 +73,8 @@ def codes_at(weight: Tensor, grid: Grid) -> Tensor:
 def encode(weight: Tensor, grid: Grid) -> Tensor:
     """Nearest codes (O, …) of a weight (O, …), as float32."""
     shape = (-1,) + (1,) * (weight.dim() - 1)
-    code = torch.round(weight / grid.scale.view(shape)) + grid.zero_point.view(shape)
+    whole = grid.zero_point.floor()
+    code = torch.round(weight / grid.scale.view(shape) + (grid.zero_point - whole).view(shape)) + whole.view(shape)
     return code.clamp(0, grid.levels)
 
 
@@ -79,13 +84,16 @@ def decode(codes: Tensor, grid: Grid) -> Tensor:
     return (codes - grid.zero_point.view(shape)) * grid.scale.view(shape)
 
 
-def search_grid(weight: Tensor, bits: int, importance: Tensor | None = None, symmetric: bool = False) -> Grid:
+def search_grid(
+    weight: Tensor, bits: int, importance: Tensor | None = None, symmetric: bool = False, halves: bool = False
+) -> Grid:
     """The grid with the least (weighted) squared rounding error, by search over shrunken min-max ranges.
 
     `weight` is (O, …); `importance`, if given, is non-negative and broadcasts to the flattened weight (O, K): the
     diagonal of the loss' Hessian, so that the search minimises Σ importance · (Q(w) − w)². A constant or all-zero
     channel gets a grid on which it is exact up to the half-precision scale, unless `symmetric`: then the zero-point
-    is 2^(bits − 1) everywhere, as where weights are signed integers without one.
+    is 2^(bits − 1) everywhere, as where weights are signed integers without one. Zero-points are integers, or
+    where `halves` multiples of a half as far as the bits allow.
     """
     flat = weight.detach().flatten(1).float()
     low = flat.amin(1).clamp_max(0)
@@ -93,13 +101,15 @@ def search_grid(weight: Tensor, bits: int, importance: Tensor | None = None, sym
     if symmetric:
         high = torch.maximum(high, -low)
         low = -high
-    levels = 2**bits - 1
+    levels, step = 2**bits - 1, _step(bits) if halves else 1.0
     best_error = torch.full_like(low, torch.inf)
     best_scale = torch.ones_like(low)
     best_zero = torch.zeros_like(low)
     for shrink in torch.linspace(1.0, 0.25 if bits < 5 else 0.7, SHRINK_STEPS).tolist():
         scale = to_half_grid((high - low) * (shrink / levels))
-        zeros = (torch.full_like(low, 2 ** (bits - 1)),) if symmetric else _zero_points(low * shrink, scale, levels)
+        zeros = (
+            (torch.full_like(low, 2 ** (bits - 1)),) if symmetric else _zero_points(low * shrink, scale, levels, step)
+        )
         for zero in zeros:
             grid = Grid(bits, scale, zero)
             squared = (decode(encode(flat, grid), grid) - flat).square_()
@@ -113,15 +123,20 @@ def search_grid(weight: Tensor, bits: int, importance: Tensor | None = None, sym
 
 def nearby_grids(grid: Grid, symmetric: bool = False) -> Grid:
     """For every output channel in turn the grids around its own, coarser and finer ones with the zero-point where it
-    is and, unless `symmetric`, beside it: (O × tries,) scales and zero-points."""
+    is and, unless `symmetric`, up to two steps beside it: (O × tries,) scales and zero-points."""
     shifts = (0,) if symmetric else SHIFTS
     factor = torch.tensor(FACTORS, device=grid.scale.device).repeat_interleave(len(shifts))
-    shift = torch.tensor(shifts, device=grid.scale.device).repeat(len(FACTORS))
+    shift = _step(grid.bits) * torch.tensor(shifts, device=grid.scale.device).repeat(len(FACTORS))
     zero = (grid.zero_point[:, None] + shift).clamp(0, grid.levels).flatten()
     return Grid(grid.bits, to_half_grid((grid.scale[:, None] * factor).flatten()), zero)
 
 
-def _zero_points(low: Tensor, scale: Tensor, levels: int) -> tuple[Tensor, Tensor]:
-    """The two integers next to the exact zero-point: at 2 bits the choice matters."""
-    exact = -low / scale
-    return exact.floor().clamp(0, levels), exact.ceil().clamp(0, levels)
+def _step(bits: int) -> float:
+    """Between zero-points that count in halves as far as the bits allow."""
+    return 0.5 if bits <= HALVED_BITS else 1.0
+
+
+def _zero_points(low: Tensor, scale: Tensor, levels: int, step: float) -> tuple[Tensor, Tensor]:
+    """The two multiples of `step` next to the exact zero-point: at 2 bits the choice matters."""
+    exact = -low / scale / step
+    return (step * exact.floor()).clamp(0, levels), (step * exact.ceil()).clamp(0, levels)

@@ -36,7 +36,8 @@ def second_order_rounding(
     """
     flat, hessian = weight.flatten(1), moments.hessian(name)
     variance = hessian.diagonal(dim1=1, dim2=2)
-    grid = search_grid(flat, bits, variance.repeat_interleave(len(flat) // len(variance), 0), symmetric)
+    importance = variance.repeat_interleave(len(flat) // len(variance), 0)
+    grid = search_grid(flat, bits, importance, symmetric, halves=True)
     grid, place = _round_channels(flat, nearby_grids(grid, symmetric) if flat.shape[1] <= SHORT else grid, hessian)
     if metric is not None:
         grid, place = descend_together(flat, place.round(), grid, hessian, metric)

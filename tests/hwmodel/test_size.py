@@ -61,8 +61,10 @@ def small(**changes: object) -> LayerSpec:
 
 def test_layer_bytes_by_hand() -> None:
     layer = small()
-    # 108 codes and 6 zero-points of 3 bits, 6 scales and 6 biases of 2 bytes
+    # 108 codes of 3 bits, 6 zero-points of one more, 6 scales and 6 biases of 2 bytes
     assert layer_bytes(layer, Precision(3)) == 41 + 3 + 12 + 12
+    # from 5 bits on zero-points have the width of the codes
+    assert layer_bytes(layer, Precision(6)) == 81 + 5 + 12 + 12
     # and a scale of 2 bytes and a zero-point of 1 for its inputs
     assert layer_bytes(layer, Precision(3, 8)) == 41 + 3 + 12 + 12 + 3
 

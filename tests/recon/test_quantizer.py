@@ -30,6 +30,27 @@ def test_rounding_equals_torch(bits: int) -> None:
     assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_zero_points_in_halves_equal_torch(bits: int) -> None:
+    weight = weights(8, 4, 3, 3)
+    grid = search_grid(weight, bits, halves=True)
+    assert torch.equal(2 * grid.zero_point, (2 * grid.zero_point).round())
+    assert not torch.equal(grid.zero_point, grid.zero_point.round())
+    theirs = torch.fake_quantize_per_channel_affine(weight, grid.scale, grid.zero_point, 0, 0, 2**bits - 1)
+    assert torch.allclose(decode(encode(weight, grid), grid), theirs, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("bits", "integer", "half"), [(2, 0.150, 0.119), (3, 0.0408, 0.0376), (4, 0.0119, 0.0116), (5, 0.0036, 0.0036)]
+)
+def test_normal_weights_lose_as_little_as_they_can(bits: int, integer: float, half: float) -> None:
+    """In halves as in table II of Max, "Quantizing for minimum distortion", IRE Trans. Inf. Theory 6, 1960."""
+    weight = torch.special.ndtri((torch.arange(20_000) + 0.5) / 20_000)[None]
+    for least, halves in ((integer, False), (half, True)):
+        grid = search_grid(weight, bits, halves=halves)
+        assert float((decode(encode(weight, grid), grid) - weight).square().mean()) == pytest.approx(least, rel=0.03)
+
+
 @pytest.mark.parametrize("bits", BITS)
 def test_the_search_beats_min_max(bits: int) -> None:
     weight = weights(16, 64)
@@ -63,6 +84,7 @@ def test_zero_is_on_every_grid_and_scales_are_half_precision() -> None:
         grid = search_grid(weights(8, 32) + 0.5, bits)
         assert torch.equal(grid.scale, grid.scale.half().float())
         assert torch.equal(grid.zero_point, grid.zero_point.round())
+        assert bits < 5 or torch.equal(grid.zero_point, search_grid(weights(8, 32) + 0.5, bits, halves=True).zero_point)
         assert 0 <= grid.zero_point.min() <= grid.zero_point.max() <= grid.levels
         assert decode(encode(torch.zeros(8, 1), grid), grid).abs().max() == 0
 
@@ -133,7 +155,7 @@ def test_the_grid_is_near_the_best_there_is() -> None:
     moments = gather_moments(layer, {"layer": layer}, x)
     hessian = moments.hessian("layer")[0]
     everything = torch.tensor(list(itertools.product(range(4), repeat=5)), dtype=torch.float32)
-    whole = torch.cat([everything - zero for zero in range(4)])
+    whole = torch.cat([everything - zero / 2 for zero in range(7)])
     reach = whole @ hessian
     power = (reach * whole).sum(1).clamp_min(1e-30)
     ratios = []
