@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from hwmodel import FLOAT_BITS, Precision
 from mpsearch.scores import Rounded, RoundedWeight, Scores, widths
+from recon.activity import activations
 from recon.basis import balanced
 from recon.calls import Layer, keep_outputs
 from recon.compute import channels_last, fast
@@ -119,7 +120,7 @@ def _roundings(
     weights = [term for term in terms if term.a == FLOAT_BITS]
     inputs = [term for term in terms if term.a != FLOAT_BITS]
     if weights:
-        moments = gather_moments(network.model, layers, images)
+        moments = gather_moments(network.model, layers, images, activations(network))
         metrics = output_metrics(network, images, seed)
         for term in weights:
             found: dict[str, RoundedWeight] = {}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, fx, nn
 
+from recon.activity import activation_after, activity
 from recon.compute import channels_last, fast, mixed_order
 from recon.graph import is_plain_addition
-from recon.moments import BATCH, POSITIONS, InputMoments, Sums, input_patches, mean_output
+from recon.moments import BATCH, POSITIONS, InputMoments, Sums, by_group, input_patches, mean_output
 from recon.task import UnitTask
 
 
@@ -23,51 +26,50 @@ def corrected(task: UnitTask, name: str, moments: InputMoments) -> tuple[Tensor,
     for, its shortcut's with it.
     """
     weight = task.layers[name].weight.detach()
-    one, other = _errors(task, name)
-    errors, hessian = one + other, moments.hessian(name)
-    pulls = torch.stack([part.covariance() for part in (one, other, errors)])
+    halves = [Sums(), Sums()]
+    lacking = mass = torch.zeros((), device=weight.device)
+    for index, (errors, patches, active) in enumerate(_errors(task, name)):
+        halves[index % 2] += Sums.of(errors, patches, active if active.shape[1] == 1 else None)
+        lacking, mass = lacking + (active * errors).sum(2), mass + active.sum(2)
+    hessian = moments.hessian(name)
+    pulls = torch.stack([part.covariance() for part in (*halves, halves[0] + halves[1])])
     steps = torch.linalg.solve(hessian, pulls.transpose(2, 3)).transpose(2, 3)
     power = (pulls * steps).sum((2, 3))  # of the outputs' change
     agreed = (pulls[0] * steps[1]).sum((1, 2)) / (power[0] * power[1]).sqrt().clamp_min(1e-30)
     step = (agreed.clamp_min(0)[:, None, None] * steps[2]).reshape(weight.shape)
-    lacking, _ = errors.means()
-    return weight + step, lacking.flatten() - mean_output(step.flatten(1), moments.mean(name))
+    return weight + step, (lacking / mass).flatten() - mean_output(step.flatten(1), moments.mean(name))
 
 
-def _errors(task: UnitTask, name: str) -> tuple[Sums, Sums]:
-    """Sums of e qᵀ over two halves of the images that teach: q the patches that layer `name` gets, e what outputs lack
-    of the float ones."""
+def _errors(task: UnitTask, name: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """What outputs of layer `name` lack of the float ones (G, O / G, M), the patches (G, K, M) that it gets, and how
+    much the outputs count (G, O / G, M), by batch of the images that teach."""
     layer, whole = task.layers[name], _is_added_to_the_output(task.float_module, name)
+    activation, where = activation_after(task.module, name), task.store.device
     calls: list[tuple[Tensor, Tensor]] = []
     wanted: list[Tensor] = []
     hooks = (
         layer.register_forward_hook(lambda _, args, z: calls.append((args[0], z))),
         task.float_layers[name].register_forward_hook(lambda _, args, z: wanted.append(z)),
     )
-    halves, where = [Sums(), Sums()], task.store.device
+    seen = 0
     try:
-        for index, pick in enumerate(torch.split(task.taught[mixed_order(task.taught)], BATCH)):
+        for pick in torch.split(task.taught[mixed_order(task.taught)], BATCH):
             with fast(where):
                 y = task.module(channels_last(task.x[pick].to(where)))
                 float_y = task.float_module(channels_last(task.float_x[pick].to(where)))
             for (q, z), float_z in zip(calls, wanted, strict=True):
                 error = float_y.float() - y.float() if whole and y.shape == z.shape else float_z.float() - z.float()
-                halves[index % 2] += Sums.of(_by_group(layer, error), input_patches(layer, q.float()))
+                active = activity(z, activation) if activation else torch.ones_like(error)
+                patches = input_patches(layer, q.float())
+                seen += patches.shape[2]
+                yield by_group(layer, error), patches, by_group(layer, active)
+            if seen >= POSITIONS:
+                break
             calls.clear()
             wanted.clear()
-            if halves[0].count + halves[1].count >= POSITIONS:
-                break
     finally:
         for hook in hooks:
             hook.remove()
-    return halves[0], halves[1]
-
-
-def _by_group(layer: nn.Conv2d | nn.Linear, z: Tensor) -> Tensor:
-    """Outputs z of `layer` as (G, O / G, M), M = N × positions."""
-    if isinstance(layer, nn.Linear):
-        return z.flatten(0, -2).T[None]
-    return z.transpose(0, 1).flatten(1).view(layer.groups, -1, z[:, 0].numel())
 
 
 def _is_added_to_the_output(module: nn.Module, name: str) -> bool:

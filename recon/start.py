@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hwmodel import BitConfig
+from recon.activity import activation_after
 from recon.attach import attach, bias_of
 from recon.correction import corrected
 from recon.moments import InputMoments, gather_moments, mean_output
@@ -65,7 +66,8 @@ def second_order_start(task: UnitTask, config: BitConfig, settings: Settings) ->
     """Puts roundings on the layers of a unit, one after another, each for the inputs that those before it leave, and of
     the weight that makes up for them."""
     for name, layer in task.layers.items():
-        moments = gather_moments(task.module, {name: layer}, task.x)
+        activation = activation_after(task.module, name)
+        moments = gather_moments(task.module, {name: layer}, task.x, {name: activation} if activation else None)
         weight, shift = corrected(task, name, moments)
         grid, place, bias = second_order_rounding(
             weight, config[name].w, moments, name, settings.symmetric, task.metrics.get(name)
