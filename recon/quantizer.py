@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hwmodel import InputError
-from hwmodel.size import HALVED_BITS
+from hwmodel.precision import HALVED_BITS
 
 SHRINK_STEPS = 60
 FACTORS = tuple(1.08**step for step in range(-9, 5))  # 0.5 to 1.36
