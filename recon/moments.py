@@ -136,11 +136,10 @@ class InputMoments:
     def _see(self, name: str, layer: nn.Conv2d | nn.Linear, x: Tensor, z: Tensor) -> None:
         if self._full(name):
             return
-        active = None
         with torch.autocast(x.device.type, enabled=False):
+            active = by_group(layer, activity(z, self.activations[name])) if name in self.activations else None
             patches = input_patches(layer, x.float())
-            if name in self.activations:
-                active = by_group(layer, activity(z, self.activations[name]))
+            if active is not None:
                 self._active[name] = self._active.get(name, Sums()) + Sums.of(active, patches)
             seen = Sums.of(patches, patches, active if active is not None and active.shape[1] == 1 else None)
         halves = self._halves[name]
