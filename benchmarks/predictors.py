@@ -40,7 +40,7 @@ class Predictor:
 def predictors(job: Run) -> list[Predictor]:
     """All predictors; but for size and weight error, from the same weight roundings and the same images."""
     network, images, precisions = balanced(job.network), split(job.calibration)[1], job.precisions
-    scores = measure(network, job.calibration, precisions, 0, "bench")
+    scores = measure(job.network, job.calibration, precisions, 0, "bench")  # balances by itself
     table, believed = scores.table(precisions, 0, "bench"), scores.shrinkage(precisions)
     errors: dict[str, Errors] = {
         name: [change(network, name, rounded) for rounded in scores.rounded.values()]  # type: ignore[misc]

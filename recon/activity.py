@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
+from recon.graph import only_call
 from recon.network import Network
 
 Activation = Callable[[Tensor], Tensor]
@@ -22,17 +23,20 @@ FUNCTIONS = {"relu", "relu_", "relu6", "hardtanh", "hardswish", "silu", "gelu"}
 def activation_after(module: nn.Module, name: str) -> Activation | None:
     """The activation function that alone reads the output of layer `name`, called once in `module`; None where there is
     none, or where it is not known."""
-    nodes = [node for node in module.graph.nodes if node.target == name] if isinstance(module, fx.GraphModule) else []
-    if len(nodes) != 1 or len(nodes[0].users) != 1:
+    node = only_call(module, name)
+    if node is None or len(node.users) != 1:
         return None
-    (reader,) = nodes[0].users
+    (reader,) = node.users
     if reader.op == "call_module":
         found = module.get_submodule(str(reader.target))
         return found if isinstance(found, MODULES) else None
     if reader.op == "call_method":
         return (lambda z: getattr(z, str(reader.target))()) if reader.target in FUNCTIONS else None
-    known = getattr(reader.target, "__name__", "") in FUNCTIONS and reader.all_input_nodes == list(reader.args)
-    return (lambda z: reader.target(z, **reader.kwargs)) if known else None
+    function = reader.target
+    if not callable(function) or reader.all_input_nodes != list(reader.args):
+        return None
+    known = getattr(function, "__name__", "") in FUNCTIONS
+    return (lambda z: function(z, **reader.kwargs)) if known else None
 
 
 def activations(network: Network) -> Mapping[str, Activation]:

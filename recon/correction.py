@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from recon.activity import activation_after, activity
 from recon.compute import channels_last, fast, mixed_order
-from recon.graph import is_plain_addition
+from recon.graph import is_plain_addition, only_call
 from recon.moments import BATCH, POSITIONS, InputMoments, Sums, by_group, input_patches, mean_output
 from recon.task import UnitTask
 
@@ -74,10 +74,9 @@ def _errors(task: UnitTask, name: str) -> Iterator[tuple[Tensor, Tensor, Tensor]
 
 def _is_added_to_the_output(module: nn.Module, name: str) -> bool:
     """Nothing but additions lies between the output of layer `name`, called once, and that of `module`."""
-    nodes = [node for node in module.graph.nodes if node.target == name] if isinstance(module, fx.GraphModule) else []
-    if len(nodes) != 1:
+    node = only_call(module, name)
+    if node is None:
         return False
-    node = nodes[0]
     while len(node.users) == 1:
         (node,) = node.users
         if node.op == "output":

@@ -69,6 +69,12 @@ def trace_graph(model: nn.Module) -> fx.Graph | None:
         return graph
 
 
+def only_call(module: nn.Module, name: str) -> fx.Node | None:
+    """The one call of the submodule `name` in a traced module; None where there are several, or it is not traced."""
+    nodes = [node for node in module.graph.nodes if node.target == name] if isinstance(module, fx.GraphModule) else []
+    return nodes[0] if len(nodes) == 1 else None
+
+
 def is_plain_addition(node: fx.Node) -> bool:
     """The node adds two different things, neither of them scaled."""
     is_sum = node.op in ("call_function", "call_method") and node.target in _ADDITIONS
