@@ -126,7 +126,7 @@ def _roundings(
             found: dict[str, RoundedWeight] = {}
             for name, layer in layers.items():
                 weight = layer.weight.detach()
-                grid, place, bias = second_order_rounding(weight, term.w, moments, name, symmetric, metrics.get(name))
+                grid, place, bias = second_order_rounding(weight, term.w, moments[name], symmetric, metrics.get(name))
                 codes = place.round().to(torch.uint8)
                 found[name] = RoundedWeight(QuantizedWeight(grid, codes), bias)
             rounded[term] = found

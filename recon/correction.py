@@ -9,62 +9,69 @@ from torch import Tensor, nn
 
 from recon.activity import activation_after, activity
 from recon.compute import channels_last, fast, mixed_order
-from recon.graph import is_plain_addition, only_call
-from recon.moments import BATCH, POSITIONS, InputMoments, Sums, by_group, input_patches, mean_output
+from recon.graph import is_plain_addition, leading_to, only_call
+from recon.moments import BATCH, InputMoments, Sums, by_group, input_patches, mean_output, some_positions
 from recon.task import UnitTask
 
 
 @torch.no_grad()
-def corrected(task: UnitTask, name: str, moments: InputMoments) -> tuple[Tensor, Tensor]:
-    """The weight (O, …) of layer `name` whose outputs for the inputs that it gets (`moments`) come nearest to those of
-    the float unit, and what is to be added to its bias (O,).
+def corrected(task: UnitTask, name: str) -> tuple[InputMoments, Tensor, Tensor]:
+    """What layer `name` gets from the images that teach, and for that its weight (O, …) whose outputs come nearest to
+    those of the float unit, and what is to be added to its bias (O,).
 
     A linear regression: W + E[e qᵀ] H⁻¹ with q the input patches, H their shrunk covariance, and e what the outputs
     lack of the float ones; the asymmetric calibration of Li et al., "GPTAQ", ICML 2025 (arXiv 2504.02692), solved
-    before the rounding. As much of it is taken as two halves of the images that teach agree on. Where the outputs are
+    before the rounding. As much of it is taken as two halves of the images agree on. Where the outputs are
     only added to something to be those of the unit, as at the end of an inverted residual, the unit's lack is made up
     for, its shortcut's with it.
     """
-    weight = task.layers[name].weight.detach()
+    weight, moments = task.layers[name].weight.detach(), InputMoments()
     halves = [Sums(), Sums()]
     lacking = mass = torch.zeros((), device=weight.device)
-    for index, (errors, patches, active) in enumerate(_errors(task, name)):
-        halves[index % 2] += Sums.of(errors, patches, active if active.shape[1] == 1 else None)
+    activation = activation_after(task.module, name)
+    for index, (patches, outputs, errors) in enumerate(_seen(task, name)):
+        active = activity(outputs, activation) if activation else None
+        moments.add(patches, active)
+        own = active if active is not None and active.shape[1] == 1 else None
+        halves[index % 2] += Sums.of(errors, patches, own)
+        active = torch.ones_like(errors) if active is None else active
         lacking, mass = lacking + (active * errors).sum(2), mass + active.sum(2)
-    hessian = moments.hessian(name)
+        if moments.enough:
+            break
+    hessian = moments.hessian()
     pulls = torch.stack([part.covariance() for part in (*halves, halves[0] + halves[1])])
     steps = torch.linalg.solve(hessian, pulls.transpose(2, 3)).transpose(2, 3)
     power = (pulls * steps).sum((2, 3))  # of the outputs' change
     agreed = (pulls[0] * steps[1]).sum((1, 2)) / (power[0] * power[1]).sqrt().clamp_min(1e-30)
     step = (agreed.clamp_min(0)[:, None, None] * steps[2]).reshape(weight.shape)
-    return weight + step, (lacking / mass).flatten() - mean_output(step.flatten(1), moments.mean(name))
+    return moments, weight + step, (lacking / mass).flatten() - mean_output(step.flatten(1), moments.mean())
 
 
-def _errors(task: UnitTask, name: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """What outputs of layer `name` lack of the float ones (G, O / G, M), the patches (G, K, M) that it gets, and how
-    much the outputs count (G, O / G, M), by batch of the images that teach."""
-    layer, whole = task.layers[name], _is_added_to_the_output(task.float_module, name)
-    activation, where = activation_after(task.module, name), task.store.device
+def _seen(task: UnitTask, name: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The patches (G, K, M) that layer `name` gets, its outputs (G, O / G, M), and what they lack of the float ones, by
+    batch of the images that teach."""
+    layer, where = task.layers[name], task.store.device
+    whole = _is_added_to_the_output(task.float_module, name)
+    module, float_module = (made if whole else leading_to(made, name) for made in (task.module, task.float_module))
     calls: list[tuple[Tensor, Tensor]] = []
     wanted: list[Tensor] = []
+    generator = torch.Generator().manual_seed(0)
     hooks = (
         layer.register_forward_hook(lambda _, args, z: calls.append((args[0], z))),
         task.float_layers[name].register_forward_hook(lambda _, args, z: wanted.append(z)),
     )
-    seen = 0
     try:
         for pick in torch.split(task.taught[mixed_order(task.taught)], BATCH):
             with fast(where):
-                y = task.module(channels_last(task.x[pick].to(where)))
-                float_y = task.float_module(channels_last(task.float_x[pick].to(where)))
+                y = module(channels_last(task.x[pick].to(where)))
+                float_y = float_module(channels_last(task.float_x[pick].to(where)))
             for (q, z), float_z in zip(calls, wanted, strict=True):
-                error = float_y.float() - y.float() if whole and y.shape == z.shape else float_z.float() - z.float()
-                active = activity(z, activation) if activation else torch.ones_like(error)
-                patches = input_patches(layer, q.float())
-                seen += patches.shape[2]
-                yield by_group(layer, error), patches, by_group(layer, active)
-            if seen >= POSITIONS:
-                break
+                positions = some_positions(z, generator)
+                whole = whole and y.shape == z.shape
+                pair = (float_y, y) if whole else (float_z, z)
+                float_part, part = (by_group(layer, value, positions).float() for value in pair)
+                outputs = by_group(layer, z, positions).float() if whole else part
+                yield input_patches(layer, q.float(), positions), outputs, float_part - part
             calls.clear()
             wanted.clear()
     finally:

@@ -9,15 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recon.calls import keep_outputs
+from recon.calls import Layer, keep_outputs
 from recon.compute import batches, channels_last, fast, mixed_order
 from recon.network import Network
 from recon.run import run
 from recon.settings import Settings
 
-FISHER_BATCH = 32
-METRIC_IMAGES = 256
-METRIC_BATCH = 8  # the outputs of all layers are alive at once
+IMAGES = 256  # that are enough
+BATCH = 8  # the outputs of all layers are alive at once
 WIDEST = 1280  # inputs of a channel beyond which rounding channels together takes minutes
 
 
@@ -53,11 +52,9 @@ class Fisher:
 
 
 def measure_fisher(network: Network, images: Tensor, settings: Settings) -> Fisher:
-    """What `settings` need of the Fisher information of `network` on images (N, C, H, W)."""
-    diagonal = fisher_diagonal(network, images, settings.seed)
-    if settings.start != "second-order":
-        return Fisher(diagonal)
-    return Fisher(diagonal, output_metrics(network, images[mixed_order(images)[:METRIC_IMAGES]], settings.seed))
+    """What `settings` need of the Fisher information of `network`, from 256 of images (N, C, H, W)."""
+    layers = _metric_layers(network) if settings.start == "second-order" else {}
+    return _measured(network, images[mixed_order(images)[:IMAGES]], layers, settings.seed)
 
 
 def output_metrics(network: Network, images: Tensor, seed: int) -> dict[str, Tensor]:
@@ -68,23 +65,47 @@ def output_metrics(network: Network, images: Tensor, seed: int) -> dict[str, Ten
     squares that is the variance of the estimate (Ledoit and Wolf, J. Multivariate Analysis 88, 2004). A classifier has
     a thousand outputs and one position an image.
     """
-    generator = torch.Generator().manual_seed(seed)
+    return dict(_measured(network, images, _metric_layers(network), seed).metrics)
+
+
+def fisher_diagonal(network: Network, images: Tensor, seed: int) -> dict[str, Tensor]:
+    """E[(∂ log p(y|x) / ∂z)²], y ~ p, at the output z of every unit, shape of one output.
+
+    `images` is (N, C, H, W), normalised for the network. This is the weight of BRECQ's loss (arXiv 2102.05426,
+    eq. 10), as a true diagonal Fisher: per-sample gradients of `fisher_probe`, averaged over samples.
+    Small independent errors δ of an output add ½ Σ F δ² nats to the divergence.
+    """
+    return dict(_measured(network, images, {}, seed).diagonal)
+
+
+def _metric_layers(network: Network) -> dict[str, Layer]:
     layers = {name: network.layer(name) for name in network.table.names}
     layers = {name: layer for name, layer in layers.items() if getattr(layer, "groups", 1) == 1}
-    layers = {name: layer for name, layer in layers.items() if layer.weight[0].numel() <= WIDEST}
-    if not layers:
-        return {}
+    return {name: layer for name, layer in layers.items() if layer.weight[0].numel() <= WIDEST}
+
+
+def _measured(network: Network, images: Tensor, layers: Mapping[str, Layer], seed: int) -> Fisher:
+    """`fisher_diagonal`, and `output_metrics` of `layers`, from one backward pass of images (N, C, H, W)."""
+    generator = torch.Generator().manual_seed(seed)
+    diagonal: dict[str, Tensor] = {}
     halves: list[dict[str, Tensor]] = [{}, {}]
-    for index, x in enumerate(batches(images, network.device, METRIC_BATCH)):
-        sums = halves[index % 2]
+    for index, x in enumerate(batches(images, network.device, BATCH)):
+        outputs: dict[str, Tensor] = {}
+
+        def keep(name: str, output: Tensor, outputs: dict[str, Tensor] = outputs) -> Tensor:
+            outputs[name] = output if output.requires_grad else output.requires_grad_()
+            return outputs[name]
+
         with keep_outputs(layers) as calls, torch.enable_grad(), fast(network.device):
-            probe = fisher_probe(network.model(channels_last(x)), generator)
-        gradients = torch.autograd.grad(probe, [z for *_, z in calls])
-        for (name, *_), gradient in zip(calls, gradients, strict=True):
-            flat = gradient.float().movedim(1, -1) if gradient.dim() == 4 else gradient.float()
-            flat = flat.flatten(0, -2)
-            sums[name] = sums.get(name, 0.0) + flat.T @ flat / len(images)
-    return {name: _believed(one, halves[1].get(name, one)) for name, one in halves[0].items()}
+            probe = fisher_probe(run(network, channels_last(x), keep), generator)
+        gradients = torch.autograd.grad(probe, [*outputs.values(), *(z for *_, z in calls)])
+        for name, gradient in zip(outputs, gradients, strict=False):
+            diagonal[name] = diagonal.get(name, 0.0) + gradient.float().square().sum(0) / len(images)
+        sums = halves[index % 2]
+        for (name, *_), gradient in zip(calls, gradients[len(outputs) :], strict=True):
+            rows = (gradient.movedim(1, -1) if gradient.dim() == 4 else gradient).float().flatten(0, -2)
+            sums[name] = sums.get(name, 0.0) + rows.T @ rows / len(images)
+    return Fisher(diagonal, {name: _believed(one, halves[1].get(name, one)) for name, one in halves[0].items()})
 
 
 def _believed(one: Tensor, other: Tensor) -> Tensor:
@@ -96,29 +117,3 @@ def _believed(one: Tensor, other: Tensor) -> Tensor:
     noise = (disagreement - torch.diag(disagreement.diagonal())).square().sum()
     share = (1 - noise / apart.square().sum().clamp_min(1e-30)).clamp(0, 1)
     return diagonal + share * apart
-
-
-def fisher_diagonal(network: Network, images: Tensor, seed: int) -> dict[str, Tensor]:
-    """E[(∂ log p(y|x) / ∂z)²], y ~ p, at the output z of every unit, shape of one output.
-
-    `images` is (N, C, H, W), normalised for the network. This is the weight of BRECQ's loss (arXiv 2102.05426,
-    eq. 10), as a true diagonal Fisher: per-sample gradients of `fisher_probe`, averaged over samples.
-    Small independent errors δ of an output add ½ Σ F δ² nats to the divergence.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    sums: dict[str, Tensor] = {}
-    for x in batches(images, network.device, FISHER_BATCH):
-        outputs: dict[str, Tensor] = {}
-
-        def keep(name: str, output: Tensor, outputs: dict[str, Tensor] = outputs) -> Tensor:
-            outputs[name] = output if output.requires_grad else output.requires_grad_()
-            return outputs[name]
-
-        with torch.enable_grad(), fast(network.device):
-            logits = run(network, channels_last(x), keep)
-            probe = fisher_probe(logits, generator)
-        gradients = torch.autograd.grad(probe, list(outputs.values()))
-        for name, gradient in zip(outputs, gradients, strict=True):
-            square = gradient.float().square().sum(0)
-            sums[name] = sums[name] + square if name in sums else square
-    return {name: total / len(images) for name, total in sums.items()}

@@ -75,6 +75,25 @@ def only_call(module: nn.Module, name: str) -> fx.Node | None:
     return nodes[0] if len(nodes) == 1 else None
 
 
+def leading_to(module: nn.Module, name: str) -> nn.Module:
+    """What of a traced module leads to the one call of its submodule `name`, with the same submodules; `module` itself
+    where there is none."""
+    node = only_call(module, name)
+    if node is None:
+        return module
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for original in node.graph.nodes:
+        copies[original] = graph.node_copy(original, copies.__getitem__)
+        if original is node:
+            break
+    graph.output(copies[node])
+    result = fx.GraphModule(module, graph)
+    result.graph.eliminate_dead_code()
+    result.recompile()
+    return result
+
+
 def is_plain_addition(node: fx.Node) -> bool:
     """The node adds two different things, neither of them scaled."""
     is_sum = node.op in ("call_function", "call_method") and node.target in _ADDITIONS

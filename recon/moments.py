@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,27 +17,55 @@ from recon.activity import Activation, activity
 from recon.compute import channels_last, device_of, fast, mixed_order
 
 POSITIONS = 262_144  # input patches that are enough for a layer's second moments
+PER_IMAGE = 1_024  # of them from one map: patches overlap, and other images tell more
 LEAST_DAMPING = 0.1  # of the mean variance
 MOST_SHRUNK = 0.95
 LEAST_VARIANCE = 1e-6  # of the mean power: what float32 sums leave uncertain
-BATCH = 4  # patches of a depthwise convolution take nine times the memory of its input, twice
+BATCH = 16
 
 
-def input_patches(layer: nn.Conv2d | nn.Linear, x: Tensor) -> Tensor:
-    """The patches (G, K, M) of inputs x (N, …), M = N × output positions."""
+def input_patches(layer: nn.Conv2d | nn.Linear, x: Tensor, positions: Tensor | None = None) -> Tensor:
+    """The patches (G, K, M) of inputs x (N, …) at `positions` (M,) of all N × output positions, or at all of them."""
     if isinstance(layer, nn.Linear):
-        return x.flatten(0, -2).T[None]
-    if layer.kernel_size == (1, 1) and layer.groups == 1 and layer.padding == (0, 0):
-        return x[:, :, :: layer.stride[0], :: layer.stride[1]].permute(0, 2, 3, 1).flatten(0, 2).T[None]
-    patches = F.unfold(pad_like(layer, x), layer.kernel_size, layer.dilation, 0, layer.stride)
-    return patches.view(len(x), layer.groups, -1, patches.shape[-1]).permute(1, 2, 0, 3).flatten(2)
+        return _rows(x, positions).T[None]
+    x = pad_like(layer, x)
+    spans = [step * (size - 1) for step, size in zip(layer.dilation, layer.kernel_size, strict=True)]
+    height, width = (
+        (size - span - 1) // step + 1 for size, span, step in zip(x.shape[2:], spans, layer.stride, strict=True)
+    )
+    if positions is None:
+        positions = torch.arange(len(x) * height * width, device=x.device)
+    image, row, column = positions // (height * width), positions // width % height, positions % width
+    start = (image * x.shape[2] + row * layer.stride[0]) * x.shape[3] + column * layer.stride[1]
+    if layer.groups == 1 and max(layer.kernel_size) == 1:
+        return x.movedim(1, -1).flatten(0, -2)[start].T[None]
+    sides = zip(layer.dilation, layer.kernel_size, strict=True)
+    down, right = (step * torch.arange(size, device=x.device) for step, size in sides)
+    taps = (down[:, None] * x.shape[3] + right).flatten()
+    patches = x.transpose(0, 1).flatten(1).index_select(1, (taps[:, None] + start).flatten())
+    return patches.view(layer.groups, -1, len(positions))
 
 
-def by_group(layer: nn.Conv2d | nn.Linear, z: Tensor) -> Tensor:
-    """Outputs z (N, …) of `layer` as (G, O / G, M), M = N × positions."""
-    if isinstance(layer, nn.Linear):
-        return z.flatten(0, -2).T[None]
-    return z.transpose(0, 1).flatten(1).view(layer.groups, -1, z[:, 0].numel())
+def by_group(layer: nn.Conv2d | nn.Linear, z: Tensor, positions: Tensor | None = None) -> Tensor:
+    """Outputs z (N, …) of `layer` as (G, O / G, M), at `positions` (M,) of all N × output positions, or at all."""
+    columns = _rows(z.movedim(1, -1) if z.dim() == 4 else z, positions).T
+    groups = getattr(layer, "groups", 1)
+    return columns[None] if groups == 1 else columns.contiguous().view(groups, -1, columns.shape[1])
+
+
+def _rows(x: Tensor, positions: Tensor | None) -> Tensor:
+    rows = x.flatten(0, -2)
+    return rows if positions is None else rows[positions]
+
+
+def some_positions(z: Tensor, generator: torch.Generator) -> Tensor | None:
+    """At random `PER_IMAGE` of the positions of every output of a layer z (N, …), counted over all N; None where there
+    are no more."""
+    count = z[0].numel() // z.shape[1 if z.dim() == 4 else -1]
+    if count <= PER_IMAGE:
+        return None
+    of_one = torch.randperm(count, generator=generator)[:PER_IMAGE]
+    return (torch.arange(len(z))[:, None] * count + of_one).flatten().to(z.device)
 
 
 def mean_output(weight: Tensor, mean: Tensor) -> Tensor:
@@ -100,66 +129,41 @@ class Sums:
 
 
 class InputMoments:
-    """Means and covariances of every given layer's inputs, gathered while a module runs; a context manager.
+    """Means and covariances of one layer's inputs, as far as its outputs count."""
 
-    Where the layer's activation function is known, inputs count as much as the output's `activity`: in means for every
-    output by itself, in covariances where every output has a group of its own.
-    """
-
-    def __init__(
-        self, layers: Mapping[str, nn.Conv2d | nn.Linear], activations: Mapping[str, Activation] | None = None
-    ) -> None:
-        self.layers, self.activations = layers, activations or {}
-        self._halves: dict[str, list[Sums]] = {name: [Sums(), Sums()] for name in layers}
-        self._active: dict[str, Sums] = {}
-
-    def __enter__(self) -> InputMoments:
-        self._hooks = [
-            layer.register_forward_hook(lambda layer, args, z, name=name: self._see(name, layer, args[0], z))
-            for name, layer in self.layers.items()
-        ]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
+    def __init__(self) -> None:
+        self._halves = [Sums(), Sums()]
+        self._active: Sums | None = None
 
     @property
     def enough(self) -> bool:
-        """Every layer has seen `POSITIONS` patches."""
-        return all(map(self._full, self._halves))
+        """`POSITIONS` patches have been seen."""
+        return sum(half.count for half in self._halves) >= POSITIONS
 
-    def _full(self, name: str) -> bool:
-        return sum(half.count for half in self._halves[name]) >= POSITIONS
+    def add(self, patches: Tensor, active: Tensor | None = None) -> None:
+        """Takes in patches (G, K, M). They count as much as the outputs (G, O / G, M) are `active`: in means for every
+        output by itself, in covariances where every output has a group of its own."""
+        if active is not None:
+            seen = Sums.of(active, patches)
+            self._active = seen if self._active is None else self._active + seen
+        own = active if active is not None and active.shape[1] == 1 else None
+        self._halves[self._halves[1].count < self._halves[0].count] += Sums.of(patches, patches, own)
 
-    @torch.no_grad()
-    def _see(self, name: str, layer: nn.Conv2d | nn.Linear, x: Tensor, z: Tensor) -> None:
-        if self._full(name):
-            return
-        with torch.autocast(x.device.type, enabled=False):
-            active = by_group(layer, activity(z, self.activations[name])) if name in self.activations else None
-            patches = input_patches(layer, x.float())
-            if active is not None:
-                self._active[name] = self._active.get(name, Sums()) + Sums.of(active, patches)
-            seen = Sums.of(patches, patches, active if active is not None and active.shape[1] == 1 else None)
-        halves = self._halves[name]
-        halves[halves[1].count < halves[0].count] += seen
+    def mean(self) -> Tensor:
+        """The mean input patch (G, K), or (O, K) for every output of its own."""
+        if self._active is None:
+            return sum(self._halves, Sums()).means()[0]
+        product, mass = torch.as_tensor(self._active.product), torch.as_tensor(self._active.left)
+        return (product / mass[..., None]).flatten(0, 1)
 
-    def mean(self, name: str) -> Tensor:
-        """The mean input patch of layer `name` (G, K), or (O, K) for every output of its own."""
-        if name not in self._active:
-            return sum(self._halves[name], Sums()).means()[0]
-        active = self._active[name]
-        return (torch.as_tensor(active.product) / torch.as_tensor(active.left)[..., None]).flatten(0, 1)
-
-    def hessian(self, name: str) -> Tensor:
-        """The covariance (G, K, K) of layer `name`'s input patches, shrunk to its mean variance: positive definite.
+    def hessian(self) -> Tensor:
+        """The covariance (G, K, K) of the input patches, shrunk to its mean variance: positive definite.
 
         The fewer images have been seen, the more: as Ledoit and Wolf do it ("A well-conditioned estimator for
         large-dimensional covariance matrices", J. Multivariate Analysis 88, 2004), with the variance of the estimate
         taken from two halves of the images, since the patches of one image are no independent samples.
         """
-        one, other = self._halves[name]
+        one, other = self._halves
         seen, other = one + other, other if other.count else one
         covariance = seen.covariance()
         identity = torch.eye(covariance.shape[1], device=covariance.device)
@@ -180,12 +184,31 @@ def gather_moments(
     layers: Mapping[str, nn.Conv2d | nn.Linear],
     x: Tensor,
     activations: Mapping[str, Activation] | None = None,
-) -> InputMoments:
-    """The moments of `layers` while `module` runs on x (N, …), in mixed order until all layers have seen enough."""
-    where = device_of(module)
-    with InputMoments(layers, activations) as moments, fast(where):
-        for pick in torch.split(mixed_order(x), BATCH):
-            module(channels_last(x[pick].to(where)))
-            if moments.enough:
-                break
-    return moments
+) -> dict[str, InputMoments]:
+    """The moments of `layers` while `module` runs on x (N, …), in mixed order until all layers have seen enough.
+
+    Where the layer's activation function is known, inputs count as much as the output's `activity`.
+    """
+    found, known = {name: InputMoments() for name in layers}, activations or {}
+    generator, where = torch.Generator().manual_seed(0), device_of(module)
+
+    def see(name: str, layer: nn.Module, args: tuple[Tensor, ...], z: Tensor) -> None:
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        if not found[name].enough:
+            with torch.autocast(z.device.type, enabled=False):
+                positions = some_positions(z, generator)
+                outputs = by_group(layer, z, positions)
+                active = activity(outputs, known[name]) if name in known else None
+                found[name].add(input_patches(layer, args[0].float(), positions), active)
+
+    hooks = [layer.register_forward_hook(partial(see, name)) for name, layer in layers.items()]
+    try:
+        with fast(where):
+            for pick in torch.split(mixed_order(x), BATCH):
+                module(channels_last(x[pick].to(where)))
+                if all(moments.enough for moments in found.values()):
+                    break
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found

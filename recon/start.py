@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from hwmodel import BitConfig
-from recon.activity import activation_after
 from recon.attach import attach, bias_of
 from recon.correction import corrected
-from recon.moments import InputMoments, gather_moments, mean_output
+from recon.moments import InputMoments, mean_output
 from recon.obq import descend, descend_together, output_error, place_obq, refit_scale
 from recon.quantizer import Grid, codes_at, decode, nearby_grids, search_grid
 from recon.rounding import make_rounding
@@ -24,18 +23,17 @@ def second_order_rounding(
     weight: Tensor,
     bits: int,
     moments: InputMoments,
-    name: str,
     symmetric: bool = False,
     metric: Tensor | None = None,
 ) -> tuple[Grid, Tensor, Tensor]:
-    """The grid of layer `name`'s weight (O, …), its continuous codes (O, …), and a bias (O,).
+    """The grid of a weight (O, …) for inputs with these `moments`, its continuous codes (O, …), and a bias (O,).
 
     The grid is searched with the input variance of each weight as its importance; the codes are those of `place_obq`,
     then of `descend` and, where there is the `metric` (O, O) of the outputs, of `descend_together`; the scales are
     refitted to them each time. The bias, to be added, takes out the mean error of the outputs, so that only their
     variance counts.
     """
-    flat, hessian = weight.flatten(1), moments.hessian(name)
+    flat, hessian = weight.flatten(1), moments.hessian()
     variance = hessian.diagonal(dim1=1, dim2=2)
     importance = variance.repeat_interleave(len(flat) // len(variance), 0)
     grid = search_grid(flat, bits, importance, symmetric, halves=True)
@@ -43,7 +41,7 @@ def second_order_rounding(
     if metric is not None:
         grid, place = descend_together(flat, place.round(), grid, hessian, metric)
     error = decode(place.round(), grid) - flat
-    return grid, place.view_as(weight), -mean_output(error, moments.mean(name))
+    return grid, place.view_as(weight), -mean_output(error, moments.mean())
 
 
 def _round_channels(weight: Tensor, grid: Grid, hessian: Tensor) -> tuple[Grid, Tensor]:
@@ -66,11 +64,9 @@ def second_order_start(task: UnitTask, config: BitConfig, settings: Settings) ->
     """Puts roundings on the layers of a unit, one after another, each for the inputs that those before it leave, and of
     the weight that makes up for them."""
     for name, layer in task.layers.items():
-        activation = activation_after(task.module, name)
-        moments = gather_moments(task.module, {name: layer}, task.x, {name: activation} if activation else None)
-        weight, shift = corrected(task, name, moments)
+        moments, weight, shift = corrected(task, name)
         grid, place, bias = second_order_rounding(
-            weight, config[name].w, moments, name, settings.symmetric, task.metrics.get(name)
+            weight, config[name].w, moments, settings.symmetric, task.metrics.get(name)
         )
         bias_of(layer).data = bias_of(layer).data + shift + bias
         attach(layer, make_rounding(settings.rounding, place, grid))

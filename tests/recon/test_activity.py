@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from recon.activity import FLOOR, activation_after, activations, activity
-from recon.moments import InputMoments
+from recon.moments import gather_moments
 from recon.network import trace
 
 
@@ -55,17 +55,16 @@ def test_moments_are_those_of_the_patches_that_count() -> None:
         net = trace(nn.Sequential(layer, nn.ReLU(), nn.Flatten(), nn.Linear(len(layer.weight) * 16, 2)), (4, 6, 6))
         x, found = torch.randn(40, 4, 6, 6) + torch.randn(40, 4, 1, 1), activations(net)
         assert list(found) == ["0"]
-        with InputMoments({"0": net.layer("0")}, found) as moments:
-            net.model(x)
+        moments = gather_moments(net.model, {"0": net.layer("0")}, x, found)["0"]
         patches = F.unfold(x, 3).view(40, groups, -1, 16).permute(1, 2, 0, 3).flatten(2)  # (G, K, M)
         counts = torch.where(net.layer("0")(x) > 0, 1.0, FLOOR).transpose(0, 1).flatten(1)  # (O, M)
         for output, count in enumerate(counts):
             group = patches[output * groups // len(counts)]
-            assert torch.allclose(moments.mean("0")[output], group @ count / count.sum(), atol=1e-4)
+            assert torch.allclose(moments.mean()[output], group @ count / count.sum(), atol=0.01)  # bfloat16
             if groups > 1:
                 covariance = torch.cov(group, correction=0, aweights=count)
-                shrunk = moments.hessian("0")[output]
+                shrunk = moments.hessian()[output]
                 off = ~torch.eye(9, dtype=torch.bool)
                 share = (shrunk[off] * covariance[off]).sum() / covariance[off].square().sum()
-                assert torch.allclose(shrunk[off], share * covariance[off], atol=1e-4)
+                assert torch.allclose(shrunk[off], share * covariance[off], atol=0.01)
                 assert 0.5 < share < 1

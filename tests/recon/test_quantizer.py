@@ -117,11 +117,11 @@ def test_second_order_rounding_lowers_the_output_error() -> None:
     x = torch.randn(4000, 24, generator=generator) @ mix + 1  # correlated inputs: what it is for
     layer = torch.nn.Linear(24, 16)
     weight = weights(16, 24, seed=2)
-    moments = gather_moments(layer, {"layer": layer}, x)
+    moments = gather_moments(layer, {"layer": layer}, x)["layer"]
     for bits in (2, 3, 4):
         grid = search_grid(weight, bits)
         plain = ((decode(encode(weight, grid), grid) - weight) @ x.T).square().mean()
-        grid, place, bias = second_order_rounding(weight, bits, moments, "layer")
+        grid, place, bias = second_order_rounding(weight, bits, moments)
         moved = (decode(place.round(), grid) - weight) @ x.T + bias[:, None]
         assert moved.square().mean() < 0.6 * plain
         assert moved.mean(1).abs().max() < 1e-3
@@ -152,8 +152,8 @@ def test_the_grid_is_near_the_best_there_is() -> None:
     generator = torch.Generator().manual_seed(3)
     layer = torch.nn.Linear(5, 1)
     x = torch.randn(500, 5, generator=generator) @ torch.randn(5, 5, generator=generator)
-    moments = gather_moments(layer, {"layer": layer}, x)
-    hessian = moments.hessian("layer")[0]
+    moments = gather_moments(layer, {"layer": layer}, x)["layer"]
+    hessian = moments.hessian()[0]
     everything = torch.tensor(list(itertools.product(range(4), repeat=5)), dtype=torch.float32)
     whole = torch.cat([everything - zero / 2 for zero in range(7)])
     reach = whole @ hessian
@@ -162,7 +162,7 @@ def test_the_grid_is_near_the_best_there_is() -> None:
     for seed in range(20):
         weight = weights(1, 5, seed=seed)
         best = (weight @ hessian @ weight.T - (reach @ weight[0]).square() / power).min()  # every one at its best scale
-        grid, place, _ = second_order_rounding(weight, 2, moments, "layer")
+        grid, place, _ = second_order_rounding(weight, 2, moments)
         error = decode(place.round(), grid) - weight
         ratios.append(float(error @ hessian @ error.T / best))
     assert min(ratios) >= 1 - 1e-3
@@ -280,14 +280,14 @@ def test_patches_times_weights_are_the_layer(layer: torch.nn.Conv2d | torch.nn.L
         product = torch.einsum("gok,gkm->gom", weight.view(len(patches), -1, weight.shape[1]), patches).flatten(0, 1)
         columns = expected.transpose(0, 1).flatten(1) if expected.dim() == 4 else expected.T
         assert torch.allclose(product + layer.bias[:, None], columns, atol=1e-5)
-        moments = gather_moments(layer, {"layer": layer}, x)
+        moments = gather_moments(layer, {"layer": layer}, x)["layer"]
         centred = patches - patches.mean(2, keepdim=True)
         expected = torch.einsum("gkm,glm->gkl", centred, centred) / patches.shape[2]
         shrunk = expected.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] * torch.eye(weight.shape[1])
-        share = shrinkage(moments.hessian("layer"), expected, shrunk)
+        share = shrinkage(moments.hessian(), expected, shrunk)
         assert (share >= 0.1 / 1.1 - 1e-4).all()
-        assert torch.allclose(moments.hessian("layer"), (1 - share) * expected + share * shrunk, atol=1e-4)
-        assert torch.allclose(mean_output(weight, moments.mean("layer")), product.mean(1), atol=1e-5)
+        assert torch.allclose(moments.hessian(), (1 - share) * expected + share * shrunk, atol=1e-4)
+        assert torch.allclose(mean_output(weight, moments.mean()), product.mean(1), atol=1e-5)
 
 
 def shrinkage(found: torch.Tensor, covariance: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -309,7 +309,7 @@ def test_the_fewer_images_the_more_damping(images: int) -> None:
     share = spread / (spread + (true - variance * torch.eye(length)).square().sum())
     x = torch.randn(images, length, generator=generator) @ mix
     expected = max(float(share), 0.1 / 1.1)
-    hessian = gather_moments(layer, {"layer": layer}, x).hessian("layer")
+    hessian = gather_moments(layer, {"layer": layer}, x)["layer"].hessian()
     covariance = torch.cov(x.T, correction=0)
     found = shrinkage(hessian, covariance[None], covariance.diagonal().mean() * torch.eye(length))
     assert float(found) == pytest.approx(expected, rel=0.3)
@@ -319,5 +319,5 @@ def test_the_fewer_images_the_more_damping(images: int) -> None:
 def test_dead_inputs_leave_a_hessian_that_can_be_inverted() -> None:
     layer = torch.nn.Conv2d(2, 2, 3, groups=2)
     x = torch.cat([torch.zeros(8, 1, 9, 9), torch.full((8, 1, 9, 9), 3.0)], 1)
-    hessian = gather_moments(layer, {"layer": layer}, x).hessian("layer")
+    hessian = gather_moments(layer, {"layer": layer}, x)["layer"].hessian()
     assert torch.isfinite(torch.linalg.cholesky(hessian)).all()
