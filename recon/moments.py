@@ -21,7 +21,7 @@ PER_IMAGE = 1_024  # of them from one map: patches overlap, and other images tel
 LEAST_DAMPING = 0.1  # of the mean variance
 MOST_SHRUNK = 0.95
 LEAST_VARIANCE = 1e-6  # of the mean power: what float32 sums leave uncertain
-BATCH = 16
+BATCH = 8
 
 
 def input_patches(layer: nn.Conv2d | nn.Linear, x: Tensor, positions: Tensor | None = None) -> Tensor:

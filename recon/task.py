@@ -105,7 +105,7 @@ def walk(
         layers, float_layers = ({name: network.layer(name) for name in unit.layers} for network in (work, truth))
         generator = torch.Generator().manual_seed(settings.seed * 1009 + index)
         weight = fisher.weight(unit.name)
-        yield UnitTask(
+        task = UnitTask(
             unit.name,
             unit.module,
             layers,
@@ -119,6 +119,7 @@ def walk(
             settings.judged,
             generator,
         )
+        yield task
         if work.chained:
             x = store.map(unit.module, x)
-            float_x = store.map(float_unit.module, float_x) if of_float_inputs else x
+            float_x = task.target if of_float_inputs else x
