@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from recon.activity import Activation, activity
 from recon.compute import channels_last, device_of, fast, mixed_order
 
-POSITIONS = 262_144  # input patches that are enough for a layer's second moments
-PER_IMAGE = 1_024  # of them from one map: patches overlap, and other images tell more
+POSITIONS = 65_536  # input patches that are enough for a layer's second moments
+PER_IMAGE = 256  # of them from one map: patches overlap, and other images tell more
 LEAST_DAMPING = 0.1  # of the mean variance
 MOST_SHRUNK = 0.95
 LEAST_VARIANCE = 1e-6  # of the mean power: what float32 sums leave uncertain

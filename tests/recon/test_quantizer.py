@@ -9,7 +9,7 @@ import torch
 
 from hwmodel import InputError
 from recon import obq
-from recon.moments import gather_moments, input_patches, mean_output
+from recon.moments import PER_IMAGE, by_group, gather_moments, input_patches, mean_output, some_positions
 from recon.obq import descend, descend_together, place_obq, refit_scale
 from recon.quantizer import Grid, decode, encode, nearest, search_grid, to_half_grid
 from recon.start import second_order_rounding
@@ -321,3 +321,17 @@ def test_dead_inputs_leave_a_hessian_that_can_be_inverted() -> None:
     x = torch.cat([torch.zeros(8, 1, 9, 9), torch.full((8, 1, 9, 9), 3.0)], 1)
     hessian = gather_moments(layer, {"layer": layer}, x)["layer"].hessian()
     assert torch.isfinite(torch.linalg.cholesky(hessian)).all()
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (1, 2), (3, 2)])
+def test_some_patches_are_those_of_their_positions(groups: int, kernel: int, stride: int) -> None:
+    layer = torch.nn.Conv2d(4, 8, kernel, stride, padding=kernel // 2, groups=groups)
+    x = weights(3, 4, 66, 67).contiguous(memory_format=torch.channels_last)
+    z = layer(x).detach()
+    positions = some_positions(z, torch.Generator().manual_seed(0))
+    assert (positions is None) == (z[0, 0].numel() <= PER_IMAGE)
+    positions = torch.arange(len(z) * z[0, 0].numel()) if positions is None else positions
+    assert len(positions.unique()) == len(positions) == len(z) * min(PER_IMAGE, z[0, 0].numel())
+    assert torch.equal(input_patches(layer, x, positions), input_patches(layer, x)[:, :, positions])
+    assert torch.equal(by_group(layer, z, positions), by_group(layer, z)[:, :, positions])
