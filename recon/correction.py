@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from recon.activity import activation_after, activity
 from recon.compute import channels_last, fast, mixed_order
 from recon.graph import is_plain_addition, leading_to, only_call
-from recon.moments import BATCH, InputMoments, Sums, by_group, input_patches, mean_output, some_positions
+from recon.moments import BATCH, InputMoments, Sums, by_group, input_patches, mean_output, some_positions, weights_of
 from recon.task import UnitTask
 
 
@@ -29,15 +30,15 @@ def corrected(task: UnitTask, name: str) -> tuple[InputMoments, Tensor, Tensor]:
     halves = [Sums(), Sums()]
     lacking = mass = torch.zeros((), device=weight.device)
     activation = activation_after(task.module, name)
-    for index, (patches, outputs, errors) in enumerate(_seen(task, name)):
-        active = activity(outputs, activation) if activation else None
-        moments.add(patches, active)
-        own = active if active is not None and active.shape[1] == 1 else None
-        halves[index % 2] += Sums.of(errors, patches, own)
-        active = torch.ones_like(errors) if active is None else active
-        lacking, mass = lacking + (active * errors).sum(2), mass + active.sum(2)
-        if moments.enough:
-            break
+    with closing(_seen(task, name)) as seen:
+        for index, (patches, outputs, errors) in enumerate(seen):
+            active = activity(outputs, activation) if activation else torch.ones_like(errors)
+            counts = active if activation else None
+            moments.add(patches, counts)
+            halves[index % 2] += Sums.of(errors, patches, weights_of(counts))
+            lacking, mass = lacking + (active * errors).sum(2), mass + active.sum(2)
+            if moments.enough:
+                break
     hessian = moments.hessian()
     pulls = torch.stack([part.covariance() for part in (*halves, halves[0] + halves[1])])
     steps = torch.linalg.solve(hessian, pulls.transpose(2, 3)).transpose(2, 3)
@@ -47,7 +48,7 @@ def corrected(task: UnitTask, name: str) -> tuple[InputMoments, Tensor, Tensor]:
     return moments, weight + step, (lacking / mass).flatten() - mean_output(step.flatten(1), moments.mean())
 
 
-def _seen(task: UnitTask, name: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _seen(task: UnitTask, name: str) -> Generator[tuple[Tensor, Tensor, Tensor]]:
     """The patches (G, K, M) that layer `name` gets, its outputs (G, O / G, M), and what they lack of the float ones, by
     batch of the images that teach."""
     layer, where = task.layers[name], task.store.device
@@ -71,7 +72,7 @@ def _seen(task: UnitTask, name: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
                 pair = (float_y, y) if whole else (float_z, z)
                 float_part, part = (by_group(layer, value, positions).float() for value in pair)
                 outputs = by_group(layer, z, positions).float() if whole else part
-                yield input_patches(layer, q.float(), positions), outputs, float_part - part
+                yield input_patches(layer, q, positions).float(), outputs, float_part - part
             calls.clear()
             wanted.clear()
     finally:

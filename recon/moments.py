@@ -128,6 +128,11 @@ class Sums:
         return self.second_moment() - left[..., None] * right[..., None, :]
 
 
+def weights_of(active: Tensor | None) -> Tensor | None:
+    """Weights (G, 1, M) of patches, where every output has a group of its own, and so inputs that count as it does."""
+    return active if active is not None and active.shape[1] == 1 else None
+
+
 class InputMoments:
     """Means and covariances of one layer's inputs, as far as its outputs count."""
 
@@ -144,10 +149,9 @@ class InputMoments:
         """Takes in patches (G, K, M). They count as much as the outputs (G, O / G, M) are `active`: in means for every
         output by itself, in covariances where every output has a group of its own."""
         if active is not None:
-            seen = Sums.of(active, patches)
-            self._active = seen if self._active is None else self._active + seen
-        own = active if active is not None and active.shape[1] == 1 else None
-        self._halves[self._halves[1].count < self._halves[0].count] += Sums.of(patches, patches, own)
+            self._active = (self._active or Sums()) + Sums.of(active, patches)
+        seen = Sums.of(patches, patches, weights_of(active))
+        self._halves[self._halves[1].count < self._halves[0].count] += seen
 
     def mean(self) -> Tensor:
         """The mean input patch (G, K), or (O, K) for every output of its own."""
@@ -197,9 +201,9 @@ def gather_moments(
         if not found[name].enough:
             with torch.autocast(z.device.type, enabled=False):
                 positions = some_positions(z, generator)
-                outputs = by_group(layer, z, positions)
+                outputs = by_group(layer, z, positions).float()
                 active = activity(outputs, known[name]) if name in known else None
-                found[name].add(input_patches(layer, args[0].float(), positions), active)
+                found[name].add(input_patches(layer, args[0], positions).float(), active)
 
     hooks = [layer.register_forward_hook(partial(see, name)) for name, layer in layers.items()]
     try:
