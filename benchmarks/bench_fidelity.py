@@ -230,7 +230,8 @@ def page(results: dict[str, Any]) -> str:
             title = f"{name} bytes, {len(row['configurations'])} configurations"
             if "agreement" in row:
                 tau, ceiling = row["agreement"]["tau"], row["agreement"]["ceiling"]
-                title += f"; two runs agree by τ {tau:.2f}, so that {ceiling:.2f} is the most to be had"
+                title += f"; two runs agree by τ {tau:.2f}"
+                title += f", so that {ceiling:.2f} is the most to be had" if tau > 0 else ": their order is chance"
             parts.append(f"{title}:\n\n{table(row)}")
     return "\n\n".join(parts)
 

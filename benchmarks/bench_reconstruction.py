@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import time
@@ -162,15 +163,24 @@ def shown_seconds(row: dict[str, Any]) -> str:
     return f"{row['seconds']:.0f}{'*' if 'gpu' in row else ''}"
 
 
+def mean(results: dict[str, Any], network: str, bits: str, method: str) -> dict[str, Any]:
+    """The mean of the seeds that were measured, the range of their top-1 as `tops`; nothing where there are none."""
+    names = [f"{network} {bits} {method} {seed}" for seed in range(SEEDS)]
+    seeds = [results["rows"][name] for name in names if name in results["rows"]]
+    if not seeds:
+        return {}
+    means = {key: statistics.fmean(row[key] for row in seeds) for key in ("top1", "kl", "seconds")}
+    tops = [row["top1"] for row in seeds]
+    return {**seeds[0], **means, "tops": (min(tops), max(tops)) if len(tops) > 1 else ()}
+
+
 def table(results: dict[str, Any], network: str) -> str:
     """A network's figures, in Markdown: a line a bit-width and method, the range of top-1 where there are seeds."""
     lines = ["| bits | method | top-1 | KL, nats | seconds | memory |", "|---|---|---|---|---|---|"]
     for bits, method in product(BITS, TITLES):
-        names = [f"{network} {bits} {method} {seed}" for seed in range(SEEDS)]
-        seeds = [results["rows"][name] for name in names if name in results["rows"]]
-        if seeds:
-            found, tops = seeds[0], sorted(row["top1"] for row in seeds)
-            spread = f" ({tops[0]:.2f} to {tops[-1]:.2f})" if len(tops) > 1 else ""
+        found = mean(results, network, bits, method)
+        if found:
+            spread = " ({:.2f} to {:.2f})".format(*found["tops"]) if found["tops"] else ""
             memory = found.get("peak_gpu_bytes") or found["peak_rss_bytes"]
             top1 = f"{found['top1']:.2f} %{spread}"
             cells = (bits, method, top1, f"{found['kl']:.3f}", shown_seconds(found), f"{memory / 1e9:.1f} GB")
@@ -185,7 +195,7 @@ def brief(results: dict[str, Any]) -> str:
     lines = [f"| top-1, seconds | {' | '.join(TITLES[method] for method in methods)} |"]
     lines.append("|---" * (len(methods) + 1) + "|")
     for network, bits in product(NETWORKS, BITS):
-        found = [results["rows"].get(f"{network} {bits} {method} 0") for method in methods]
+        found = [mean(results, network, bits, method) for method in methods]
         if any(found):
             cells = [f"{row['top1']:.2f} %, {shown_seconds(row)} s" if row else "" for row in found]
             lines.append(f"| {network}, {bits} | {' | '.join(cells)} |")

@@ -36,7 +36,7 @@ from recon.network import Network
 from recon.quantizer import QuantizedWeight
 from recon.start import second_order_rounding
 
-SENSITIVITY_BATCH = 8
+SENSITIVITY_BATCH = 4
 ROUNDING_IMAGES = 128  # the first ones, half of them at most, so that the roundings stay when more images come
 
 Change = tuple[Tensor, Tensor] | InputGrid

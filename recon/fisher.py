@@ -16,7 +16,7 @@ from recon.run import run
 from recon.settings import Settings
 
 IMAGES = 256  # that are enough
-BATCH = 8  # the outputs of all layers are alive at once
+BATCH = 4  # the outputs of all layers are alive at once
 WIDEST = 1280  # inputs of a channel beyond which rounding channels together takes minutes
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from recon.correction import _is_added_to_the_output, corrected
+from recon.graph import leading_to
 from recon.store import Store
 from recon.task import UnitTask
 
@@ -76,6 +77,16 @@ class Variant(Shortcut):
 def test_only_what_is_added_once_counts_as_added() -> None:
     for how in ("plain", "twice", "scaled", "doubled", "activated", "used"):
         assert _is_added_to_the_output(fx.symbolic_trace(Variant(how)), "layer") == (how in ("plain", "twice")), how
+
+
+def test_what_leads_to_a_layer_ends_there() -> None:
+    module = fx.symbolic_trace(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 2)))
+    x = torch.randn(5, 4)
+    part = leading_to(module, "2")
+    assert torch.equal(part(x), module.get_submodule("2")(module.get_submodule("0")(x).relu()))
+    assert [str(node.target) for node in part.graph.nodes if node.op == "call_module"] == ["0", "1", "2"]
+    assert part.get_submodule("2") is module.get_submodule("2")
+    assert leading_to(module, "elsewhere") is module
 
 
 def test_what_the_images_do_not_determine_is_left_alone() -> None:
