@@ -148,7 +148,7 @@ def test_the_cache_costs_what_was_promised_and_grows_linearly() -> None:
     shown = f"take {whole['seconds']:.0f} s and {whole['peak_rss_bytes'] / 2**30:.1f} GiB"
     assert f"53 layers at 5 widths on 256 images {shown}" in " ".join(README.split())
     assert whole["seconds"] <= 180
-    assert whole["peak_rss_bytes"] <= 2.02 * 2**30  # 2 GiB were asked
+    assert whole["peak_rss_bytes"] <= 2 * 2**30
     assert results["linear"]["r2"] >= 0.98
     assert results["grown"]["one_candidate_more"] + results["grown"]["images_more"] < results["grown"]["fresh"]
 
