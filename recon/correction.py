@@ -17,7 +17,7 @@ from recon.task import UnitTask
 
 @torch.no_grad()
 def corrected(task: UnitTask, name: str) -> tuple[InputMoments, Tensor, Tensor]:
-    """What layer `name` gets from the images that teach, and for that its weight (O, …) whose outputs come nearest to
+    """What layer `name` gets, and for that, from the images that teach, its weight (O, …) whose outputs come nearest to
     those of the float unit, and what is to be added to its bias (O,).
 
     A linear regression: W + E[e qᵀ] H⁻¹ with q the input patches, H their shrunk covariance, and e what the outputs
@@ -31,12 +31,13 @@ def corrected(task: UnitTask, name: str) -> tuple[InputMoments, Tensor, Tensor]:
     lacking = mass = torch.zeros((), device=weight.device)
     activation = activation_after(task.module, name)
     with closing(_seen(task, name)) as seen:
-        for index, (patches, outputs, errors) in enumerate(seen):
+        for index, (patches, outputs, errors, teaches) in enumerate(seen):
             active = activity(outputs, activation) if activation else torch.ones_like(errors)
             counts = active if activation else None
             moments.add(patches, counts)
-            halves[index % 2] += Sums.of(errors, patches, weights_of(counts))
-            lacking, mass = lacking + (active * errors).sum(2), mass + active.sum(2)
+            if teaches:
+                halves[index % 2] += Sums.of(errors, patches, weights_of(counts))
+                lacking, mass = lacking + (active * errors).sum(2), mass + active.sum(2)
             if moments.enough:
                 break
     hessian = moments.hessian()
@@ -48,9 +49,9 @@ def corrected(task: UnitTask, name: str) -> tuple[InputMoments, Tensor, Tensor]:
     return moments, weight + step, (lacking / mass).flatten() - mean_output(step.flatten(1), moments.mean())
 
 
-def _seen(task: UnitTask, name: str) -> Generator[tuple[Tensor, Tensor, Tensor]]:
+def _seen(task: UnitTask, name: str) -> Generator[tuple[Tensor, Tensor, Tensor, bool]]:
     """The patches (G, K, M) that layer `name` gets, its outputs (G, O / G, M), and what they lack of the float ones, by
-    batch of the images that teach."""
+    batch of the images that teach, then of those that do not."""
     layer, where = task.layers[name], task.store.device
     whole = _is_added_to_the_output(task.float_module, name)
     module, float_module = (made if whole else leading_to(made, name) for made in (task.module, task.float_module))
@@ -62,7 +63,9 @@ def _seen(task: UnitTask, name: str) -> Generator[tuple[Tensor, Tensor, Tensor]]
         task.float_layers[name].register_forward_hook(lambda _, args, z: wanted.append(z)),
     )
     try:
-        for pick in torch.split(task.taught[mixed_order(task.taught)], BATCH):
+        teaching = torch.split(task.taught[mixed_order(task.taught)], BATCH)
+        judging = torch.split(task.held_back, BATCH) if task.judged else ()
+        for index, pick in enumerate((*teaching, *judging)):
             with fast(where):
                 y = module(channels_last(task.x[pick].to(where)))
                 float_y = float_module(channels_last(task.float_x[pick].to(where)))
@@ -72,7 +75,7 @@ def _seen(task: UnitTask, name: str) -> Generator[tuple[Tensor, Tensor, Tensor]]
                 pair = (float_y, y) if whole else (float_z, z)
                 float_part, part = (by_group(layer, value, positions).float() for value in pair)
                 outputs = by_group(layer, z, positions).float() if whole else part
-                yield input_patches(layer, q, positions).float(), outputs, float_part - part
+                yield input_patches(layer, q, positions).float(), outputs, float_part - part, index < len(teaching)
             calls.clear()
             wanted.clear()
     finally:

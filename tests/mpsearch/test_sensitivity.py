@@ -127,8 +127,8 @@ def test_pairs_are_predicted(scored: tuple[Network, Scores]) -> None:
 def test_quantized_inputs_are_predicted(bits: int) -> None:
     net, x = network(), images(2000)
     precision = Precision(8, bits)
-    scores = measure(net, x, [precision, Precision(8)], 0, "key")
-    full = unshrunk(scores, [precision, Precision(8)])
+    drawn = [measure(net, x, [precision, Precision(8)], seed, "key") for seed in range(2)]
+    scores, tables = drawn[0], [unshrunk(scores, [precision, Precision(8)]) for scores in drawn]
     grids = scores.rounded[Precision(32, bits)]
     rounded = quantize_inputs(net, dict.fromkeys(grids, bits))
     for name, grid in grids.items():
@@ -143,9 +143,10 @@ def test_quantized_inputs_are_predicted(bits: int) -> None:
     with torch.inference_mode():
         p, q = net.model(x).log_softmax(1), rounded.model(x).log_softmax(1)
     true = float((p.exp() * (p - q)).sum(1).mean())
-    everything = np.zeros(len(full.layers), int)
-    assert true > 2 * full.loss(everything + 1)  # else there is nothing to predict
-    assert full.loss(everything) == pytest.approx(true, rel=0.25)
+    everything = np.zeros(len(tables[0].layers), int)
+    assert true > 2 * tables[0].loss(everything + 1)  # else there is nothing to predict
+    # Labels are drawn anew in each: at 7 bits one of four is 27 % off, the others up to 9 %.
+    assert np.mean([table.loss(everything) for table in tables]) == pytest.approx(true, rel=0.2)
 
 
 def test_prediction_is_never_negative(measured: tuple[Network, SensitivityTable, dict[str, Errors]]) -> None:
