@@ -15,7 +15,7 @@ from recon.network import Network
 from recon.run import run
 from recon.settings import Settings
 
-IMAGES = 256  # that are enough
+IMAGES = 256  # that are enough for ours
 BATCH = 4  # the outputs of all layers are alive at once
 WIDEST = 1280  # inputs of a channel beyond which rounding channels together takes minutes
 
@@ -52,9 +52,11 @@ class Fisher:
 
 
 def measure_fisher(network: Network, images: Tensor, settings: Settings) -> Fisher:
-    """What `settings` need of the Fisher information of `network`, from 256 of images (N, C, H, W)."""
-    layers = _metric_layers(network) if settings.start == "second-order" else {}
-    return _measured(network, images[mixed_order(images)[:IMAGES]], layers, settings.seed)
+    """What `settings` need of the Fisher information of `network` on images (N, C, H, W): the recipes of others get it
+    from all of them."""
+    if settings.start != "second-order":
+        return _measured(network, images, {}, settings.seed)
+    return _measured(network, images[mixed_order(images)[:IMAGES]], _metric_layers(network), settings.seed)
 
 
 def output_metrics(network: Network, images: Tensor, seed: int) -> dict[str, Tensor]:
