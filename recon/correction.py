@@ -32,12 +32,12 @@ def corrected(task: UnitTask, name: str) -> tuple[InputMoments, Tensor, Tensor]:
     activation = activation_after(task.module, name)
     with closing(_seen(task, name)) as seen:
         for index, (patches, outputs, errors, teaches) in enumerate(seen):
-            active = activity(outputs, activation) if activation else torch.ones_like(errors)
-            counts = active if activation else None
-            moments.add(patches, counts)
+            active = activity(outputs, activation) if activation else None
+            moments.add(patches, active)
             if teaches:
-                halves[index % 2] += Sums.of(errors, patches, weights_of(counts))
-                lacking, mass = lacking + (active * errors).sum(2), mass + active.sum(2)
+                halves[index % 2] += Sums.of(errors, patches, weights_of(active))
+                counts = torch.ones_like(errors) if active is None else active
+                lacking, mass = lacking + (counts * errors).sum(2), mass + counts.sum(2)
             if moments.enough:
                 break
     hessian = moments.hessian()
