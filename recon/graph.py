@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor, fx, nn
 from recon.calls import is_layer
 
 _PREFIX = "model."
+_MEANS = {"adaptive_avg_pool2d", "avg_pool2d", "mean", "AdaptiveAvgPool2d", "AvgPool2d"}
+_VIEWS = {"flatten", "view", "reshape", "squeeze", "dropout", "Flatten", "Dropout"}
 _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 
@@ -92,6 +95,43 @@ def leading_to(module: nn.Module, name: str) -> nn.Module:
     result.graph.eliminate_dead_code()
     result.recompile()
     return result
+
+
+def with_pooled_maps(module: nn.Module, names: Iterable[str]) -> tuple[nn.Module, dict[str, nn.Module]]:
+    """A module that computes the same with the same submodules, and by layer of `names` that reads means over a map's
+    positions, as a classifier does, a submodule of it that this map passes through. Where a module is not traced,
+    itself and none."""
+    if not isinstance(module, fx.GraphModule):
+        return module, {}
+    result = fx.GraphModule(module, copy.deepcopy(module.graph))
+    maps: dict[str, nn.Module] = {}
+    for name in names:
+        node = only_call(result, name)
+        source = _averaged_by(result, node) if node else None
+        if source is None:
+            continue
+        at = f"pooled_map_{len(maps)}"
+        maps[name] = nn.Identity()
+        result.add_submodule(at, maps[name])
+        with result.graph.inserting_after(source):
+            passed = result.graph.call_module(at)
+        source.replace_all_uses_with(passed)
+        passed.args = (source,)
+    result.recompile()
+    return result, maps
+
+
+def _averaged_by(module: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    """What averages, and nothing else but views, make into the input of `node`; None without an average."""
+    averaged = False
+    while node.args and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+        kind = type(module.get_submodule(str(node.target))).__name__ if node.op == "call_module" else node.target
+        kind = kind if isinstance(kind, str) else getattr(kind, "__name__", "")
+        if kind not in _MEANS | _VIEWS:
+            break
+        averaged |= kind in _MEANS
+    return node if averaged else None
 
 
 def is_plain_addition(node: fx.Node) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from recon.activity import Activation, activity
 from recon.compute import channels_last, device_of, fast, mixed_order
+from recon.graph import with_pooled_maps
 
 POSITIONS = 65_536  # input patches that are enough for a layer's second moments
 PER_IMAGE = 256  # of them from one map: patches overlap, and other images tell more
@@ -139,15 +140,21 @@ class InputMoments:
     def __init__(self) -> None:
         self._halves = [Sums(), Sums()]
         self._active: Sums | None = None
+        self._positions: Sums | None = None
 
     @property
     def enough(self) -> bool:
         """`POSITIONS` patches have been seen."""
         return sum(half.count for half in self._halves) >= POSITIONS
 
-    def add(self, patches: Tensor, active: Tensor | None = None) -> None:
+    def add(self, patches: Tensor, active: Tensor | None = None, pooled: Tensor | None = None) -> None:
         """Takes in patches (G, K, M). They count as much as the outputs (G, O / G, M) are `active`: in means for every
-        output by itself, in covariances where every output has a group of its own."""
+        output by itself, in covariances where every output has a group of its own. `pooled` (M, K, H, W) are the maps
+        whose means over their positions the patches are, where they are."""
+        if pooled is not None and pooled.shape[:2] == (patches.shape[2], patches.shape[1]) and len(patches) == 1:
+            step = -(-pooled[0, 0].numel() // PER_IMAGE)
+            columns = pooled.flatten(2)[:, :, ::step].float().transpose(0, 1).flatten(1)[None]
+            self._positions = (self._positions or Sums()) + Sums.of(columns, columns)
         if active is not None:
             self._active = (self._active or Sums()) + Sums.of(active, patches)
         seen = Sums.of(patches, patches, weights_of(active))
@@ -166,20 +173,26 @@ class InputMoments:
         The fewer images have been seen, the more: as Ledoit and Wolf do it ("A well-conditioned estimator for
         large-dimensional covariance matrices", J. Multivariate Analysis 88, 2004), with the variance of the estimate
         taken from two halves of the images, since the patches of one image are no independent samples.
+
+        Where the patches are means over maps, they are shrunk to the covariance of the maps' positions, of which there
+        are many times as many.
         """
         one, other = self._halves
         seen, other = one + other, other if other.count else one
         covariance = seen.covariance()
-        identity = torch.eye(covariance.shape[1], device=covariance.device)
         variance = covariance.diagonal(dim1=1, dim2=2).mean(1)
-        uncertain = (one.covariance() - other.covariance()).square().sum((1, 2)) * one.count * other.count
-        apart = (covariance - variance[:, None, None] * identity).square().sum((1, 2)) * seen.count**2
-        share = (uncertain / apart.clamp_min(1e-30)).clamp_max(MOST_SHRUNK)
-        damping = (share / (1 - share)).clamp_min(LEAST_DAMPING)
         power = seen.second_moment().diagonal(dim1=1, dim2=2).mean(1)
-        variance = torch.maximum(variance, LEAST_VARIANCE * power).clamp_min(1e-12)
-        damping = damping[:, None, None]
-        return (covariance + damping * variance[:, None, None] * identity) / (1 + damping)
+        variance = torch.maximum(variance, LEAST_VARIANCE * power).clamp_min(1e-12)[:, None, None]
+        target = variance * torch.eye(covariance.shape[1], device=covariance.device)
+        if self._positions is not None:
+            spread = self._positions.covariance()
+            spread = spread * (variance / spread.diagonal(dim1=1, dim2=2).mean().clamp_min(1e-30))
+            target = (spread + LEAST_DAMPING * target) / (1 + LEAST_DAMPING)
+        uncertain = (one.covariance() - other.covariance()).square().sum((1, 2)) * one.count * other.count
+        apart = (covariance - target).square().sum((1, 2)) * seen.count**2
+        share = (uncertain / apart.clamp_min(1e-30)).clamp_max(MOST_SHRUNK)
+        damping = (share / (1 - share)).clamp_min(LEAST_DAMPING)[:, None, None]
+        return (covariance + damping * target) / (1 + damping)
 
 
 @torch.no_grad()
@@ -195,6 +208,11 @@ def gather_moments(
     """
     found, known = {name: InputMoments() for name in layers}, activations or {}
     generator, where = torch.Generator().manual_seed(0), device_of(module)
+    module, taps = with_pooled_maps(module, layers)
+    maps: dict[str, Tensor] = {}
+
+    def keep(name: str, _: nn.Module, __: tuple[Tensor, ...], pooled: Tensor) -> None:
+        maps[name] = pooled
 
     def see(name: str, layer: nn.Module, args: tuple[Tensor, ...], z: Tensor) -> None:
         assert isinstance(layer, nn.Conv2d | nn.Linear)
@@ -203,9 +221,10 @@ def gather_moments(
                 positions = some_positions(z, generator)
                 outputs = by_group(layer, z, positions).float()
                 active = activity(outputs, known[name]) if name in known else None
-                found[name].add(input_patches(layer, args[0], positions).float(), active)
+                found[name].add(input_patches(layer, args[0], positions).float(), active, maps.get(name))
 
     hooks = [layer.register_forward_hook(partial(see, name)) for name, layer in layers.items()]
+    hooks += [tap.register_forward_hook(partial(keep, name)) for name, tap in taps.items()]
     try:
         with fast(where):
             for pick in torch.split(mixed_order(x), BATCH):

@@ -12,7 +12,7 @@ from recon.attach import bias_of, rounding_of
 from recon.compute import batches, fast
 from recon.network import Network
 
-STEP, MOST = 1.05, 2.0  # the factor goes up or down by as much, up to twice or half
+STEP, MOST = 1.05, 14  # the factor goes up or down by as much, at most so often: to twice or half
 
 
 def kl_divergence(reference: Tensor, logits: Tensor) -> Tensor:
@@ -43,14 +43,25 @@ def unshrink(work: Network, network: Network, images: Tensor) -> float:
         pairs = zip(reference, _logits(work, images), strict=True)
         return sum(len(logits) * float(kl_divergence(target, logits)) for target, logits in pairs)
 
-    best, least = 1.0, divergence(1.0)
-    for step in (STEP, 1 / STEP):  # the divergence is convex in the factor of the logits
-        while 1 / MOST <= best * step <= MOST and (found := divergence(best * step)) < least:
-            best, least = best * step, found
-        if best != 1.0:
+    best, found = 0, {0: divergence(1.0)}  # by steps up
+    for step in (1, -1):  # the divergence is convex in the factor of the logits
+        while abs(best + step) <= MOST:
+            found[best + step] = divergence(STEP ** (best + step))
+            if found[best + step] >= found[best]:
+                break
+            best += step
+        if best:
             break
-    put(best)
-    return best
+    factor: float = STEP ** (best + _vertex(*(found.get(best + step) for step in (-1, 0, 1))))
+    put(factor)
+    return factor
+
+
+def _vertex(below: float | None, least: float | None, above: float | None) -> float:
+    """Where a parabola through values at -1, 0 and 1 is least; 0 where one of them is unknown or none is larger."""
+    if below is None or least is None or above is None or below + above <= 2 * least:
+        return 0.0
+    return (below - above) / (below - 2 * least + above) / 2
 
 
 def _logits(network: Network, images: Tensor) -> list[Tensor]:

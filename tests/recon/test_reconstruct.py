@@ -77,7 +77,7 @@ def test_it_beats_plain_rounding(images: Tensor, bits: int, rounding: str) -> No
     assert all(report.loss_after <= report.loss_before for report in result.reports)
 
 
-@pytest.mark.parametrize("shrunk", [1.0, 1.05**7, 1.05**-5])
+@pytest.mark.parametrize("shrunk", [1.0, 1.05**7, 1.05**-4.5, 1.02])
 def test_logits_that_were_shrunk_are_scaled_back(shrunk: float, images: Tensor) -> None:
     net, work = network(), network()
     for name in work.table.names:
@@ -86,7 +86,7 @@ def test_logits_that_were_shrunk_are_scaled_back(shrunk: float, images: Tensor) 
     last = work.layer(work.table.names[-1])
     rounding_of(last).log_scale.data -= math.log(shrunk)
     bias_of(last).data /= shrunk
-    assert unshrink(work, net, images) == pytest.approx(shrunk)
+    assert unshrink(work, net, images) == pytest.approx(shrunk, rel=2e-3)
     assert kl(net, work.model, images) < 1e-3
 
 
