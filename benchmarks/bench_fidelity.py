@@ -6,7 +6,8 @@
 MobileNetV2 on ImageNet and ResNet-20 on CIFAR-10 (../shared/data or MPSEARCH_DATA), three budgets each. At each of
 them: the configuration that each predictor picks, and neighbours of those within 2 % of the budget. Each is measured
 after plain rounding and after a finalization shortened to the second-order start and fewer images (`FINALIZED`);
-ResNet-20's twice, with nothing in common, which tells how much of a ranking is chance. Writes
+ResNet-20's twice, with nothing in common, which tells how much of a ranking is chance. What the predictors pick is also
+finished as a user gets it, with several seeds (`SEEDS`), and measured on all validation images. Writes
 benchmarks/results/bench_fidelity.json.
 """
 
@@ -41,6 +42,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "bench_fidelity.json"
 BUDGETS = {"resnet20": (90_000, 110_000, 140_000), "mobilenetv2": (1_100_000, 1_500_000, 2_000_000)}
 CONFIGS = 60
 FINALIZED = {"resnet20": (512, 2), "mobilenetv2": (128, 1)}  # images, runs
+SEEDS = {"resnet20": 3, "mobilenetv2": 1}  # with which a pick is finished
 PARTS = 4  # a run is measured on every fourth validation image
 RESAMPLED = 2000
 WORKERS = 2
@@ -66,6 +68,14 @@ class Measurer:
         self.val = [make_images(val.x[run::PARTS].contiguous(), val.y[run::PARTS].contiguous()) for run in range(runs)]
         model = self.job.model
         self.reference = [logits(self.job.network.model, part, model.mean, model.std) for part in self.val]
+
+    def finish(self, bits: str, seed: int) -> Found:
+        """What a user gets."""
+        job = self.job
+        config = BitConfig(job.table.names, tuple(Precision(int(w)) for w in bits))
+        layers = reconstruct(job.network, job.calibration, config, Settings(seed=seed)).layers
+        found = job.measure(quantized(job.network, layers).model)
+        return {"kl": found.kl_nats or 0.0, "top1": found.top1 or 0.0}
 
     def __call__(self, bits: str, run: int) -> Found:
         job, images = self.job, self.images[run]
@@ -93,6 +103,10 @@ def _begin(network: str) -> None:
 
 def _measure(what: tuple[str, int]) -> tuple[str, Found]:
     return what[0], _measurer(*what)
+
+
+def _finish(what: tuple[str, int]) -> tuple[str, Found]:
+    return what[0], _measurer.finish(*what)
 
 
 def near(problem: BitProblem, genome: Genomes, budget: float, rng: np.random.Generator) -> Genomes:
@@ -143,22 +157,26 @@ def study(network: str, results: dict[str, Any]) -> None:
     job = start(network)
     known = predictors(job)
     free = SensitivityTable.unmeasured(job.table.names, job.precisions)
-    kept = results["measured"].setdefault(network, {})
+    kept, finished = (results[key].setdefault(network, {}) for key in ("measured", "finished"))
     todo: list[tuple[int, BitProblem, list[Genomes | None], Genomes]] = []
     for budget in BUDGETS[network]:
         problem = build_problem(job.table, job.costs, free, budgets={"size_bytes": float(budget)})
         todo.append((budget, problem, *drawn(problem, known, budget)))
     drawn_bits = list(dict.fromkeys(as_bits(job, genome) for *_, genomes in todo for genome in genomes))
-    runs = range(FINALIZED[network][1])
-    missing = [(bits, run) for run in runs for bits in drawn_bits if run >= len(kept.get(bits, ()))]
+    picked = list(dict.fromkeys(as_bits(job, pick) for *_, picks, _ in todo for pick in picks if pick is not None))
     context = multiprocessing.get_context("spawn")
     with context.Pool(WORKERS, _begin, (network,)) as pool:
-        for bits, found in pool.imap(_measure, missing):
-            kept.setdefault(bits, []).append(found)
-            save(results)
-            print(f"{network} {sum(map(len, kept.values()))} measured, the last: {found}", file=sys.stderr)
+        for measure, of, into, runs in (
+            (_measure, drawn_bits, kept, FINALIZED[network][1]),
+            (_finish, picked, finished, SEEDS[network]),
+        ):
+            missing = [(bits, run) for run in range(runs) for bits in of if run >= len(into.get(bits, ()))]
+            for bits, found in pool.imap(measure, missing):
+                into.setdefault(bits, []).append(found)
+                save(results)
+                print(f"{network} {sum(map(len, into.values()))} measured, the last: {found}", file=sys.stderr)
     for budget, problem, picks, genomes in todo:
-        results["rows"][f"{network} {budget}"] = compare(job, problem, known, picks, genomes, kept)
+        results["rows"][f"{network} {budget}"] = compare(job, problem, known, picks, genomes, kept, finished)
         save(results)
 
 
@@ -169,6 +187,7 @@ def compare(
     picks: list[Genomes | None],
     genomes: Genomes,
     kept: dict[str, list[Found]],
+    finished: dict[str, list[Found]],
 ) -> dict[str, Any]:
     """How well each predictor ranks what was measured, the mean of the runs, and what became of its pick."""
     runs = {bits: kept[bits] for bits in (as_bits(job, genome) for genome in genomes)}
@@ -183,7 +202,7 @@ def compare(
         row["predicted"] = [float(f"{value:.5g}") for value in predicted]
         if pick is not None:
             row["pick"] = as_bits(job, pick)
-            row |= means[row["pick"]]
+            row["finished"] = finished[row["pick"]]
         rows.append(row)
     finalized = np.array([[run["kl_finalized"] for run in of] for of in runs.values()])
     agreement = {"agreement": agreed(finalized)} if finalized.shape[1] > 1 else {}
@@ -214,10 +233,17 @@ def table(row: dict[str, Any]) -> str:
     for one in row["predictors"]:
         plain, done = one["plain"], one["finalized"]
         low, high = done["tau_interval"]
-        pick = f"{one['kl_finalized']:.3f} | {one['top1_finalized']:.2f} %" if "pick" in one else "|"
+        pick = became(one["finished"]) if "pick" in one else "|"
         ranks = f"{plain['tau']:.2f} | {done['tau']:.2f} ({low:.2f} to {high:.2f}) | {done['rho']:.2f}"
         lines.append(f"| {one['predictor']} | {ranks} | {pick} |")
     return "\n".join(lines)
+
+
+def became(finished: list[Found]) -> str:
+    """The divergence of a finished pick, with its range where there are several seeds, and its top-1."""
+    kl, top1 = ([one[key] for one in finished] for key in ("kl", "top1"))
+    spread = f" ({min(kl):.4f} to {max(kl):.4f})" if len(kl) > 1 else ""
+    return f"{np.mean(kl):.4f}{spread} | {np.mean(top1):.2f} %"
 
 
 def page(results: dict[str, Any]) -> str:
@@ -239,7 +265,7 @@ def page(results: dict[str, Any]) -> str:
 def main(words: list[str]) -> None:
     """Measures what is missing, prints tables, writes the results."""
     old = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
-    results = {"rows": {}, "measured": {}, **old, "machine": machine(), "versions": versions()}
+    results = {"rows": {}, "measured": {}, "finished": {}, **old, "machine": machine(), "versions": versions()}
     for network in words or list(BUDGETS):
         study(network, results)
     print(page(results))
