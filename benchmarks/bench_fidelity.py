@@ -202,6 +202,7 @@ def compare(
         row["predicted"] = [float(f"{value:.5g}") for value in predicted]
         if pick is not None:
             row["pick"] = as_bits(job, pick)
+            row |= means[row["pick"]]
             row["finished"] = finished[row["pick"]]
         rows.append(row)
     finalized = np.array([[run["kl_finalized"] for run in of] for of in runs.values()])
@@ -233,15 +234,17 @@ def table(row: dict[str, Any]) -> str:
     for one in row["predictors"]:
         plain, done = one["plain"], one["finalized"]
         low, high = done["tau_interval"]
-        pick = became(one["finished"]) if "pick" in one else "|"
+        pick = became(one) if "pick" in one else "|"
         ranks = f"{plain['tau']:.2f} | {done['tau']:.2f} ({low:.2f} to {high:.2f}) | {done['rho']:.2f}"
         lines.append(f"| {one['predictor']} | {ranks} | {pick} |")
     return "\n".join(lines)
 
 
-def became(finished: list[Found]) -> str:
-    """The divergence of a finished pick, with its range where there are several seeds, and its top-1."""
-    kl, top1 = ([one[key] for one in finished] for key in ("kl", "top1"))
+def became(row: dict[str, Any]) -> str:
+    """Divergence and top-1 of a pick: finished, with the range where there are several seeds; shortened where it was
+    not."""
+    shortened = {"kl": row["kl_finalized"], "top1": row["top1_finalized"]}
+    kl, top1 = ([one[key] for one in row.get("finished", [shortened])] for key in ("kl", "top1"))
     spread = f" ({min(kl):.4f} to {max(kl):.4f})" if len(kl) > 1 else ""
     return f"{np.mean(kl):.4f}{spread} | {np.mean(top1):.2f} %"
 
