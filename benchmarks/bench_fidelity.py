@@ -69,17 +69,20 @@ class Measurer:
         model = self.job.model
         self.reference = [logits(self.job.network.model, part, model.mean, model.std) for part in self.val]
 
+    def config(self, bits: str) -> BitConfig:
+        """What `as_bits` wrote."""
+        return BitConfig(self.job.table.names, tuple(Precision(int(w)) for w in bits))
+
     def finish(self, bits: str, seed: int) -> Found:
         """What a user gets."""
         job = self.job
-        config = BitConfig(job.table.names, tuple(Precision(int(w)) for w in bits))
-        layers = reconstruct(job.network, job.calibration, config, Settings(seed=seed)).layers
+        layers = reconstruct(job.network, job.calibration, self.config(bits), Settings(seed=seed)).layers
         found = job.measure(quantized(job.network, layers).model)
         return {"kl": found.kl_nats or 0.0, "top1": found.top1 or 0.0}
 
     def __call__(self, bits: str, run: int) -> Found:
         job, images = self.job, self.images[run]
-        config = BitConfig(job.table.names, tuple(Precision(int(w)) for w in bits))
+        config = self.config(bits)
         settings = Settings(steps=0, seed=run)
         layers = {
             "plain": plainly_rounded(job.network, images, config),
