@@ -30,7 +30,7 @@ from recon.calls import Layer, keep_outputs
 from recon.compute import channels_last, fast
 from recon.fisher import fisher_probe, output_metrics
 from recon.input_quantizer import InputGrid, round_to_grid
-from recon.inputs import input_histograms, join
+from recon.inputs import input_histograms
 from recon.moments import gather_moments
 from recon.network import Network
 from recon.quantizer import QuantizedWeight
@@ -120,8 +120,7 @@ def _roundings(
     weights = [term for term in terms if term.a == FLOAT_BITS]
     inputs = [term for term in terms if term.a != FLOAT_BITS]
     if weights:
-        model = join(network.model, network.units) if network.chained else network.model
-        moments = gather_moments(model, layers, images, activations(network))
+        moments = gather_moments(network.joined(), layers, images, activations(network))
         metrics = output_metrics(network, images, seed)
         for term in weights:
             found: dict[str, RoundedWeight] = {}

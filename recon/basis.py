@@ -18,7 +18,6 @@ from recon.attach import bias_of
 from recon.calls import Layer
 from recon.compute import channels_last
 from recon.graph import is_plain_addition
-from recon.inputs import join
 from recon.network import Network
 
 LEAST = 1e-4  # of the mean power of a direction: what is hardly written or read is not blown up
@@ -69,7 +68,8 @@ def linear_streams(network: Network) -> list[Stream]:
     """
     if not network.chained:
         return []
-    model = join(network.model, network.units)
+    model = network.joined()
+    assert isinstance(model, fx.GraphModule)
     calls = Counter(node.target for node in model.graph.nodes if node.op == "call_module")
     ties = Counter(spec.tie for spec in network.table)
     free = {spec.name for spec in network.table if spec.groups == calls[spec.name] == ties[spec.tie] == 1}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +63,20 @@ def partition(model: nn.Module, graph: fx.Graph, x: Tensor, layers: tuple[str, .
         return None
     groups = _merge_shared(segments, _attach(segments, _blocks(model, segments)))
     return tuple(_unit(model, segments[start:stop], layers) for start, stop in groups)
+
+
+def join(root: nn.Module, units: Iterable[Unit]) -> fx.GraphModule:
+    """One module that applies the units of a chained network, whose model is `root`, one after another."""
+    graph = fx.Graph()
+    x: fx.Node = graph.placeholder("x")
+    for unit in units:
+        assert isinstance(unit.module, fx.GraphModule)
+        (entry,) = (node for node in unit.module.graph.nodes if node.op == "placeholder")
+        handed_on = graph.graph_copy(unit.module.graph, {entry: x})
+        assert isinstance(handed_on, fx.Node)
+        x = handed_on
+    graph.output(x)
+    return fx.GraphModule(root, graph, class_name="Chain")
 
 
 def _shapes(model: nn.Module, graph: fx.Graph, x: Tensor) -> dict[fx.Node, torch.Size]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from recon.inputs import join
+from recon.blocks import join
 from recon.network import Network, Unit
 from recon.settings import Granularity
 

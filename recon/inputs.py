@@ -7,6 +7,7 @@ residual add. Whoever else reads that tensor (the other operand of an add, a poo
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,7 +15,7 @@ from torch import Tensor, fx, nn
 from recon.calls import Layer
 from recon.compute import channels_last, device_of, fast, mixed_order
 from recon.input_quantizer import Histogram, InputGrid, InputQuantizer
-from recon.network import Network, Unit
+from recon.network import Network
 
 QUANTIZER = "input_quantizer"
 RANGE_IMAGES = 128
@@ -56,7 +57,7 @@ def quantize_inputs(network: Network, bits: Mapping[str, int]) -> Network:
         assert isinstance(unit.module, fx.GraphModule)
         _round_for_others(unit.module.graph, bits)
         unit.module.recompile()
-    return Network(join(result.model, result.units), result.table, result.units, chained=True)
+    return replace(result, model=result.joined())
 
 
 def _quantize(layer: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -75,20 +76,6 @@ def _round_for_others(graph: fx.Graph, bits: Mapping[str, int]) -> None:
                 rounded = graph.call_module(f"{widest.target}.{QUANTIZER}", (node,))
             for other in others:
                 other.replace_input_with(node, rounded)
-
-
-def join(root: nn.Module, units: Iterable[Unit]) -> fx.GraphModule:
-    """One module that applies the units of a chained network, whose model is `root`, one after another."""
-    graph = fx.Graph()
-    x: fx.Node = graph.placeholder("x")
-    for unit in units:
-        assert isinstance(unit.module, fx.GraphModule)
-        (entry,) = (node for node in unit.module.graph.nodes if node.op == "placeholder")
-        handed_on = graph.graph_copy(unit.module.graph, {entry: x})
-        assert isinstance(handed_on, fx.Node)
-        x = handed_on
-    graph.output(x)
-    return fx.GraphModule(root, graph, class_name="Chain")
 
 
 @torch.no_grad()

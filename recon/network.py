@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from hwmodel.errors import InputError
 from hwmodel.layer import LayerSpec, LayerTable
-from recon.blocks import Unit, partition
+from recon.blocks import Unit, join, partition
 from recon.calls import Call, Calls, Layer, is_layer, record_calls
 from recon.compute import device_of
 from recon.fold import fold_batch_norms
@@ -46,6 +46,10 @@ class Network:
         module = self.model.get_submodule(name)
         assert isinstance(module, Layer)
         return module
+
+    def joined(self) -> nn.Module:
+        """One traced module that applies the units one after another; the model itself where it is no chain."""
+        return join(self.model, self.units) if self.chained else self.model
 
     def copy(self) -> Network:
         """A deep copy; its units share their modules with its model, and nothing with this network."""

@@ -27,6 +27,7 @@ from recon.network import Network
 from recon.optimizer import Annealed, weight_parameters
 from recon.quantized import QuantizedLayers, input_bits, stored_layers
 from recon.quantizer import nearest
+from recon.ranges import fit_ranges
 from recon.report import BlockReport
 from recon.rounding import Rounding, StraightThrough
 from recon.settings import Settings
@@ -37,8 +38,8 @@ from recon.unshrink import unshrink
 
 FEWEST_IMAGES = 2
 NEGLIGIBLE = 1e-4  # of the output's power: what 8 bits leave, and not worth a gradient step
-EASY, MOST = 0.02, 10  # where the start leaves more of the output's power, steps may grow with it, up to tenfold
-FIRST = 10  # steps of the first cycle of falling rates, of which each is twice as long as the one before
+EASY, MOST = 0.02, 4  # where the start leaves more of the output's power, steps may grow with it, up to fourfold
+FIRST, PARTS = 10, 7  # a first cycle of falling rates has ten steps or a seventh of all; each next one twice as many
 INPUT_STEPS = 4  # activations learn for a fourth of the steps where they come after the weights (BRECQ's code)
 
 States = dict[str, tuple[Rounding, Tensor, Tensor | None]]
@@ -100,7 +101,7 @@ def _fit_unit(task: UnitTask, config: BitConfig, settings: Settings) -> BlockRep
     bits = tuple(config[name].w for name in task.layers)
     floats = {name: layer.weight.detach().clone() for name, layer in task.layers.items()}
     if settings.order == "joint":
-        find_ranges(task.module, task.layers, task.x)
+        fit_ranges(task)
     for name, layer in task.layers.items():
         stored = nearest(layer.weight, config[name].w, settings.symmetric)
         attach(layer, StraightThrough(stored.codes.float(), stored.grid))
@@ -116,7 +117,7 @@ def _fit_unit(task: UnitTask, config: BitConfig, settings: Settings) -> BlockRep
     learned, after = _decided(task)
     most = round(settings.steps * min(max(after / EASY, 1), MOST)) if settings.judged else settings.steps
     by_cycles = settings.judged and settings.rounding == "straight-through"  # AdaRound decides at the end of all steps
-    steps, cycle = 0, FIRST if by_cycles else most
+    steps, cycle = 0, max(FIRST, most // PARTS) if by_cycles else most
     while steps < most:
         cycle = min(cycle, most - steps)
         _put(task.layers, state)

@@ -18,6 +18,7 @@ from recon.settings import Settings
 from recon.store import Store
 
 HELD_BACK = 8
+POSITIONS, FEWEST = 32_768, 8  # of maps that a step learns from, and images
 
 
 def held_back(count: int) -> Tensor:
@@ -52,8 +53,11 @@ class UnitTask:
         """The outputs to come near to (N, …)."""
         return self.store.map(self.float_module, self.float_x)
 
-    def draw(self, count: int) -> Tensor:
-        """Indices of `count` images to learn from, at random."""
+    def draw(self, most: int) -> Tensor:
+        """Indices of images to learn from, at random: `most` of them or, where `judged`, fewer of large maps, whose
+        positions tell much the same."""
+        positions = max(maps[0, 0].numel() if maps.dim() == 4 else 1 for maps in (self.x, self.target))
+        count = min(most, max(FEWEST, POSITIONS // positions)) if self.judged else most
         return self.taught[torch.randint(len(self.taught), (count,), generator=self.generator)]
 
     @cached_property
