@@ -244,10 +244,8 @@ def table(row: dict[str, Any]) -> str:
 
 
 def became(row: dict[str, Any]) -> str:
-    """Divergence and top-1 of a pick: finished, with the range where there are several seeds; shortened where it was
-    not."""
-    shortened = {"kl": row["kl_finalized"], "top1": row["top1_finalized"]}
-    kl, top1 = ([one[key] for one in row.get("finished", [shortened])] for key in ("kl", "top1"))
+    """Divergence and top-1 of a finished pick: means, and the divergence's range where there are several seeds."""
+    kl, top1 = ([one[key] for one in row["finished"]] for key in ("kl", "top1"))
     spread = f" ({min(kl):.4f} to {max(kl):.4f})" if len(kl) > 1 else ""
     return f"{np.mean(kl):.4f}{spread} | {np.mean(top1):.2f} %"
 
