@@ -29,7 +29,7 @@ def fit_ranges(task: UnitTask) -> None:
             while True:
                 quantizer.log_scale.data += step
                 error = float(task.error(pick))
-                if error >= least:
+                if not error < least:  # nor if it is no number
                     break
                 least = error
             quantizer.log_scale.data -= step
