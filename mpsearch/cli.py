@@ -73,7 +73,7 @@ Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Population = Annotated[int, typer.Option(help="Configurations a generation.")]
 Generations = Annotated[int, typer.Option(help="Generations at most.")]
 Steps = Annotated[
-    int, typer.Option(help="Most reconstruction steps a block; up to ten times as many where much is to be done.")
+    int, typer.Option(help="Most reconstruction steps a block; up to four times as many where much is to be done.")
 ]
 CacheMemory = Annotated[
     str, typer.Option(help="Memory for the inputs and outputs of blocks; what is beyond it is kept in files.")
@@ -361,6 +361,7 @@ def reconstruct(
     val_samples: ValSamples = DEFAULTS.val_samples,
     seed: Seed = DEFAULTS.seed,
     steps: Steps = DEFAULTS.steps,
+    granularity: Annotated[str, typer.Option(help="What is fitted at once: layer, block, stage or network.")] = "block",
     cache_memory: CacheMemory = CACHE_MEMORY,
     out: Out = None,
     as_json: Json = False,
@@ -382,6 +383,7 @@ def reconstruct(
         val_samples=val_samples,
         seed=seed,
         steps=steps,
+        granularity=granularity,
         cache_memory_bytes=parse_size(cache_memory),
     )
     job = _start(options, out)

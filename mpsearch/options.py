@@ -27,7 +27,8 @@ class RunOptions:
     32 among them is float. `symmetric` grids of weights have their zero-point in the middle.
     `edges` says what becomes of the first and the last layer: 8 bits (`8`), like any other (`free`), or 8 bits unless
     that takes more than a quarter of a budget (`auto`). `fix` and `tie` are rules about single layers, as on the
-    command line. Beyond `cache_memory_bytes` the inputs and outputs of blocks are kept in files, with no other effect.
+    command line. `granularity` is what is reconstructed at once: layer, block, stage or network. Beyond
+    `cache_memory_bytes` the inputs and outputs of blocks are kept in files, with no other effect.
     """
 
     model: str
@@ -52,6 +53,7 @@ class RunOptions:
     population: int = 200
     generations: int = 200
     steps: int = 40
+    granularity: str = "block"
     cache_memory_bytes: int = 2 * 2**30
 
     def __post_init__(self) -> None:

@@ -37,6 +37,7 @@ from mpsearch.sensitivity_table import SensitivityTable
 from mpsearch.summary import summarize
 from recon.checkpoint import Progress
 from recon.compute import avoid_slow_kernels, best_device, keep_freed_memory
+from recon.granularity import regroup
 from recon.network import Network, trace
 from recon.settings import Settings
 
@@ -353,7 +354,12 @@ class Run:
     def finalize_step(self, config: BitConfig, name: str) -> Json:
         """One finished model: `chosen/NAME.json` and `model-NAME.safetensors`, made unless current."""
         options = self.options
-        settings = Settings(steps=options.steps, seed=options.seed, symmetric=options.symmetric)
+        settings = Settings(
+            steps=options.steps,
+            seed=options.seed,
+            granularity=options.granularity,  # type: ignore[arg-type]
+            symmetric=options.symmetric,
+        )
         key = fingerprint(
             self.model.fingerprint,
             self.data.calib.fingerprint,
@@ -368,7 +374,8 @@ class Run:
             self.console.current("finalize", f"{path.name} is current")
             return done
         work = Progress(self.folder.file(f"finalize-{name}.partial"), key)
-        with self._timed("finalize"), self.console.finalizing(len(self.network.units), settings) as watch:
+        count = len(regroup(self.network, settings.granularity).units)
+        with self._timed("finalize"), self.console.finalizing(count, settings) as watch:
             finished = finish(
                 name,
                 self.network,

@@ -58,6 +58,17 @@ def test_symmetric_weights(given: tuple[object, ...], tmp_path: Path, command: C
     assert np.array_equal(zeros, np.concatenate(middle))
 
 
+def test_what_is_fitted_at_once_is_an_option(given: tuple[object, ...], tmp_path: Path, command: Command) -> None:
+    fitted = {}
+    for granularity in ("layer", "block", "stage", "network"):
+        result = command(*given, "--bits", "4", "--granularity", granularity, "--out", tmp_path)  # none is taken over
+        assert result.code == 0, result.err
+        fitted[granularity] = result.err.count(" loss ")
+    table = LayerTable.from_json(json.loads((tmp_path / "layers.json").read_text())["table"])
+    assert fitted["layer"] == len(table) > fitted["block"] > fitted["stage"] > fitted["network"] == 1
+    refused(command(*given, "--bits", "4", "--granularity", "half", "--out", tmp_path), "granularity", "half")
+
+
 def test_bits_by_layer_come_from_a_file(given: tuple[object, ...], tmp_path: Path, command: Command) -> None:
     assert command(*given, "--bits", "4", "--out", tmp_path / "uniform").code == 0
     bits = json.loads((tmp_path / "uniform" / "chosen" / "W4A32.json").read_text())["config"]
