@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -44,6 +45,14 @@ TITLES = {
     "brecq-20000": "BRECQ, 20,000",
     "ours": "mpsearch",
 }
+ABLATED = "resnet20", "W2A32"
+ABLATION: dict[str, dict[str, Any]] = {
+    "ours-layer": {"granularity": "layer"},
+    "ours": {},
+    "ours-stage": {"granularity": "stage"},
+    "ours-network": {"granularity": "network"},
+    "ours-mse": {"weighting": "mse"},
+}
 SEEDS = 3
 DEAR = 1.3  # times the float forward and backward
 
@@ -52,7 +61,9 @@ def rows() -> list[str]:
     """Names of all rows: network, bits, method, seed."""
     names = [f"{network} {bits} {method} 0" for network, bits, method in product(NETWORKS, BITS, METHODS)]
     names += [f"{network} {bits} ours {seed}" for network, bits in product(NETWORKS, BITS) for seed in range(1, SEEDS)]
-    return [*names, *(f"resnet20 {bits} brecq-20000 0" for bits in BITS), *(f"{network} steps" for network in NETWORKS)]
+    names += [" ".join((*ABLATED, method, str(seed))) for method, seed in product(ABLATION, range(SEEDS))]
+    names += [f"resnet20 {bits} brecq-20000 0" for bits in BITS]
+    return [*dict.fromkeys(names), *(f"{network} steps" for network in NETWORKS)]
 
 
 def config(table: LayerTable, bits: str) -> BitConfig:
@@ -68,7 +79,7 @@ def settings(network: str, method: str, seed: int) -> Settings:
     """What a method's name stands for."""
     kind, _, steps = method.partition("-")
     if kind == "ours":
-        return Settings(seed=seed)
+        return Settings(seed=seed, **ABLATION[method])
     if kind == "adaround":
         return Settings.adaround(int(steps), seed=seed)
     return Settings.brecq(int(steps), regulariser=0.1 if network == "mobilenetv2" else 0.01, seed=seed)
@@ -174,10 +185,10 @@ def mean(results: dict[str, Any], network: str, bits: str, method: str) -> dict[
     return {**seeds[0], **means, "tops": (min(tops), max(tops)) if len(tops) > 1 else ()}
 
 
-def table(results: dict[str, Any], network: str) -> str:
+def table(results: dict[str, Any], network: str, kinds: Iterable[tuple[str, str]]) -> str:
     """A network's figures, in Markdown: a line a bit-width and method, the range of top-1 where there are seeds."""
     lines = ["| bits | method | top-1 | KL, nats | seconds | memory |", "|---|---|---|---|---|---|"]
-    for bits, method in product(BITS, TITLES):
+    for bits, method in kinds:
         found = mean(results, network, bits, method)
         if found:
             spread = " ({:.2f} to {:.2f})".format(*found["tops"]) if found["tops"] else ""
@@ -210,7 +221,8 @@ def page(results: dict[str, Any]) -> str:
         if rows:
             threads = sorted({row["threads"] for row in rows})
             told = f"{network}: float {rows[0]['top1_float']:.2f} % on {rows[0]['validation_images']:,} images, "
-            parts.append(f"{told}{', '.join(map(str, threads))} thread(s)\n\n{table(results, network)}")
+            parts.append(f"{told}{', '.join(map(str, threads))} thread(s)")
+            parts.append(table(results, network, product(BITS, TITLES)))
         cost = results["rows"].get(f"{network} steps")
         lines = []
         for bits, ratios in cost["ratios"].items() if cost else ():
@@ -219,6 +231,9 @@ def page(results: dict[str, Any]) -> str:
             lines.append(f"- a step at {bits}: median {median:.2f}; above {DEAR}: {', '.join(dear) or 'none'}")
         if lines:
             parts.append("\n".join(lines))
+    network, bits = ABLATED
+    parts.append(f"{network}, what is fitted at once (ours: blocks), and without the Fisher information (mse):")
+    parts.append(table(results, network, product((bits,), ABLATION)))
     return "\n\n".join(parts)
 
 
