@@ -205,7 +205,6 @@ def compare(
         row["predicted"] = [float(f"{value:.5g}") for value in predicted]
         if pick is not None:
             row["pick"] = as_bits(job, pick)
-            row |= means[row["pick"]]
             row["finished"] = finished[row["pick"]]
         rows.append(row)
     finalized = np.array([[run["kl_finalized"] for run in of] for of in runs.values()])
@@ -237,15 +236,15 @@ def table(row: dict[str, Any]) -> str:
     for one in row["predictors"]:
         plain, done = one["plain"], one["finalized"]
         low, high = done["tau_interval"]
-        pick = became(one) if "pick" in one else "|"
+        pick = became(one["finished"]) if "pick" in one else "|"
         ranks = f"{plain['tau']:.2f} | {done['tau']:.2f} ({low:.2f} to {high:.2f}) | {done['rho']:.2f}"
         lines.append(f"| {one['predictor']} | {ranks} | {pick} |")
     return "\n".join(lines)
 
 
-def became(row: dict[str, Any]) -> str:
+def became(finished: list[Found]) -> str:
     """Divergence and top-1 of a finished pick: means, and the divergence's range where there are several seeds."""
-    kl, top1 = ([one[key] for one in row["finished"]] for key in ("kl", "top1"))
+    kl, top1 = ([one[key] for one in finished] for key in ("kl", "top1"))
     spread = f" ({min(kl):.4f} to {max(kl):.4f})" if len(kl) > 1 else ""
     return f"{np.mean(kl):.4f}{spread} | {np.mean(top1):.2f} %"
 

@@ -87,6 +87,11 @@ def batches(x: Tensor, where: torch.device, size: int = BATCH) -> Iterator[Tenso
         yield x[start : start + size].to(where)
 
 
+def positions_of(x: Tensor) -> int:
+    """How many positions one image has in maps x (N, C, H, W) or rows x (N, …, C)."""
+    return x[0].numel() // x.shape[1 if x.dim() == 4 else -1]
+
+
 def mixed_order(x: Tensor) -> Tensor:
     """Indices (N,) of x (N, …) in one random order: images may be sorted by class, so the first ones will not do."""
     return torch.randperm(len(x), generator=torch.Generator().manual_seed(0))

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recon.activity import Activation, activity
-from recon.compute import channels_last, device_of, fast, mixed_order
+from recon.compute import channels_last, device_of, fast, mixed_order, positions_of
 from recon.graph import with_pooled_maps
 
 POSITIONS = 65_536  # input patches that are enough for a layer's second moments
@@ -62,7 +62,7 @@ def _rows(x: Tensor, positions: Tensor | None) -> Tensor:
 def some_positions(z: Tensor, generator: torch.Generator) -> Tensor | None:
     """At random `PER_IMAGE` of the positions of every output of a layer z (N, …), counted over all N; None where there
     are no more."""
-    count = z[0].numel() // z.shape[1 if z.dim() == 4 else -1]
+    count = positions_of(z)
     if count <= PER_IMAGE:
         return None
     of_one = torch.randperm(count, generator=generator)[:PER_IMAGE]
@@ -152,7 +152,7 @@ class InputMoments:
         output by itself, in covariances where every output has a group of its own. `pooled` (M, K, H, W) are the maps
         whose means over their positions the patches are, where they are."""
         if pooled is not None and pooled.shape[:2] == (patches.shape[2], patches.shape[1]) and len(patches) == 1:
-            step = -(-pooled[0, 0].numel() // PER_IMAGE)
+            step = -(-positions_of(pooled) // PER_IMAGE)
             columns = pooled.flatten(2)[:, :, ::step].float().transpose(0, 1).flatten(1)[None]
             self._positions = (self._positions or Sums()) + Sums.of(columns, columns)
         if active is not None:

@@ -23,8 +23,9 @@ def fit_ranges(task: UnitTask) -> None:
     """
     find_ranges(task.module, task.layers, task.x)
     pick = task.draw(IMAGES)
-    for quantizer in quantizers_of(task.layers.values()):
-        least = float(task.error(pick))
+    quantizers = quantizers_of(task.layers.values())
+    least = float(task.error(pick)) if quantizers else math.inf
+    for quantizer in quantizers:
         for step in (STEP, -STEP):
             while True:
                 quantizer.log_scale.data += step

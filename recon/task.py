@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from recon.calls import Layer
-from recon.compute import BATCH, batches, channels_last, fast
+from recon.compute import BATCH, batches, channels_last, fast, positions_of
 from recon.fisher import Fisher
 from recon.network import Network
 from recon.run import unit_inputs
@@ -56,7 +56,7 @@ class UnitTask:
     def draw(self, most: int) -> Tensor:
         """Indices of images to learn from, at random: `most` of them or, where `judged`, fewer of large maps, whose
         positions tell much the same."""
-        positions = max(maps[0, 0].numel() if maps.dim() == 4 else 1 for maps in (self.x, self.target))
+        positions = max(map(positions_of, (self.x, self.target)))
         count = min(most, max(FEWEST, POSITIONS // positions)) if self.judged else most
         return self.taught[torch.randint(len(self.taught), (count,), generator=self.generator)]
 
