@@ -16,8 +16,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -30,9 +31,13 @@ from mpsearch.evaluate import score
 from mpsearch.summary import versions
 from recon.compute import channels_last, fast
 from recon.fisher import Fisher
-from recon.quantized import plainly_rounded, quantized
-from recon.reconstruct import reconstruct
+from recon.inputs import find_ranges, quantize_inputs
+from recon.quantized import input_bits, plainly_rounded, quantized
+from recon.reconstruct import gradient_steps, reconstruct
 from recon.settings import Settings
+from recon.start import nearest_start
+from recon.store import Store
+from recon.task import UnitTask, walk
 
 RESULTS = ROOT / "benchmarks" / "results" / "bench_reconstruction.json"
 NETWORKS = ("resnet20", "mobilenetv2")
@@ -55,6 +60,7 @@ ABLATION: dict[str, dict[str, Any]] = {
 }
 SEEDS = 3
 DEAR = 1.3  # times the float forward and backward
+STEPS = 10  # that are timed at once
 
 
 def rows() -> list[str]:
@@ -63,6 +69,7 @@ def rows() -> list[str]:
     names += [f"{network} {bits} ours {seed}" for network, bits in product(NETWORKS, BITS) for seed in range(1, SEEDS)]
     names += [" ".join((*ABLATED, method, str(seed))) for method, seed in product(ABLATION, range(SEEDS))]
     names += [f"resnet20 {bits} brecq-20000 0" for bits in BITS]
+    names += [f"resnet20 W4A32 brecq-2000 {seed}" for seed in range(1, SEEDS)]  # there chance decides
     return [*dict.fromkeys(names), *(f"{network} steps" for network in NETWORKS)]
 
 
@@ -115,51 +122,40 @@ def measure(row: str) -> dict[str, Any]:
 
 def measure_steps(network: str) -> dict[str, Any]:
     """Per block, the time of a reconstruction step over that of the float forward and backward of the same batch."""
-    from recon.granularity import regroup
-    from recon.inputs import find_ranges, quantize_inputs
-    from recon.optimizer import Annealed, weight_parameters
-    from recon.quantized import input_bits
-    from recon.start import nearest_start
-    from recon.store import Store
-    from recon.task import walk
-
     job = start(network)
-    images = job.calibration[:64]
+    images, how = job.calibration[:64], Settings(weighting="mse")
     ratios: dict[str, dict[str, float]] = {}
     for bits in ("W4A32", "W4A4"):
-        asked, how = config(job.table, bits), Settings()
-        work = regroup(quantize_inputs(job.network, input_bits(asked)), "block")
-        found: dict[str, float] = {}
+        asked = config(job.table, bits)
+        work = quantize_inputs(job.network, input_bits(asked))
         with Store(2**40, work.device) as store:
-            for task, unit in zip(
-                walk(work, job.network, images, how, Fisher(), store), job.network.units, strict=True
-            ):
-                find_ranges(task.module, task.layers, task.x)
-                x, target = channels_last(task.x[:32]), task.target[:32].float()
-                pick = torch.arange(32)
-
-                def plain(unit: Any = unit, x: Any = x, target: Any = target) -> None:
-                    leaf = x.detach().requires_grad_()
-                    unit.module.requires_grad_()
-                    with fast(x.device):
-                        output = unit.module(leaf)
-                    (output.float() - target).square().mean().backward()
-                    unit.module.zero_grad()
-                    unit.module.requires_grad_(False)
-
-                floats = best(plain)
-                nearest_start(task, asked, how)
-                optimizer = Annealed(weight_parameters(list(task.layers.values()), 1e-3, 1e-4))
-
-                def step(task: Any = task, optimizer: Any = optimizer, pick: Any = pick) -> None:
-                    optimizer.step(task.error(pick), 0.0)
-
-                found[task.name] = best(step) / floats
-        ratios[bits] = found
+            tasks = walk(work, job.network, images, how, Fisher(), store)
+            ratios[bits] = {task.name: step_ratio(task, asked, how) for task in tasks}
     return {"ratios": ratios}
 
 
-def best(function: Any, repeats: int = 7) -> float:
+def step_ratio(task: UnitTask, asked: BitConfig, how: Settings) -> float:
+    """What gradient steps of a unit cost over as many float forward and backward passes of the same batch."""
+    find_ranges(task.module, task.layers, task.x)
+    pick = task.draw(how.batch)
+    x, target = channels_last(task.x[pick]), task.target[pick].float()
+
+    def floats() -> None:
+        for _ in range(STEPS):
+            leaf = x.detach().requires_grad_()
+            task.float_module.requires_grad_()
+            with fast(x.device):
+                output = task.float_module(leaf)
+            (output.float() - target).square().mean().backward()
+            task.float_module.zero_grad()
+            task.float_module.requires_grad_(False)
+
+    plain = best(floats)
+    nearest_start(task, asked, how)
+    return best(partial(gradient_steps, task, how, STEPS)) / plain
+
+
+def best(function: Callable[[], None], repeats: int = 5) -> float:
     """The least of some times of a call, in seconds."""
     times = []
     for _ in range(repeats):

@@ -29,7 +29,7 @@ def corrected(task: UnitTask, name: str) -> tuple[InputMoments, Tensor, Tensor]:
     weight, moments = task.layers[name].weight.detach(), InputMoments()
     halves = [Sums(), Sums()]
     lacking = mass = torch.zeros((), device=weight.device)
-    activation = activation_after(task.module, name)
+    activation = activation_after(task.float_module, name)
     with closing(_seen(task, name)) as seen:
         for index, (patches, outputs, errors, pooled, teaches) in enumerate(seen):
             active = activity(outputs, activation) if activation else None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from recon.calls import is_layer
@@ -15,6 +17,8 @@ from recon.calls import is_layer
 _PREFIX = "model."
 _MEANS = {"adaptive_avg_pool2d", "avg_pool2d", "mean", "AdaptiveAvgPool2d", "AvgPool2d"}
 _VIEWS = {"flatten", "view", "reshape", "squeeze", "dropout", "Flatten", "Dropout"}
+_RELUS: tuple[object, ...] = (nn.ReLU, torch.relu, torch.relu_, F.relu, F.relu_, "relu", "relu_")
+_RELU6S: tuple[object, ...] = (nn.ReLU6, F.relu6)
 _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 
@@ -138,6 +142,12 @@ def is_plain_addition(node: fx.Node) -> bool:
     """The node adds two different things, neither of them scaled."""
     is_sum = node.op in ("call_function", "call_method") and node.target in _ADDITIONS
     return is_sum and not node.kwargs and len(set(node.args)) == 2
+
+
+def relu_cap(module: nn.Module, node: fx.Node) -> float | None:
+    """Where a ReLU in a traced module cuts off, infinity where it does not; None where the node is no ReLU."""
+    kind = type(module.get_submodule(str(node.target))) if node.op == "call_module" else node.target
+    return 6.0 if kind in _RELU6S else math.inf if kind in _RELUS else None
 
 
 def module_paths(node: fx.Node) -> list[str]:

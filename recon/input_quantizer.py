@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recon.quantizer import to_half_grid
 
 BINS = 2048
 SHRINK_STEPS = 80
+ENOUGH = 2**20  # values, all of the first images, that tell how the step size should change
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,9 @@ def round_to_grid(x: Tensor, grid: InputGrid) -> Tensor:
 class InputQuantizer(nn.Module):
     """Rounds activations x (N, …) to `bits` bits.
 
+    Where it has a `cap`, they come as they are before a ReLU that cuts off there, and clipping to the range does what
+    ReLU does: two passes over memory less, forward and backward.
+
     The share `dropped` of the channels of every sample passes unquantized: everything until there is a grid, some in
     training (QDrop, Wei et al., ICLR 2022, arXiv 2203.05740, which drops single elements: on a CPU their random numbers
     cost more than the convolution).
@@ -47,6 +52,7 @@ class InputQuantizer(nn.Module):
         self.bits = bits
         self.log_scale = nn.Parameter(torch.zeros(()), requires_grad=False)
         self.zero_point = 0
+        self.cap: float | None = None
         self.dropped = 1.0
         self.generator: torch.Generator | None = None
 
@@ -68,38 +74,49 @@ class InputQuantizer(nn.Module):
         """The grid as it will be stored."""
         return InputGrid(self.bits, float(to_half_grid(self.log_scale.detach().exp())), self.zero_point)
 
+    def activated(self, x: Tensor) -> Tensor:
+        """What is to be rounded: x behind the ReLU that the quantizer stands for."""
+        return x if self.cap is None else F.hardtanh(x, 0.0, self.cap)
+
     def forward(self, x: Tensor) -> Tensor:
         if self.dropped == 1:
-            return x
-        rounded: Tensor = _RoundToGrid.apply(x, self.log_scale, self.bits, self.zero_point)
+            return self.activated(x)
+        rounded: Tensor = _RoundToGrid.apply(x, self.log_scale, self.bits, self.zero_point, self.cap)
         if not self.dropped:
             return rounded
+        x = self.activated(x)
         whole = x.shape[:2] if x.dim() == 4 else x.shape
         kept = (torch.rand(whole, generator=self.generator) >= self.dropped).to(x.device)
         return torch.where(kept.view(*whole, *(1,) * (x.dim() - len(whole))), rounded, x)
 
 
 class _RoundToGrid(torch.autograd.Function):
-    """`round_to_grid`, in few passes over memory, with the gradients of LSQ."""
+    """`round_to_grid` behind ReLU with a `cap`, if any, in few passes over memory, with the gradients of LSQ."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, log_scale: Tensor, bits: int, zero_point: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, log_scale: Tensor, bits: int, zero_point: int, cap: float | None) -> Tensor:
         scale = float(log_scale.exp())
-        rounded = round_to_grid(x, InputGrid(bits, scale, zero_point))
+        low, high = float(-zero_point), float(2**bits - 1 - zero_point)
+        ctx.cap, ctx.inside = cap, ((low - 0.5) * scale, (high + 0.5) * scale)
+        ctx.passed = ctx.inside if cap is None else (0.0, min(cap, ctx.inside[1]))
+        if cap is not None:
+            low, high = 0.0, min(high, float(x.new_tensor(cap).mul_(1 / scale).round_()))
+        rounded = x.mul(1 / scale).round_().clamp_(low, high).mul_(scale)
         ctx.save_for_backward(x, rounded)
-        ctx.range = (-zero_point - 0.5) * scale, (2**bits - 0.5 - zero_point) * scale
         return rounded
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         x, rounded = ctx.saved_tensors
-        inside = torch.ops.aten.hardtanh_backward(gradient, x, *ctx.range)
+        passed = torch.ops.aten.hardtanh_backward(gradient, x, *ctx.passed)
         if not ctx.needs_input_grad[1]:
-            return inside, None, None, None
+            return passed, None, None, None, None
         # ∂x̂/∂log s is x̂ − x inside the range and x̂ outside. Half-precision sums of one dimension are exact enough
         # and several times as fast as a sum in float32, which copies everything first.
-        slope = rounded - torch.ops.aten.hardtanh_backward(x, x, *ctx.range)
-        return inside, slope.mul_(gradient).sum(1).sum(dtype=torch.float32), None, None
+        count = max(1, min(len(x), len(x) * ENOUGH // x.numel()))
+        some = x[:count] if ctx.cap is None else x[:count].clamp(0, ctx.cap)
+        slope = (rounded[:count] - torch.ops.aten.hardtanh_backward(some, some, *ctx.inside)).mul_(gradient[:count])
+        return passed, slope.sum(1).sum(dtype=torch.float32) * (len(x) / count), None, None, None
 
 
 class Histogram:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, fx, nn
 
 from recon.calls import Layer
 from recon.compute import channels_last, device_of, fast, mixed_order
+from recon.graph import only_call, relu_cap
 from recon.input_quantizer import Histogram, InputGrid, InputQuantizer
 from recon.network import Network
 
@@ -40,6 +42,12 @@ def input_scale(layer: nn.Module) -> Tensor | None:
     return None if quantizer is None else quantizer.log_scale.detach().clone()
 
 
+def activated_input(layer: nn.Module, x: Tensor) -> Tensor:
+    """What a layer's quantizer is to round when the layer is given x (N, …); x itself where there is none."""
+    quantizer = quantizer_of(layer)
+    return x if quantizer is None else quantizer.activated(x)
+
+
 def quantize_inputs(network: Network, bits: Mapping[str, int]) -> Network:
     """A copy of `network` with an input quantizer on every layer that `bits` names.
 
@@ -56,6 +64,7 @@ def quantize_inputs(network: Network, bits: Mapping[str, int]) -> Network:
     for unit in result.units:
         assert isinstance(unit.module, fx.GraphModule)
         _round_for_others(unit.module.graph, bits)
+        _rectify_in_quantizers(unit.module, bits)
         unit.module.recompile()
     return replace(result, model=result.joined())
 
@@ -78,14 +87,30 @@ def _round_for_others(graph: fx.Graph, bits: Mapping[str, int]) -> None:
                 other.replace_input_with(node, rounded)
 
 
+def _rectify_in_quantizers(module: fx.GraphModule, bits: Mapping[str, int]) -> None:
+    """Where nothing but one call of a quantized layer reads a ReLU, the layer's quantizer does its work."""
+    for reader in list(module.graph.nodes):
+        if reader.target not in bits or only_call(module, str(reader.target)) != reader:
+            continue
+        (relu,) = reader.all_input_nodes
+        cap = relu_cap(module, relu)
+        if cap is not None and len(relu.users) == 1:
+            quantizer = quantizer_of(module.get_submodule(str(reader.target)))
+            assert quantizer is not None
+            quantizer.cap = cap
+            reader.replace_input_with(relu, relu.all_input_nodes[0])
+            module.graph.erase_node(relu)
+
+
 @torch.no_grad()
 def input_histograms(module: nn.Module, layers: Mapping[str, Layer], x: Tensor) -> dict[str, Histogram]:
     """What `layers` receive, before it is rounded, while `module` runs on x (N, …)."""
     seen = {name: Histogram() for name in layers}
-    hooks = [
-        layer.register_forward_pre_hook(lambda _, args, name=name: seen[name].add(args[0]), prepend=True)
-        for name, layer in layers.items()
-    ]
+
+    def see(name: str, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen[name].add(activated_input(layer, args[0]))
+
+    hooks = [layer.register_forward_pre_hook(partial(see, name), prepend=True) for name, layer in layers.items()]
     where = device_of(module)
     try:
         with fast(where):

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from hwmodel import BitConfig, InputError
@@ -20,6 +19,7 @@ from recon.attach import attach, bias_of, detach, harden, rounding_of
 from recon.basis import balanced
 from recon.calls import Layer
 from recon.checkpoint import Progress
+from recon.equalize import equalized
 from recon.fisher import Fisher, measure_fisher
 from recon.granularity import regroup
 from recon.inputs import find_ranges, input_scale, quantize_inputs, quantizers_of
@@ -29,7 +29,7 @@ from recon.quantized import QuantizedLayers, input_bits, stored_layers
 from recon.quantizer import nearest
 from recon.ranges import fit_ranges
 from recon.report import BlockReport
-from recon.rounding import Rounding, StraightThrough
+from recon.rounding import AdaRound, Rounding, StraightThrough
 from recon.settings import Settings
 from recon.start import nearest_start, second_order_start
 from recon.store import Store
@@ -70,10 +70,10 @@ def reconstruct(
     settings = settings or Settings()
     if len(images) < FEWEST_IMAGES:
         raise InputError(f"reconstruction needs at least {FEWEST_IMAGES} calibration images, got {len(images)}")
-    inputs = input_bits(config)
+    inputs, work = input_bits(config), network
     if settings.basis == "balanced":
-        network = balanced(network)
-    work = regroup(quantize_inputs(network, inputs), settings.granularity)
+        work, network = equalized(balanced(network), inputs, images)
+    work = regroup(quantize_inputs(work, inputs), settings.granularity)
     truth = regroup(network, settings.granularity)
     fisher = measure_fisher(truth, images, settings) if settings.weighting == "fisher" else Fisher()
     reports: list[BlockReport] = []
@@ -121,7 +121,7 @@ def _fit_unit(task: UnitTask, config: BitConfig, settings: Settings) -> BlockRep
     while steps < most:
         cycle = min(cycle, most - steps)
         _put(task.layers, state)
-        _descend(task, settings, cycle)
+        gradient_steps(task, settings, cycle)
         state = _states(task.layers)
         descended, loss = _decided(task)
         steps, cycle = steps + cycle, 2 * cycle
@@ -158,22 +158,22 @@ def _decided(task: UnitTask) -> tuple[States, float]:
     return _states(task.layers), task.loss()
 
 
-def _descend(task: UnitTask, settings: Settings, steps: int) -> None:
+def gradient_steps(task: UnitTask, settings: Settings, steps: int) -> None:
     """`steps` gradient steps on the roundings, scales and biases of the unit, and on the step sizes of its inputs where
     they are quantized already, some of their channels left out in every step."""
     layers = list(task.layers.values())
-    roundings = [rounding_of(layer) for layer in layers]
+    pushed = [rounding for rounding in map(rounding_of, layers) if isinstance(rounding, AdaRound)]
+    # Errors are relative to the power of the output; BRECQ sums them over its channels.
+    weight = settings.regulariser / (task.power * task.target.shape[1])
     parameters = weight_parameters(layers, settings.code_rate, settings.other_rate)
     quantizers = quantizers_of(layers) if settings.order == "joint" else []
     optimizer = Annealed([*parameters, ([quantizer.log_scale for quantizer in quantizers], settings.input_rate)])
     for quantizer in quantizers:
         quantizer.drop(settings.dropped, task.generator)
     for step in range(steps):
-        progress = step / steps
-        push = torch.stack([rounding.regulariser(progress) for rounding in roundings]).sum()
-        # Errors are relative to the power of the output; BRECQ sums them over its channels.
-        push = settings.regulariser * push / (task.power * task.target.shape[1])
-        loss = task.error(task.draw(settings.batch)) + push
+        progress, loss = step / steps, task.error(task.draw(settings.batch))
+        for rounding in pushed:
+            loss = loss + weight * rounding.regulariser(progress)
         optimizer.step(loss, progress)
     for quantizer in quantizers:
         quantizer.drop(0.0)

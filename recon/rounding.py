@@ -41,10 +41,6 @@ class Rounding(nn.Module):
         """The codes in use (O, …), integral, float32."""
         raise NotImplementedError
 
-    def regulariser(self, progress: float) -> Tensor:
-        """What to add to the loss at `progress` (0 … 1) of the steps, before its weight."""
-        raise NotImplementedError
-
     def forward(self, weight: Tensor) -> Tensor:
         """The quantized weight (O, …), differentiable; the float weight that it replaces is not read."""
         raise NotImplementedError
@@ -69,9 +65,6 @@ class StraightThrough(Rounding):
     def forward(self, weight: Tensor) -> Tensor:
         decoded: Tensor = _Decode.apply(self.code, self.log_scale, self.grid)
         return decoded
-
-    def regulariser(self, progress: float) -> Tensor:
-        return self.code.new_zeros(())
 
 
 class _Decode(torch.autograd.Function):
@@ -121,6 +114,7 @@ class AdaRound(Rounding):
         return decode((self.floor + self.up()).clamp(0, self.grid.levels), self.grid)
 
     def regulariser(self, progress: float) -> Tensor:
+        """What to add to the loss at `progress` (0 … 1) of the steps, before its weight."""
         if progress < self.warmup:
             return self.code.new_zeros(())
         done = (progress - self.warmup) / (1 - self.warmup)

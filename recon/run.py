@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from recon.inputs import activated_input
 from recon.network import Network, Unit
 from recon.store import Store
 
@@ -41,8 +42,8 @@ def unit_inputs(network: Network, unit: Unit, images: Tensor, store: Store) -> T
     """
     caught: list[Tensor] = []
 
-    def catch(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        caught.append(args[0])
+    def catch(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        caught.append(activated_input(module, args[0]))
         raise _Reached
 
     def inputs(x: Tensor) -> Tensor:

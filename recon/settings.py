@@ -22,7 +22,8 @@ class Settings:
     much to do; straight-through rounding ends sooner, where held-back images stop coming nearer.
 
     - `granularity`: what is fitted at once. A stage is a run of blocks of one output resolution.
-    - `basis` of linear bottlenecks: `balanced` before anything is rounded, or as `given`.
+    - `basis` of linear bottlenecks, and widths of what depthwise convolutions read: `balanced` before anything is
+      rounded, or as `given`.
     - `start`: second-order rounding, or every weight where it stood (`nearest`).
     - `symmetric`: grids of weights with the zero-point in the middle.
     - `target`: the float network's output (BRECQ), or the float unit's for the inputs that the quantized part before it

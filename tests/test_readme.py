@@ -126,7 +126,7 @@ def test_the_figures_in_the_text_are_the_measured_ones() -> None:
     assert excess[ours] < 0.5 * others
 
 
-CHANCE = 0.25  # points: one standard deviation of what is counted at W4A4, where 165 of 5,000 images change class
+CHANCE = 0.3  # points: a third more than one standard deviation at W4A4, where 165 of 5,000 images change class
 
 
 def test_reconstruction_beats_the_published_recipe_in_less_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recon.granularity import regroup
 from recon.input_quantizer import Histogram, InputGrid, InputQuantizer
 from recon.inputs import find_ranges, frozen_inputs, quantize_inputs, quantizer_of
 from recon.network import Network, trace
+from recon.run import unit_inputs
+from recon.store import Store
 
 
 def quantizer(bits: int, scale: float, zero_point: int) -> InputQuantizer:
@@ -40,6 +45,47 @@ def test_values_and_gradients_are_those_of_torch(bits: int, zero: int) -> None:
     assert made.log_scale.grad is not None
     assert size.grad is not None
     assert float(made.log_scale.grad) == pytest.approx(scale * float(size.grad), rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.parametrize(("cap", "scale"), [(math.inf, 0.25), (6.0, 0.3), (6.0, 0.43), (6.0, 0.9)])
+def test_behind_relu_it_does_what_relu_and_the_quantizer_do(cap: float, scale: float) -> None:
+    found = []
+    for fused in (False, True):
+        made = quantizer(4, scale, 0)
+        made.cap = cap if fused else None
+        x = (6 * torch.randn(64, 9, generator=torch.Generator().manual_seed(0))).requires_grad_()
+        y = made(x if fused else F.hardtanh(x, 0.0, cap))
+        y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(1)))
+        found.append((y.detach(), x.grad, made.log_scale.grad))
+    (values, gradient, slope), (own_values, own_gradient, own_slope) = found
+    assert torch.equal(own_values, values)
+    assert torch.equal(own_gradient, gradient)  # type: ignore[arg-type]
+    assert float(own_slope) == pytest.approx(float(slope), rel=1e-5)  # type: ignore[arg-type]
+
+
+def test_a_quantizer_stands_for_a_relu_that_one_layer_alone_reads() -> None:
+    net, x = residual(), torch.randn(8, 3, 8, 8)
+    rounded = quantize_inputs(net, dict.fromkeys(net.table.names, 4))
+    found = {name: quantizer.cap for name in net.table.names if (quantizer := quantizer_of(rounded.layer(name)))}
+    # "2.one" reads what the shortcut reads too, and the last ReLU is the output of its block
+    assert found == {"0": None, "2.one": None, "2.two": math.inf, "4": None}
+    assert torch.equal(rounded.model(x), net.model(x))  # as long as there is no grid
+    with Store(2**30, torch.device("cpu")) as store:
+        layers = [regroup(made, "layer") for made in (rounded, net)]
+        given, expected = (unit_inputs(made, made.units[2], x, store) for made in layers)
+    assert float(expected.min()) == 0
+    assert torch.allclose(given, expected, atol=0.05)  # in half precision
+
+
+def test_a_part_of_many_values_tells_the_step_size() -> None:
+    x = torch.randn(40, 32, 64, 64, generator=torch.Generator().manual_seed(0))  # of which 8 are 2^20 values
+    slopes = []
+    for part in (x, x[:8]):
+        made = quantizer(3, 0.25, 3)
+        made(part).square().sum().backward()
+        assert made.log_scale.grad is not None
+        slopes.append(float(made.log_scale.grad) / len(part))
+    assert slopes[0] == pytest.approx(slopes[1], rel=1e-5)
 
 
 def test_everything_passes_until_there_is_a_grid_and_some_when_dropped() -> None:

@@ -173,7 +173,7 @@ def test_cycles_double_for_as_long_as_held_back_images_come_nearer(
     images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = sys.modules["recon.reconstruct"]
-    descend, cycles, losses = module._descend, [], []
+    descend, cycles, losses = module.gradient_steps, [], []
 
     def spy(task: UnitTask, settings: Settings, steps: int) -> None:
         before = task.loss()
@@ -181,7 +181,7 @@ def test_cycles_double_for_as_long_as_held_back_images_come_nearer(
         cycles.append((task.name, steps))
         losses.append(task.loss() < before)
 
-    monkeypatch.setattr(module, "_descend", spy)
+    monkeypatch.setattr(module, "gradient_steps", spy)
     reports = reconstruct(network(), images, at(network(), 2), Settings(steps=40, batch=16)).reports
     ended_early = 0
     for report in reports:

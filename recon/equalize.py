@@ -1,0 +1,162 @@
+"""Depthwise convolutions whose input channels are all as wide, so that one range for the tensor suits each of them.
+
+A positive factor passes ReLU: the layer before it may be scaled by channels, and a depthwise convolution undoes that.
+Both have a grid for every output channel, so that rounding the weights costs what it did. It is the cross-layer
+equalization of Nagel et al., "Data-Free Quantization", ICCV 2019 (arXiv 1906.04721), here for the inputs alone: each
+channel gets the width that leaves it the least error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor, fx, nn
+
+from recon.attach import bias_of
+from recon.calls import Layer
+from recon.compute import batches, channels_last, fast, mixed_order
+from recon.graph import only_call, relu_cap
+from recon.moments import by_group, some_positions
+from recon.network import Network, Unit
+
+ENOUGH = 8  # bits of inputs, with which there is nothing to be had
+NARROWEST = 1 / 32  # of the widest channel: what is next to nothing is not blown up
+IMAGES, BATCH = 128, 32
+BINS, SHRINK_STEPS = 2048, 33
+LEAST = 1e-12
+
+
+class CappedReLU(nn.ReLU):
+    """ReLU, cut off where each channel's `cap` (C,) is: of maps (N, C, H, W), or of outputs by group (G, C / G, M)."""
+
+    def __init__(self, cap: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("cap", cap)
+        self.cap: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (-1, 1, 1) if x.dim() == 4 else (*x.shape[:2], 1)
+        return torch.minimum(super().forward(x), self.cap.to(x.dtype).view(shape))
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """A layer and the depthwise convolution that reads its output through ReLU, cut off at `cap`."""
+
+    unit: Unit
+    writer: str
+    relu: fx.Node
+    cap: float
+    reader: str
+
+
+@torch.no_grad()
+def equalized(network: Network, bits: Mapping[str, int], images: Tensor) -> tuple[Network, Network]:
+    """Two networks with equalized inputs of the depthwise convolutions that have fewer than 8 `bits`; twice `network`
+    itself where there are none. Images (N, C, H, W) tell how wide the channels are.
+
+    The first one has the activation functions of the given network, so that its layers fit there: they cut off what the
+    ranges cut off. The other one computes what the given network does.
+    """
+    wanted = {pair.reader: bits[pair.reader] for pair in _pairs(network) if bits.get(pair.reader, ENOUGH) < ENOUGH}
+    if not wanted:
+        return network, network
+    result = network.copy()
+    pairs = [pair for pair in _pairs(result) if pair.reader in wanted]
+    factors: dict[str, Tensor] = {}
+    for pair, top in zip(pairs, _tops(result, wanted, images), strict=True):
+        factor = top.max() / top
+        writer, reader = result.layer(pair.writer), result.layer(pair.reader)
+        _scale(writer, factor)
+        bias_of(writer).data = bias_of(writer) * factor
+        _scale(reader, 1 / factor.repeat_interleave(len(reader.weight) // len(factor)))
+        factors[pair.reader] = factor
+    exact = result.copy()
+    for index, pair in enumerate(_pairs(exact)):
+        if pair.reader in wanted and pair.cap < math.inf:
+            _put(CappedReLU(pair.cap * factors[pair.reader]), f"capped_relu_{index}", pair, exact)
+    return result, replace(exact, model=exact.joined())
+
+
+def _pairs(network: Network) -> list[_Pair]:
+    """The pairs within the blocks of a network, in order; none are known of one that is no chain.
+
+    Their layers are called once and have weights of their own.
+    """
+    if not network.chained:
+        return []
+    uses = Counter(spec.tie for spec in network.table)
+    alone = {spec.name: spec for spec in network.table if uses[spec.tie] == 1}
+    pairs = []
+    for unit in network.units:
+        assert isinstance(unit.module, fx.GraphModule)
+        for reader in unit.module.graph.nodes:
+            if not _calls(unit, reader, alone) or not alone[reader.target].depthwise:
+                continue
+            (relu,) = reader.all_input_nodes
+            writer, cap = next(iter(relu.all_input_nodes), relu), relu_cap(unit.module, relu)
+            if cap and _calls(unit, writer, alone) and len(relu.users) == len(writer.users) == 1:
+                pairs.append(_Pair(unit, str(writer.target), relu, cap, str(reader.target)))
+    return pairs
+
+
+def _calls(unit: Unit, node: fx.Node, layers: Container[str]) -> bool:
+    """The node is the one call of one of `layers`."""
+    return node.op == "call_module" and node.target in layers and only_call(unit.module, str(node.target)) is node
+
+
+def _tops(network: Network, bits: Mapping[str, int], images: Tensor) -> Iterator[Tensor]:
+    """For the layers of `bits`, the ends of the ranges (C,) that leave every channel of their inputs, by itself, the
+    least error."""
+    seen: dict[str, list[Tensor]] = {name: [] for name in bits}
+    generator = torch.Generator().manual_seed(0)
+
+    def see(name: str, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        assert isinstance(layer, Layer)
+        seen[name].append(by_group(layer, args[0], some_positions(args[0], generator)).flatten(0, 1))
+
+    hooks = [network.layer(name).register_forward_pre_hook(partial(see, name)) for name in bits]
+    try:
+        with fast(network.device):
+            for x in batches(images[mixed_order(images)[:IMAGES]], network.device, BATCH):
+                network.model(channels_last(x))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for name, width in bits.items():
+        top = best_tops(torch.cat(seen.pop(name), 1), width)
+        yield top.clamp_min(NARROWEST * float(top.max()))
+
+
+def best_tops(x: Tensor, bits: int) -> Tensor:
+    """The ends (C,) of ranges from zero with the least squared rounding error of channels x (C, M) that are never
+    negative, by search over shrunken ranges."""
+    top = x.amax(1, keepdim=True).float().clamp_min(LEAST)
+    index = (x.float() * ((BINS - 1) / top)).round_().long() + BINS * torch.arange(len(x), device=x.device)[:, None]
+    counts = torch.bincount(index.flatten(), minlength=BINS * len(x)).view(len(x), BINS).float()
+    centres, levels = torch.linspace(0, 1, BINS, device=x.device), 2**bits - 1
+    shrinks = torch.linspace(1.0, 0.2, SHRINK_STEPS, device=x.device)
+    steps = shrinks[:, None] / levels
+    errors = ((centres / steps).round().clamp_max(levels) * steps - centres).square()
+    return shrinks[(counts @ errors.T).argmin(1)] * top[:, 0]
+
+
+def _scale(layer: Layer, factor: Tensor) -> None:
+    """Multiplies the output channels of a layer's weight by `factor` (O,)."""
+    layer.weight.data = channels_last(layer.weight * factor.view(-1, *(1,) * (layer.weight.dim() - 1)))
+
+
+def _put(module: nn.Module, name: str, pair: _Pair, network: Network) -> None:
+    """`module`, as `name`, in the place of the ReLU between two layers of `network`."""
+    assert isinstance(pair.unit.module, fx.GraphModule)
+    for root in (network.model, pair.unit.module):
+        root.add_module(name, module)
+    with pair.unit.module.graph.inserting_after(pair.relu):
+        pair.relu.replace_all_uses_with(pair.unit.module.graph.call_module(name, pair.relu.args[:1]))
+    pair.unit.module.graph.erase_node(pair.relu)
+    pair.unit.module.recompile()
