@@ -18,7 +18,7 @@ Basis = Literal["balanced", "given"]
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How to reconstruct. `steps` are per unit. Where it is `judged`, up to ten times as many where its start leaves
+    """How to reconstruct. `steps` are per unit. Where it is `judged`, up to four times as many where its start leaves
     much to do; straight-through rounding ends sooner, where held-back images stop coming nearer.
 
     - `granularity`: what is fitted at once. A stage is a run of blocks of one output resolution.
