@@ -63,13 +63,13 @@ def equalized(network: Network, bits: Mapping[str, int], images: Tensor) -> tupl
     The first one has the activation functions of the given network, so that its layers fit there: they cut off what the
     ranges cut off. The other one computes what the given network does.
     """
-    wanted = {pair.reader: bits[pair.reader] for pair in _pairs(network) if bits.get(pair.reader, ENOUGH) < ENOUGH}
-    if not wanted:
+    pairs = [pair for pair in _pairs(network) if bits.get(pair.reader, ENOUGH) < ENOUGH]
+    if not pairs:
         return network, network
     result = network.copy()
-    pairs = [pair for pair in _pairs(result) if pair.reader in wanted]
     factors: dict[str, Tensor] = {}
-    for pair, top in zip(pairs, _tops(result, wanted, images), strict=True):
+    tops = _tops(network, {pair.reader: bits[pair.reader] for pair in pairs}, images)
+    for pair, top in zip(pairs, tops, strict=True):
         factor = top.max() / top
         writer, reader = result.layer(pair.writer), result.layer(pair.reader)
         _scale(writer, factor)
@@ -78,7 +78,7 @@ def equalized(network: Network, bits: Mapping[str, int], images: Tensor) -> tupl
         factors[pair.reader] = factor
     exact = result.copy()
     for index, pair in enumerate(_pairs(exact)):
-        if pair.reader in wanted and pair.cap < math.inf:
+        if pair.reader in factors and pair.cap < math.inf:
             _put(CappedReLU(pair.cap * factors[pair.reader]), f"capped_relu_{index}", pair, exact)
     return result, replace(exact, model=exact.joined())
 

@@ -33,7 +33,12 @@ class InputGrid:
 def round_to_grid(x: Tensor, grid: InputGrid) -> Tensor:
     """Activations x rounded to the grid, in the arithmetic of x."""
     low = -grid.zero_point
-    return x.mul(1 / grid.scale).round_().clamp_(low, low + 2**grid.bits - 1).mul_(grid.scale)
+    return _rounded(x, grid.scale, low, low + 2**grid.bits - 1)
+
+
+def _rounded(x: Tensor, scale: float, low: float, high: float) -> Tensor:
+    """x rounded to multiples of `scale`, from `low` to `high` of them, in the arithmetic of x."""
+    return x.mul(1 / scale).round_().clamp_(low, high).mul_(scale)
 
 
 class InputQuantizer(nn.Module):
@@ -101,7 +106,7 @@ class _RoundToGrid(torch.autograd.Function):
         ctx.passed = ctx.inside if cap is None else (0.0, min(cap, ctx.inside[1]))
         if cap is not None:
             low, high = 0.0, min(high, float(x.new_tensor(cap).mul_(1 / scale).round_()))
-        rounded = x.mul(1 / scale).round_().clamp_(low, high).mul_(scale)
+        rounded = _rounded(x, scale, low, high)
         ctx.save_for_backward(x, rounded)
         return rounded
 
