@@ -6,6 +6,7 @@ import resource
 import time
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -366,6 +367,7 @@ class Run:
             self._validation.fingerprint,
             config.to_json(),
             asdict(settings),
+            version("mpsearch"),
         )
         settings = replace(settings, memory_bytes=options.cache_memory_bytes)  # changes no result, so not in the key
         path = self.folder.file(f"model-{name}.safetensors")

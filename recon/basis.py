@@ -8,7 +8,6 @@ freedom; the balance is that of SmoothQuant's scales, Xiao et al., ICML 2023, ar
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, fx, nn
 from recon.attach import bias_of
 from recon.calls import Layer
 from recon.compute import channels_last
-from recon.graph import is_plain_addition
+from recon.graph import calls_one_of, is_plain_addition
 from recon.network import Network
 
 LEAST = 1e-4  # of the mean power of a direction: what is hardly written or read is not blown up
@@ -62,20 +61,15 @@ def balanced(network: Network) -> Network:
 
 
 def linear_streams(network: Network) -> list[Stream]:
-    """The streams of a network; none are known of one that is no chain.
-
-    Layers in them are called once, have a weight of their own, and no groups.
-    """
-    if not network.chained:
+    """The streams of a network, of lone layers without groups."""
+    free = {spec.name for spec in network.lone_layers() if spec.groups == 1}
+    if not free:
         return []
     model = network.joined()
     assert isinstance(model, fx.GraphModule)
-    calls = Counter(node.target for node in model.graph.nodes if node.op == "call_module")
-    ties = Counter(spec.tie for spec in network.table)
-    free = {spec.name for spec in network.table if spec.groups == calls[spec.name] == ties[spec.tie] == 1}
     streams: list[Stream] = []
     for node in model.graph.nodes:
-        if _calls(node, free) and not any(node.target in stream.writers for stream in streams):
+        if calls_one_of(node, free) and not any(node.target in stream.writers for stream in streams):
             stream = _from(node, model, free)
             if stream is not None and _fits(stream, network):
                 streams.append(stream)
@@ -87,24 +81,20 @@ def _from(writer: fx.Node, model: nn.Module, free: set[str]) -> Stream | None:
     writers, readers, seen, todo = [], [], {writer}, [writer]
     while todo:
         node = todo.pop()
-        writes = _calls(node, free)
+        writes = calls_one_of(node, free)
         writers += [node] if writes else []
-        near = [user for user in node.users if not _calls(user, free)]
-        readers += [user for user in node.users if _calls(user, free)]
+        near = [user for user in node.users if not calls_one_of(user, free)]
+        readers += [user for user in node.users if calls_one_of(user, free)]
         near += [] if writes else node.all_input_nodes
         for other in near:
             adds = is_plain_addition(other) and len(other.all_input_nodes) == 2  # no constant
-            if not (adds or _hands_on(model, other)) and (other in node.users or not _calls(other, free)):
+            if not (adds or _hands_on(model, other)) and (other in node.users or not calls_one_of(other, free)):
                 return None
             if other not in seen:
                 seen.add(other)
                 todo.append(other)
     names = [tuple(dict.fromkeys(str(node.target) for node in nodes)) for nodes in (writers, readers)]
     return Stream(*names)
-
-
-def _calls(node: fx.Node, layers: set[str]) -> bool:
-    return node.op == "call_module" and node.target in layers
 
 
 def _hands_on(model: nn.Module, node: fx.Node) -> bool:

@@ -18,21 +18,30 @@ Layer = nn.Conv2d | nn.Linear
 
 
 @contextmanager
+def watched(modules: Mapping[str, nn.Module], see: Callable[[str, Tensor, Tensor], None]) -> Iterator[None]:
+    """While it is open, every call of `modules` is shown to `see`: the name, the input and the output."""
+
+    def show(name: str, _: nn.Module, args: tuple[Tensor, ...], z: Tensor) -> None:
+        see(name, args[0], z)
+
+    hooks = [module.register_forward_hook(partial(show, name)) for name, module in modules.items()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
 def keep_outputs(layers: Mapping[str, Layer]) -> Iterator[list[tuple[str, Tensor, Tensor]]]:
     """While it is open, every call of `layers`: the name, the input and the output, which can be differentiated by."""
     calls: list[tuple[str, Tensor, Tensor]] = []
 
-    def keep(name: str, _layer: nn.Module, args: tuple[Tensor, ...], z: Tensor) -> Tensor:
-        z = z if z.requires_grad else z.requires_grad_()
-        calls.append((name, args[0], z))
-        return z
+    def keep(name: str, x: Tensor, z: Tensor) -> None:
+        calls.append((name, x, z if z.requires_grad else z.requires_grad_()))
 
-    hooks = [layer.register_forward_hook(partial(keep, name)) for name, layer in layers.items()]
-    try:
+    with watched(layers, keep):
         yield calls
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def is_layer(module: nn.Module) -> bool:

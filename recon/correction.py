@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import closing
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from recon.activity import activation_after, activity
+from recon.calls import watched
 from recon.compute import channels_last, fast, mixed_order
 from recon.graph import is_plain_addition, leading_to, only_call, with_pooled_maps
 from recon.moments import BATCH, InputMoments, Sums, by_group, input_patches, mean_output, some_positions, weights_of
@@ -30,16 +30,15 @@ def corrected(task: UnitTask, name: str) -> tuple[InputMoments, Tensor, Tensor]:
     halves = [Sums(), Sums()]
     lacking = mass = torch.zeros((), device=weight.device)
     activation = activation_after(task.float_module, name)
-    with closing(_seen(task, name)) as seen:
-        for index, (patches, outputs, errors, pooled, teaches) in enumerate(seen):
-            active = activity(outputs, activation) if activation else None
-            moments.add(patches, active, pooled)
-            if teaches:
-                halves[index % 2] += Sums.of(errors, patches, weights_of(active))
-                counts = torch.ones_like(errors) if active is None else active
-                lacking, mass = lacking + (counts * errors).sum(2), mass + counts.sum(2)
-            if moments.enough:
-                break
+    for index, (patches, outputs, errors, pooled, teaches) in enumerate(_seen(task, name)):
+        active = activity(outputs, activation) if activation else None
+        moments.add(patches, active, pooled)
+        if teaches:
+            halves[index % 2] += Sums.of(errors, patches, weights_of(active))
+            counts = torch.ones_like(errors) if active is None else active
+            lacking, mass = lacking + (counts * errors).sum(2), mass + counts.sum(2)
+        if moments.enough:
+            break
     hessian = moments.hessian()
     pulls = torch.stack([part.covariance() for part in (*halves, halves[0] + halves[1])])
     steps = torch.linalg.solve(hessian, pulls.transpose(2, 3)).transpose(2, 3)
@@ -49,7 +48,7 @@ def corrected(task: UnitTask, name: str) -> tuple[InputMoments, Tensor, Tensor]:
     return moments, weight + step, (lacking / mass).flatten() - mean_output(step.flatten(1), moments.mean())
 
 
-def _seen(task: UnitTask, name: str) -> Generator[tuple[Tensor, Tensor, Tensor, Tensor | None, bool]]:
+def _seen(task: UnitTask, name: str) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None, bool]]:
     """The patches (G, K, M) that layer `name` gets, its outputs (G, O / G, M), what they lack of the float ones, and
     maps whose means the patches are, by batch of the images that teach, then of those that do not."""
     layer, where = task.layers[name], task.store.device
@@ -60,32 +59,28 @@ def _seen(task: UnitTask, name: str) -> Generator[tuple[Tensor, Tensor, Tensor, 
     wanted: list[Tensor] = []
     pooled: list[Tensor | None] = []
     generator = torch.Generator().manual_seed(0)
-    hooks = [
-        layer.register_forward_hook(lambda _, args, z: calls.append((args[0], z))),
-        task.float_layers[name].register_forward_hook(lambda _, args, z: wanted.append(z)),
-        *(passed.register_forward_hook(lambda _, __, x: pooled.append(x)) for passed in maps.values()),
-    ]
-    try:
-        teaching = torch.split(task.taught[mixed_order(task.taught)], BATCH)
-        judging = torch.split(task.held_back, BATCH) if task.judged else ()
-        for index, pick in enumerate((*teaching, *judging)):
-            with fast(where):
-                y = module(channels_last(task.x[pick].to(where)))
-                float_y = float_module(channels_last(task.float_x[pick].to(where)))
-            for (q, z), float_z, of in zip(calls, wanted, pooled or [None] * len(calls), strict=True):
-                positions = some_positions(z, generator)
-                whole = whole and y.shape == z.shape
-                pair = (float_y, y) if whole else (float_z, z)
-                float_part, part = (by_group(layer, value, positions).float() for value in pair)
-                outputs = by_group(layer, z, positions).float() if whole else part
-                patches = input_patches(layer, q, positions).float()
-                yield patches, outputs, float_part - part, of, index < len(teaching)
-            calls.clear()
-            wanted.clear()
-            pooled.clear()
-    finally:
-        for hook in hooks:
-            hook.remove()
+    teaching = torch.split(task.taught[mixed_order(task.taught)], BATCH)
+    judging = torch.split(task.held_back, BATCH) if task.judged else ()
+    for index, pick in enumerate((*teaching, *judging)):
+        with (
+            fast(where),
+            watched({name: layer}, lambda _, q, z: calls.append((q, z))),
+            watched({name: task.float_layers[name]}, lambda _, __, z: wanted.append(z)),
+            watched(maps, lambda _, __, x: pooled.append(x)),
+        ):
+            y = module(channels_last(task.x[pick].to(where)))
+            float_y = float_module(channels_last(task.float_x[pick].to(where)))
+        for (q, z), float_z, of in zip(calls, wanted, pooled or [None] * len(calls), strict=True):
+            positions = some_positions(z, generator)
+            whole = whole and y.shape == z.shape
+            pair = (float_y, y) if whole else (float_z, z)
+            float_part, part = (by_group(layer, value, positions).float() for value in pair)
+            outputs = by_group(layer, z, positions).float() if whole else part
+            patches = input_patches(layer, q, positions).float()
+            yield patches, outputs, float_part - part, of, index < len(teaching)
+        calls.clear()
+        wanted.clear()
+        pooled.clear()
 
 
 def _is_added_to_the_output(module: nn.Module, name: str) -> bool:

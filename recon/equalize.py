@@ -9,18 +9,16 @@ channel gets the width that leaves it the least error.
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor, fx, nn
 
 from recon.attach import bias_of
-from recon.calls import Layer
+from recon.calls import Layer, watched
 from recon.compute import batches, channels_last, fast, mixed_order
-from recon.graph import only_call, relu_cap
+from recon.graph import calls_one_of, relu_cap
 from recon.moments import by_group, some_positions
 from recon.network import Network, Unit
 
@@ -84,30 +82,20 @@ def equalized(network: Network, bits: Mapping[str, int], images: Tensor) -> tupl
 
 
 def _pairs(network: Network) -> list[_Pair]:
-    """The pairs within the blocks of a network, in order; none are known of one that is no chain.
-
-    Their layers are called once and have weights of their own.
-    """
-    if not network.chained:
-        return []
-    uses = Counter(spec.tie for spec in network.table)
-    alone = {spec.name: spec for spec in network.table if uses[spec.tie] == 1}
+    """The pairs of lone layers within the blocks of a network, in order."""
+    lone = {spec.name for spec in network.lone_layers()}
+    depthwise = {spec.name for spec in network.lone_layers() if spec.depthwise}
     pairs = []
-    for unit in network.units:
+    for unit in network.units if depthwise else ():
         assert isinstance(unit.module, fx.GraphModule)
         for reader in unit.module.graph.nodes:
-            if not _calls(unit, reader, alone) or not alone[reader.target].depthwise:
+            if not calls_one_of(reader, depthwise):
                 continue
             (relu,) = reader.all_input_nodes
             writer, cap = next(iter(relu.all_input_nodes), relu), relu_cap(unit.module, relu)
-            if cap and _calls(unit, writer, alone) and len(relu.users) == len(writer.users) == 1:
+            if cap and calls_one_of(writer, lone) and len(relu.users) == len(writer.users) == 1:
                 pairs.append(_Pair(unit, str(writer.target), relu, cap, str(reader.target)))
     return pairs
-
-
-def _calls(unit: Unit, node: fx.Node, layers: Container[str]) -> bool:
-    """The node is the one call of one of `layers`."""
-    return node.op == "call_module" and node.target in layers and only_call(unit.module, str(node.target)) is node
 
 
 def _tops(network: Network, bits: Mapping[str, int], images: Tensor) -> Iterator[Tensor]:
@@ -116,18 +104,12 @@ def _tops(network: Network, bits: Mapping[str, int], images: Tensor) -> Iterator
     seen: dict[str, list[Tensor]] = {name: [] for name in bits}
     generator = torch.Generator().manual_seed(0)
 
-    def see(name: str, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-        assert isinstance(layer, Layer)
-        seen[name].append(by_group(layer, args[0], some_positions(args[0], generator)).flatten(0, 1))
+    def see(name: str, inputs: Tensor, _: Tensor) -> None:
+        seen[name].append(by_group(network.layer(name), inputs, some_positions(inputs, generator)).flatten(0, 1))
 
-    hooks = [network.layer(name).register_forward_pre_hook(partial(see, name)) for name in bits]
-    try:
-        with fast(network.device):
-            for x in batches(images[mixed_order(images)[:IMAGES]], network.device, BATCH):
-                network.model(channels_last(x))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with watched({name: network.layer(name) for name in bits}, see), fast(network.device):
+        for x in batches(images[mixed_order(images)[:IMAGES]], network.device, BATCH):
+            network.model(channels_last(x))
     for name, width in bits.items():
         top = best_tops(torch.cat(seen.pop(name), 1), width)
         yield top.clamp_min(NARROWEST * float(top.max()))

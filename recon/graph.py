@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 import torch
@@ -80,6 +80,11 @@ def only_call(module: nn.Module, name: str) -> fx.Node | None:
     """The one call of the submodule `name` in a traced module; None where there are several, or it is not traced."""
     nodes = [node for node in module.graph.nodes if node.target == name] if isinstance(module, fx.GraphModule) else []
     return nodes[0] if len(nodes) == 1 else None
+
+
+def calls_one_of(node: fx.Node, names: Container[object]) -> bool:
+    """The node calls one of the submodules `names`."""
+    return node.op == "call_module" and node.target in names
 
 
 def leading_to(module: nn.Module, name: str) -> nn.Module:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recon.activity import Activation, activity
+from recon.calls import watched
 from recon.compute import channels_last, device_of, fast, mixed_order, positions_of
 from recon.graph import with_pooled_maps
 
@@ -211,27 +211,21 @@ def gather_moments(
     module, taps = with_pooled_maps(module, layers)
     maps: dict[str, Tensor] = {}
 
-    def keep(name: str, _: nn.Module, __: tuple[Tensor, ...], pooled: Tensor) -> None:
+    def keep(name: str, _: Tensor, pooled: Tensor) -> None:
         maps[name] = pooled
 
-    def see(name: str, layer: nn.Module, args: tuple[Tensor, ...], z: Tensor) -> None:
-        assert isinstance(layer, nn.Conv2d | nn.Linear)
+    def see(name: str, inputs: Tensor, z: Tensor) -> None:
         if not found[name].enough:
             with torch.autocast(z.device.type, enabled=False):
                 positions = some_positions(z, generator)
-                outputs = by_group(layer, z, positions).float()
+                outputs = by_group(layers[name], z, positions).float()
                 active = activity(outputs, known[name]) if name in known else None
-                found[name].add(input_patches(layer, args[0], positions).float(), active, maps.get(name))
+                patches = input_patches(layers[name], inputs, positions).float()
+                found[name].add(patches, active, maps.get(name))
 
-    hooks = [layer.register_forward_hook(partial(see, name)) for name, layer in layers.items()]
-    hooks += [tap.register_forward_hook(partial(keep, name)) for name, tap in taps.items()]
-    try:
-        with fast(where):
-            for pick in torch.split(mixed_order(x), BATCH):
-                module(channels_last(x[pick].to(where)))
-                if all(moments.enough for moments in found.values()):
-                    break
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with watched(layers, see), watched(taps, keep), fast(where):
+        for pick in torch.split(mixed_order(x), BATCH):
+            module(channels_last(x[pick].to(where)))
+            if all(moments.enough for moments in found.values()):
+                break
     return found

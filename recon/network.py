@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from hwmodel.errors import InputError
@@ -50,6 +51,14 @@ class Network:
     def joined(self) -> nn.Module:
         """One traced module that applies the units one after another; the model itself where it is no chain."""
         return join(self.model, self.units) if self.chained else self.model
+
+    def lone_layers(self) -> tuple[LayerSpec, ...]:
+        """The layers that are called once and have a weight of their own; none are known of a network that is no
+        chain."""
+        graphs = [unit.module.graph for unit in self.units if isinstance(unit.module, fx.GraphModule)]
+        calls = Counter(str(node.target) for graph in graphs for node in graph.nodes if node.op == "call_module")
+        ties = Counter(spec.tie for spec in self.table)
+        return tuple(spec for spec in self.table if calls[spec.name] == ties[spec.tie] == 1) if self.chained else ()
 
     def copy(self) -> Network:
         """A deep copy; its units share their modules with its model, and nothing with this network."""

@@ -104,6 +104,15 @@ def test_a_second_start_finds_everything_current(finished: Path, tiny: Path, com
     assert before == {path: path.read_bytes() for path in before}
 
 
+def test_what_another_version_finished_is_made_again(
+    finished: Path, tiny: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished, tmp_path / "kept")
+    monkeypatch.setattr("mpsearch.pipeline.version", lambda name: "0.0.0")
+    again = command(*arguments(tiny, tmp_path / "kept"))
+    assert "front is current" in again.err and "model-budget.safetensors is current" not in again.err
+
+
 def test_one_seed_one_result(finished: Path, tiny: Path, tmp_path: Path, command: Command) -> None:
     assert command(*arguments(tiny, tmp_path / "again")).code == 0
     for name in ("front.json", "model-budget.safetensors", "sensitivity.safetensors", "costs.json", "layers.json"):
