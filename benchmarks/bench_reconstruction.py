@@ -11,6 +11,7 @@ written to benchmarks/results/bench_reconstruction.json when it is done, so that
 from __future__ import annotations
 
 import json
+import math
 import resource
 import statistics
 import subprocess
@@ -19,15 +20,17 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
-from itertools import product
+from itertools import combinations, product
 from typing import Any
 
+import numpy as np
 import torch
 from machine import machine
 from networks import ROOT, start
+from scipy.stats import studentized_range
 
 from hwmodel import FLOAT_BITS, BitConfig, LayerTable, Precision
-from mpsearch.evaluate import score
+from mpsearch.evaluate import logits, score
 from mpsearch.summary import versions
 from recon.compute import channels_last, fast
 from recon.fisher import Fisher
@@ -94,10 +97,13 @@ def settings(network: str, method: str, seed: int) -> Settings:
 
 
 def measure(row: str) -> dict[str, Any]:
-    """One row's figures."""
+    """One row's figures; `right` holds a bit an image, set where the network finds its label."""
     network, bits, method, seed = row.split(" ")
     job = start(network)
-    truth = score(job.float_logits, job.data.val.y if job.data.val else None)
+    assert job.data.val is not None
+    labels = job.data.val.y
+    assert labels is not None
+    truth = score(job.float_logits, labels)
     asked = config(job.table, bits)
     images = job.calibration
     started = time.perf_counter()
@@ -106,13 +112,15 @@ def measure(row: str) -> dict[str, Any]:
     else:
         layers = reconstruct(job.network, images, asked, settings(network, method, int(seed))).layers
     seconds = time.perf_counter() - started
-    found = job.measure(quantized(job.network, layers).model)
+    outputs = logits(quantized(job.network, layers).model, job.data.val, job.model.mean, job.model.std)
+    found = score(outputs, labels, job.float_logits)
     memory = {"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
     if torch.cuda.is_available():
         memory = {"gpu": torch.cuda.get_device_name(), "peak_gpu_bytes": torch.cuda.max_memory_allocated()}
     return {
         "top1_float": truth.top1,
         "top1": found.top1,
+        "right": np.packbits((outputs.argmax(1) == labels).numpy()).tobytes().hex(),
         "kl": found.kl_nats,
         "seconds": seconds,
         **memory,
@@ -196,6 +204,32 @@ def table(results: dict[str, Any], network: str, kinds: Iterable[tuple[str, str]
     return "\n".join(lines)
 
 
+def rights(results: dict[str, Any], network: str, bits: str, method: str) -> np.ndarray:
+    """Which images (seeds, N) the networks of a method's seeds find the label of, as far as that was kept."""
+    rows = [results["rows"].get(f"{network} {bits} {method} {seed}", {}) for seed in range(SEEDS)]
+    rows = [row for row in rows if "right" in row]
+    packed = [np.frombuffer(bytes.fromhex(row["right"]), np.uint8) for row in rows]
+    kept = [np.unpackbits(found, count=row["validation_images"]) for found, row in zip(packed, rows, strict=True)]
+    return np.array(kept, dtype=bool)
+
+
+def luck(results: dict[str, Any], network: str) -> str:
+    """How far the seeds' top-1 lie apart, and how far those of networks that are as good as each other would, in
+    Markdown: where only one of two is right, a coin decides which."""
+    lines = ["| bits | right with one of two seeds alone | top-1 spans | by chance, on average | 95 times in 100 |"]
+    lines.append("|---|---|---|---|---|")
+    for bits in BITS:
+        right = rights(results, network, bits, "ours")
+        if len(right) < SEEDS:
+            continue
+        apart = statistics.fmean(float((one != other).sum()) for one, other in combinations(right, 2))
+        deviation = 100 * math.sqrt(apart / 2) / right.shape[1]  # of one network's top-1
+        spans = [float(np.ptp(100 * right.mean(1))), deviation * 3 / math.sqrt(math.pi)]
+        spans.append(deviation * float(studentized_range.ppf(0.95, SEEDS, np.inf)))
+        lines.append(f"| {bits} | {apart:.0f} of {right.shape[1]:,} | {' | '.join(f'{span:.2f}' for span in spans)} |")
+    return "\n".join(lines)
+
+
 def brief(results: dict[str, Any]) -> str:
     """Top-1 and seconds of every network, bit-width and method that was measured, in Markdown."""
     there = {name.split(" ")[2] for name in results["rows"] if not name.endswith("steps")}
@@ -230,6 +264,8 @@ def page(results: dict[str, Any]) -> str:
             lines.append(f"- a step at {bits}: {most}; above {DEAR}: {which or 'none'}")
         if lines:
             parts.append("\n".join(lines))
+        parts.append(f"{network}, {SEEDS} seeds, in points:")
+        parts.append(luck(results, network))
     network, bits = ABLATED
     parts.append(f"{network}, what is fitted at once (ours: blocks), and without the Fisher information (mse):")
     parts.append(table(results, network, product((bits,), ABLATION)))
