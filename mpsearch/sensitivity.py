@@ -26,7 +26,7 @@ from hwmodel import FLOAT_BITS, Precision
 from mpsearch.scores import Rounded, RoundedWeight, Scores, widths
 from recon.activity import activations
 from recon.basis import balanced
-from recon.calls import Layer, keep_outputs
+from recon.calls import Layer, apply_weight, keep_outputs
 from recon.compute import channels_last, fast
 from recon.fisher import fisher_probe, output_metrics
 from recon.input_quantizer import InputGrid, round_to_grid
@@ -173,11 +173,3 @@ def _batch_terms(
                 score[:, index[name], term] += product.flatten(1).sum(1)
                 square[:, index[name], term] += product.flatten(1).square().sum(1)
     return score.cpu().numpy(), square.cpu().numpy()
-
-
-def apply_weight(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """What `layer` would give for inputs x with another weight and bias."""
-    if isinstance(layer, nn.Linear):
-        return nn.functional.linear(x, weight, bias)
-    output: Tensor = layer._conv_forward(x, weight, bias)
-    return output

@@ -50,6 +50,14 @@ def is_layer(module: nn.Module) -> bool:
     return any(isinstance(module, kind) and forward is kind.forward for kind in (nn.Conv2d, nn.Linear))
 
 
+def apply_weight(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """What `layer` would give for inputs x with another weight and bias."""
+    if isinstance(layer, nn.Linear):
+        return nn.functional.linear(x, weight, bias)
+    output: Tensor = layer._conv_forward(x, weight, bias)
+    return output
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """The shapes that went into one call of a layer and came out of it."""

@@ -46,9 +46,10 @@ def fast(where: torch.device) -> AbstractContextManager[object]:
 class Float32Conv2d(nn.Conv2d):
     """A convolution that stays in float32 under `fast`."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x.float())
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            output: Tensor = super()._conv_forward(input.float(), weight, bias)
+            return output
 
 
 def avoid_slow_kernels(model: nn.Module) -> None:

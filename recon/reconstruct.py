@@ -19,6 +19,7 @@ from recon.attach import attach, bias_of, detach, harden, rounding_of
 from recon.basis import balanced
 from recon.calls import Layer
 from recon.checkpoint import Progress
+from recon.code_units import in_code_units
 from recon.equalize import equalized
 from recon.fisher import Fisher, measure_fisher
 from recon.granularity import regroup
@@ -170,8 +171,9 @@ def gradient_steps(task: UnitTask, settings: Settings, steps: int) -> None:
     optimizer = Annealed([*parameters, ([quantizer.log_scale for quantizer in quantizers], settings.input_rate)])
     for quantizer in quantizers:
         quantizer.drop(settings.dropped, task.generator)
+    module = in_code_units(task.module, task.layers) if settings.order == "joint" else task.module
     for step in range(steps):
-        progress, loss = step / steps, task.error(task.draw(settings.batch))
+        progress, loss = step / steps, task.error(task.draw(settings.batch), module)
         for rounding in pushed:
             loss = loss + weight * rounding.regulariser(progress)
         optimizer.step(loss, progress)

@@ -71,11 +71,12 @@ class UnitTask:
         """Indices of the images to judge by."""
         return held_back(len(self.x))
 
-    def error(self, pick: Tensor) -> Tensor:
-        """The mean (weighted) squared error of the outputs for the images `pick`, over `power`."""
+    def error(self, pick: Tensor, module: nn.Module | None = None) -> Tensor:
+        """The mean (weighted) squared error of the outputs for the images `pick`, over `power`; those of another
+        `module` that is to do the unit's work, where there is one."""
         where = self.store.device
         with fast(where):
-            output = self.module(channels_last(self.x[pick].to(where)))
+            output = (module or self.module)(channels_last(self.x[pick].to(where)))
         return self._mean_square(output.float() - self.target[pick].to(where).float()) / self.power
 
     @torch.no_grad()
