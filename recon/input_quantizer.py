@@ -44,7 +44,8 @@ def _rounded(x: Tensor, scale: float, low: float, high: float) -> Tensor:
 class InputQuantizer(nn.Module):
     """Rounds activations x (N, …) to `bits` bits.
 
-    Where it has a `cap`, they come as they are before a ReLU that cuts off there, which it does too.
+    Where it has a `cap`, they come as they are before a ReLU that cuts off there, and clipping to the range does what
+    ReLU does.
 
     The share `dropped` of the channels of every sample passes unquantized: everything until there is a grid, some in
     training (QDrop, Wei et al., ICLR 2022, arXiv 2203.05740, which drops single elements: on a CPU their random numbers
@@ -90,12 +91,12 @@ class InputQuantizer(nn.Module):
         return codes
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.activated(x)
         if self.dropped == 1:
-            return x
-        rounded: Tensor = _RoundToGrid.apply(x, self.log_scale, self.bits, self.zero_point)
+            return self.activated(x)
+        rounded: Tensor = _RoundToGrid.apply(x, self.log_scale, self.bits, self.zero_point, self.cap)
         if not self.dropped:
             return rounded
+        x = self.activated(x)
         whole = x.shape[:2] if x.dim() == 4 else x.shape
         kept = (torch.rand(whole, generator=self.generator) >= self.dropped).to(x.device)
         return torch.where(kept.view(*whole, *(1,) * (x.dim() - len(whole))), rounded, x)
@@ -123,28 +124,31 @@ class _RoundRectified(torch.autograd.Function):
 
 
 class _RoundToGrid(torch.autograd.Function):
-    """`round_to_grid` in few passes over memory, with the gradients of LSQ."""
+    """`round_to_grid` behind ReLU with a `cap`, if any, in few passes over memory, with the gradients of LSQ."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, log_scale: Tensor, bits: int, zero_point: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, log_scale: Tensor, bits: int, zero_point: int, cap: float | None) -> Tensor:
         scale = float(log_scale.exp())
-        low, high = -zero_point, 2**bits - 1 - zero_point
-        ctx.inside = (low - 0.5) * scale, (high + 0.5) * scale
+        low, high = float(-zero_point), float(2**bits - 1 - zero_point)
+        ctx.cap, ctx.inside = cap, ((low - 0.5) * scale, (high + 0.5) * scale)
+        ctx.passed = ctx.inside if cap is None else (0.0, min(cap, ctx.inside[1]))
+        if cap is not None:
+            low, high = 0.0, min(high, float(x.new_tensor(cap).mul_(1 / scale).round_()))
         rounded = _rounded(x, scale, low, high)
         ctx.save_for_backward(x, rounded)
         return rounded
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         x, rounded = ctx.saved_tensors
-        passed = torch.ops.aten.hardtanh_backward(gradient, x, *ctx.inside)
+        passed = torch.ops.aten.hardtanh_backward(gradient, x, *ctx.passed)
         if not ctx.needs_input_grad[1]:
-            return passed, None, None, None
+            return passed, None, None, None, None
         # ∂x̂/∂log s is x̂ − x inside the range and x̂ outside; sums as above.
         count = max(1, min(len(x), len(x) * ENOUGH // x.numel()))
-        some = x[:count]
+        some = x[:count] if ctx.cap is None else x[:count].clamp(0, ctx.cap)
         slope = (rounded[:count] - torch.ops.aten.hardtanh_backward(some, some, *ctx.inside)).mul_(gradient[:count])
-        return passed, slope.sum(1).sum(dtype=torch.float32) * (len(x) / count), None, None
+        return passed, slope.sum(1).sum(dtype=torch.float32) * (len(x) / count), None, None, None
 
 
 class Histogram:
