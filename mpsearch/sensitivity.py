@@ -20,13 +20,13 @@ from itertools import takewhile
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hwmodel import FLOAT_BITS, Precision
 from mpsearch.scores import Rounded, RoundedWeight, Scores, widths
 from recon.activity import activations
 from recon.basis import balanced
-from recon.calls import Layer, apply_weight, keep_outputs
+from recon.calls import apply_weight, keep_outputs
 from recon.compute import channels_last, fast
 from recon.fisher import fisher_probe, output_metrics
 from recon.input_quantizer import InputGrid, round_to_grid
