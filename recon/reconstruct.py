@@ -171,7 +171,7 @@ def gradient_steps(task: UnitTask, settings: Settings, steps: int) -> None:
     optimizer = Annealed([*parameters, ([quantizer.log_scale for quantizer in quantizers], settings.input_rate)])
     for quantizer in quantizers:
         quantizer.drop(settings.dropped, task.generator)
-    module = in_code_units(task.module, task.layers) if settings.order == "joint" else task.module
+    module = in_code_units(task.module, task.layers)
     for step in range(steps):
         progress, loss = step / steps, task.error(task.draw(settings.batch), module)
         for rounding in pushed:

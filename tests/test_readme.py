@@ -127,8 +127,8 @@ def test_the_figures_in_the_text_are_the_measured_ones() -> None:
 
 
 def test_reconstruction_beats_the_published_recipe_in_less_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its top-1 is higher or, where both were kept image by image, lower by no more than chance makes of networks that
-    are as good as each other, once in twenty of all comparisons together."""
+    """Its top-1 is higher, or lower by no more than chance makes of equally good networks that differ on as many images
+    as two seeds of ours, once in twenty of all comparisons together."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     benchmark = importlib.import_module("bench_reconstruction")
     mean, rights = benchmark.mean, benchmark.rights
@@ -137,13 +137,9 @@ def test_reconstruction_beats_the_published_recipe_in_less_time(monkeypatch: pyt
     assert len(recipes) > 10
     for network, bits, method, _ in recipes:
         recipe, ours = (mean(results, network, bits, one) for one in (method, "ours"))
-        right, its_right = (rights(results, network, bits, one) for one in ("ours", method))
-        lower = recipe["top1"] - ours["top1"]
-        if lower > 0:
-            apart = right.mean(0) - its_right.mean(0)
-            assert 100 * apart.mean() == pytest.approx(-lower)
-            chance = 100 * apart.std() / np.sqrt(len(apart)) * norm.isf(0.05 / len(recipes))
-            assert lower < chance, (network, bits)
+        one, other, *_ = rights(results, network, bits, "ours")
+        chance = 100 * np.sqrt((one != other).sum()) / len(one) * norm.isf(0.05 / len(recipes))
+        assert ours["top1"] >= recipe["top1"] - min(chance, 0.5), (network, bits)
         assert ours["kl"] < recipe["kl"], (network, bits)
         if "gpu" not in recipe:
             assert ours["seconds"] < (0.1 if method == "brecq-2000" else 0.01) * recipe["seconds"], (network, bits)
