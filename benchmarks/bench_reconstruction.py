@@ -204,9 +204,9 @@ def table(results: dict[str, Any], network: str, kinds: Iterable[tuple[str, str]
     return "\n".join(lines)
 
 
-def rights(results: dict[str, Any], network: str, bits: str, method: str) -> np.ndarray:
-    """Which images (seeds, N) the networks of a method's seeds find the label of, as far as that was kept."""
-    rows = [results["rows"].get(f"{network} {bits} {method} {seed}", {}) for seed in range(SEEDS)]
+def rights(results: dict[str, Any], network: str, bits: str) -> np.ndarray:
+    """Which images (seeds, N) the networks of our seeds find the label of, as far as that was kept."""
+    rows = [results["rows"].get(f"{network} {bits} ours {seed}", {}) for seed in range(SEEDS)]
     rows = [row for row in rows if "right" in row]
     packed = [np.frombuffer(bytes.fromhex(row["right"]), np.uint8) for row in rows]
     kept = [np.unpackbits(found, count=row["validation_images"]) for found, row in zip(packed, rows, strict=True)]
@@ -219,7 +219,7 @@ def luck(results: dict[str, Any], network: str) -> str:
     lines = ["| bits | right with one of two seeds alone | top-1 spans | by chance, on average | 95 times in 100 |"]
     lines.append("|---|---|---|---|---|")
     for bits in BITS:
-        right = rights(results, network, bits, "ours")
+        right = rights(results, network, bits)
         if len(right) < SEEDS:
             continue
         apart = statistics.fmean(float((one != other).sum()) for one, other in combinations(right, 2))

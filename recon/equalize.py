@@ -83,13 +83,12 @@ def equalized(network: Network, bits: Mapping[str, int], images: Tensor) -> tupl
 
 def _pairs(network: Network) -> list[_Pair]:
     """The pairs of lone layers within the blocks of a network, in order."""
-    lone = {spec.name for spec in network.lone_layers()}
-    depthwise = {spec.name for spec in network.lone_layers() if spec.depthwise}
+    lone = {spec.name: spec for spec in network.lone_layers()}
     pairs = []
-    for unit in network.units if depthwise else ():
+    for unit in network.units if lone else ():
         assert isinstance(unit.module, fx.GraphModule)
         for reader in unit.module.graph.nodes:
-            if not calls_one_of(reader, depthwise):
+            if not calls_one_of(reader, lone) or not lone[reader.target].depthwise:
                 continue
             (relu,) = reader.all_input_nodes
             writer, cap = next(iter(relu.all_input_nodes), relu), relu_cap(unit.module, relu)

@@ -107,15 +107,15 @@ class _RoundRectified(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, cap: Tensor, high: int) -> Tensor:
-        ctx.cap, ctx.inside = float(cap), high + 0.5
+        ctx.cap, ctx.top = float(cap), min(float(cap), high + 0.5)
         ctx.save_for_backward(z)
-        return z.round().clamp_(0, high if ctx.cap > ctx.inside else min(round(ctx.cap), high))
+        return z.round().clamp_(0, min(round(ctx.top), high))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
         (z,) = ctx.saved_tensors
-        passed = torch.ops.aten.hardtanh_backward(gradient, z, 0.0, min(ctx.cap, ctx.inside))
-        if ctx.cap > ctx.inside or not ctx.needs_input_grad[1]:
+        passed = torch.ops.aten.hardtanh_backward(gradient, z, 0.0, ctx.top)
+        if ctx.cap > ctx.top or not ctx.needs_input_grad[1]:
             return passed, None, None
         # Half-precision sums of one dimension are exact enough and several times as fast as a sum in float32, which
         # copies everything first.

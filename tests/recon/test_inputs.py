@@ -49,7 +49,7 @@ def test_values_and_gradients_are_those_of_torch(bits: int, zero: int) -> None:
 
 @pytest.mark.parametrize(("cap", "scale"), [(math.inf, 0.25), (6.0, 0.3), (6.0, 0.43), (6.0, 0.9)])
 def test_behind_relu_it_does_what_relu_and_the_quantizer_do(cap: float, scale: float) -> None:
-    found: list[list[Tensor]] = []
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
     for how in ("apart", "fused", "in codes"):
         made = quantizer(4, scale, 0)
         made.cap = None if how == "apart" else cap
@@ -61,10 +61,13 @@ def test_behind_relu_it_does_what_relu_and_the_quantizer_do(cap: float, scale: f
         y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(1)))
         assert x.grad is not None
         assert made.log_scale.grad is not None
-        found.append([y.detach(), x.grad, made.log_scale.grad])
-    for own in found[1:]:
-        for value, expected in zip(own, found[0], strict=True):
-            assert torch.allclose(value, expected, rtol=1e-4)
+        found.append((y.detach(), x.grad, made.log_scale.grad))
+    (values, gradient, slope), (own_values, own_gradient, own_slope), in_codes = found
+    assert torch.equal(own_values, values)
+    assert torch.equal(own_gradient, gradient)
+    assert float(own_slope) == pytest.approx(float(slope), rel=1e-5)
+    for found_in_codes, expected in zip(in_codes, found[0], strict=True):
+        assert torch.allclose(found_in_codes, expected)
 
 
 def test_a_quantizer_stands_for_a_relu_that_one_layer_alone_reads() -> None:
