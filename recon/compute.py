@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 BATCH = 64
+PART = 2**16  # values that a core's cache holds in float32 while it works on them
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
 
@@ -80,6 +82,14 @@ def keep_freed_memory() -> None:
 def channels_last(x: Tensor) -> Tensor:
     """The same values, channels-last where there are feature maps."""
     return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x.contiguous()
+
+
+def parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same consecutive slices of tensors (N, …): on a CPU about `PART` values each, and one sample at least, so
+    that several operations on one slice cost little more than one on the whole; elsewhere the whole."""
+    first, *_ = tensors
+    size = PART // max(1, math.prod(first.shape[1:])) if first.device.type == "cpu" else len(first)
+    return zip(*(torch.split(tensor, max(1, size)) for tensor in tensors), strict=True)
 
 
 def batches(x: Tensor, where: torch.device, size: int = BATCH) -> Iterator[Tensor]:

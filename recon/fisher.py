@@ -46,9 +46,9 @@ class Fisher:
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
 
     def weight(self, unit: str) -> Tensor | None:
-        """The diagonal at the output of a unit, 1 on average; None where it was not measured."""
+        """The diagonal at the output of a unit, 1 on average, laid out as outputs; None where it was not measured."""
         found = self.diagonal.get(unit)
-        return None if found is None else found / found.mean().clamp_min(1e-30)
+        return None if found is None else channels_last(found[None])[0] / found.mean().clamp_min(1e-30)
 
 
 def measure_fisher(network: Network, images: Tensor, settings: Settings) -> Fisher:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recon.compute import parts
 from recon.quantizer import to_half_grid
 
 BINS = 2048
@@ -30,6 +31,7 @@ class InputGrid:
     zero_point: int
 
 
+@torch.no_grad()
 def round_to_grid(x: Tensor, grid: InputGrid) -> Tensor:
     """Activations x rounded to the grid, in the arithmetic of x."""
     low = -grid.zero_point
@@ -38,7 +40,10 @@ def round_to_grid(x: Tensor, grid: InputGrid) -> Tensor:
 
 def _rounded(x: Tensor, scale: float, low: float, high: float) -> Tensor:
     """x rounded to multiples of `scale`, from `low` to `high` of them, in the arithmetic of x."""
-    return x.mul(1 / scale).round_().clamp_(low, high).mul_(scale)
+    rounded = torch.empty_like(x)
+    for result, part in parts(rounded, x):
+        torch.mul(part, 1 / scale, out=result).round_().clamp_(low, high).mul_(scale)
+    return rounded
 
 
 class InputQuantizer(nn.Module):
@@ -109,7 +114,10 @@ class _RoundRectified(torch.autograd.Function):
     def forward(ctx: Any, z: Tensor, cap: Tensor, high: int) -> Tensor:
         ctx.cap, ctx.top = float(cap), min(float(cap), high + 0.5)
         ctx.save_for_backward(z)
-        return z.round().clamp_(0, min(round(ctx.top), high))
+        codes = torch.empty_like(z)
+        for code, part in parts(codes, z):
+            torch.round(part, out=code).clamp_(0, min(round(ctx.top), high))
+        return codes
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
@@ -124,7 +132,7 @@ class _RoundRectified(torch.autograd.Function):
 
 
 class _RoundToGrid(torch.autograd.Function):
-    """`round_to_grid` behind ReLU with a `cap`, if any, in few passes over memory, with the gradients of LSQ."""
+    """`round_to_grid` behind ReLU with a `cap`, if any, with the gradients of LSQ."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, log_scale: Tensor, bits: int, zero_point: int, cap: float | None) -> Tensor:
@@ -139,16 +147,20 @@ class _RoundToGrid(torch.autograd.Function):
         return rounded
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         x, rounded = ctx.saved_tensors
-        passed = torch.ops.aten.hardtanh_backward(gradient, x, *ctx.passed)
-        if not ctx.needs_input_grad[1]:
+        values, scales, *_ = ctx.needs_input_grad
+        passed = torch.ops.aten.hardtanh_backward(gradient, x, *ctx.passed) if values else None
+        if not scales:
             return passed, None, None, None, None
-        # ∂x̂/∂log s is x̂ − x inside the range and x̂ outside; sums as above.
         count = max(1, min(len(x), len(x) * ENOUGH // x.numel()))
-        some = x[:count] if ctx.cap is None else x[:count].clamp(0, ctx.cap)
-        slope = (rounded[:count] - torch.ops.aten.hardtanh_backward(some, some, *ctx.inside)).mul_(gradient[:count])
-        return passed, slope.sum(1).sum(dtype=torch.float32) * (len(x) / count), None, None, None
+        slope = torch.zeros((), device=x.device)
+        for some, on_grid, change in parts(x[:count], rounded[:count], gradient[:count]):
+            # ∂x̂/∂log s is x̂ − x inside the range and x̂ outside; sums as above.
+            some = some if ctx.cap is None else some.clamp(0, ctx.cap)
+            inside = torch.ops.aten.hardtanh_backward(some, some, *ctx.inside)
+            slope += (on_grid - inside).mul_(change).sum(1).sum(dtype=torch.float32)
+        return passed, slope * (len(x) / count), None, None, None
 
 
 class Histogram:

@@ -32,7 +32,13 @@ class Store:
         self._folder.cleanup()
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A tensor to be written to."""
+        """A tensor to be written to; maps (N, C, H, W) lie channels-last, as they are computed."""
+        if len(shape) == 4:
+            n, c, h, w = shape
+            return self._empty((n, h, w, c), dtype).permute(0, 3, 1, 2)
+        return self._empty(shape, dtype)
+
+    def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         count = math.prod(shape)
         if count * dtype.itemsize <= self.largest:
             return torch.empty(shape, dtype=dtype, device=self.device)

@@ -15,6 +15,7 @@ from recon.fisher import Fisher
 from recon.network import Network
 from recon.run import unit_inputs
 from recon.settings import Settings
+from recon.squared_error import mean_square
 from recon.store import Store
 
 HELD_BACK = 8
@@ -77,7 +78,7 @@ class UnitTask:
         where = self.store.device
         with fast(where):
             output = (module or self.module)(channels_last(self.x[pick].to(where)))
-        return self._mean_square(output.float() - self.target[pick].to(where).float()) / self.power
+        return mean_square(output, self.target[pick].to(where), self.weight) / self.power
 
     @torch.no_grad()
     def loss(self) -> float:
@@ -88,12 +89,9 @@ class UnitTask:
     @cached_property
     def power(self) -> float:
         """The error of an output of zero: what errors are measured against."""
-        total = sum(float(self._mean_square(t.float())) * len(t) for t in batches(self.target, self.store.device))
+        outputs = batches(self.target, self.store.device)
+        total = sum(float(mean_square(z, torch.zeros_like(z), self.weight)) * len(z) for z in outputs)
         return max(total / len(self.target), 1e-30)
-
-    def _mean_square(self, difference: Tensor) -> Tensor:
-        squared = difference.square()
-        return (squared if self.weight is None else squared * self.weight).mean()
 
 
 def walk(

@@ -94,6 +94,16 @@ def test_a_store_keeps_large_tensors_in_files_that_go_away() -> None:
         assert torch.equal(doubled, 2 * torch.arange(300.0)[:, None])
 
 
+@pytest.mark.parametrize("limit", [0, 2**30])
+def test_a_store_keeps_maps_as_they_are_computed(limit: int) -> None:
+    x = torch.randn(70, 3, 4, 5)
+    with Store(limit, torch.device("cpu")) as store:
+        kept = store.map(torch.relu, x)
+        assert torch.equal(kept, x.relu())
+        assert kept.is_contiguous(memory_format=torch.channels_last)
+        assert kept[torch.tensor([3, 1])].is_contiguous(memory_format=torch.channels_last)
+
+
 def test_settings_name_what_they_take() -> None:
     with pytest.raises(InputError, match="granularity must be one of layer, block, stage, network"):
         Settings(granularity="model")  # type: ignore[arg-type]
