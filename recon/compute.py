@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 BATCH = 64
-PART = 2**16  # values that a core's cache holds in float32 while it works on them
+PART = 2**17  # values, of which a few slices stay in the cache of a core
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
 
@@ -85,11 +85,24 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 def parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same consecutive slices of tensors (N, …): on a CPU about `PART` values each, and one sample at least, so
-    that several operations on one slice cost little more than one on the whole; elsewhere the whole."""
-    first, *_ = tensors
-    size = PART // max(1, math.prod(first.shape[1:])) if first.device.type == "cpu" else len(first)
-    return zip(*(torch.split(tensor, max(1, size)) for tensor in tensors), strict=True)
+    """The same consecutive slices of tensors (N, …), or (1, …) for all of N; of maps (N, C, H, W) as (n, h, W, C).
+
+    On a CPU they have about `PART` values: several operations on one of them after another cost little more than one
+    operation on the whole. Elsewhere the whole is one slice.
+    """
+    first, *others = (tensor.movedim(1, -1) if tensor.dim() == 4 else tensor for tensor in tensors)
+    if first.device.type != "cpu":
+        yield first, *others
+        return
+    count, size = len(first), max(1, math.prod(first.shape[1:]))
+    step = max(1, PART // size)
+    for start in range(0, count, step):
+        some = [tensor[start : start + step] if len(tensor) == count else tensor for tensor in (first, *others)]
+        if size <= PART or first.dim() < 4:
+            yield tuple(some)
+        else:
+            rows = max(1, PART * first.shape[1] // size)
+            yield from zip(*(torch.split(tensor, rows, dim=1) for tensor in some), strict=True)
 
 
 def batches(x: Tensor, where: torch.device, size: int = BATCH) -> Iterator[Tensor]:

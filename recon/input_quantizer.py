@@ -159,7 +159,7 @@ class _RoundToGrid(torch.autograd.Function):
             # ∂x̂/∂log s is x̂ − x inside the range and x̂ outside; sums as above.
             some = some if ctx.cap is None else some.clamp(0, ctx.cap)
             inside = torch.ops.aten.hardtanh_backward(some, some, *ctx.inside)
-            slope += (on_grid - inside).mul_(change).sum(1).sum(dtype=torch.float32)
+            slope += (on_grid - inside).mul_(change).sum(-1).sum(dtype=torch.float32)
         return passed, slope * (len(x) / count), None, None, None
 
 

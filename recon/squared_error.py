@@ -25,17 +25,26 @@ class _MeanSquare(torch.autograd.Function):
     def forward(ctx: Any, output: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
         ctx.save_for_backward(output, target, weight)
         total = torch.zeros((), device=output.device)
-        for ours, theirs in parts(output, target):
+        for ours, theirs, *weights in parts(output, target, *_for_all(weight)):
             square = (ours.float() - theirs.float()).square_()
-            total += (square if weight is None else square.mul_(weight)).sum()
+            for part in weights:
+                square.mul_(part)
+            total += square.sum()
         return total / output.numel()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         output, target, weight = ctx.saved_tensors
         factor = 2 * gradient / output.numel()
-        factor = factor if weight is None else weight * factor
         result = torch.empty_like(output)
-        for slope, ours, theirs in parts(result, output, target):
-            slope.copy_((ours.float() - theirs.float()).mul_(factor))
+        for slope, ours, theirs, *factors in parts(result, output, target, *_for_all(weight, factor)):
+            error = ours.float() - theirs.float()
+            for part in factors or (factor,):
+                error.mul_(part)
+            slope.copy_(error)
         return result, None, None
+
+
+def _for_all(weight: Tensor | None, factor: Tensor | float = 1.0) -> list[Tensor]:
+    """A weight (…), if any, times a factor, as it is for all of N: (1, …)."""
+    return [] if weight is None else [(weight * factor)[None]]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from recon.attach import bias_of, rounding_of
 from recon.compute import batches, fast
@@ -33,14 +34,15 @@ def unshrink(work: Network, network: Network, images: Tensor) -> float:
     last = work.layer(work.table.names[-1])
     scale, bias = rounding_of(last).log_scale, bias_of(last)
     scale_as_it_is, bias_as_it_is = scale.detach().clone(), bias.detach().clone()
-    reference = _logits(network, images)
+    reference = _outputs(network.model, batches(images, network.device))
+    last_unit, inputs = _last_unit(work, images)
 
     def put(factor: float) -> None:
         scale.data, bias.data = scale_as_it_is + math.log(factor), bias_as_it_is * factor
 
     def divergence(factor: float) -> float:
         put(factor)
-        pairs = zip(reference, _logits(work, images), strict=True)
+        pairs = zip(reference, _outputs(last_unit, inputs), strict=True)
         return sum(len(logits) * float(kl_divergence(target, logits)) for target, logits in pairs)
 
     best, found = 0, {0: divergence(1.0)}  # by steps up
@@ -64,7 +66,21 @@ def _vertex(below: float | None, least: float | None, above: float | None) -> fl
     return (below - above) / (below - 2 * least + above) / 2
 
 
-def _logits(network: Network, images: Tensor) -> list[Tensor]:
-    """The logits of images (N, C, H, W), by batch."""
-    with fast(network.device):
-        return [network.model(x) for x in batches(images, network.device)]
+def _last_unit(network: Network, images: Tensor) -> tuple[nn.Module, list[Tensor]]:
+    """What computes the logits with the last layer, and its inputs by batch of images (N, C, H, W)."""
+    inputs = list(batches(images, network.device))
+    if not network.chained:
+        return network.model, inputs
+    *others, last = network.units
+    for unit in others:
+        inputs = _outputs(unit.module, inputs)
+    return last.module, inputs
+
+
+def _outputs(module: nn.Module, inputs: Iterable[Tensor]) -> list[Tensor]:
+    """What a module makes of inputs (N, …), batch by batch."""
+    outputs = []
+    for x in inputs:
+        with fast(x.device):
+            outputs.append(module(x))
+    return outputs
