@@ -37,6 +37,7 @@ def test_parts_cover_everything_once() -> None:
     assert torch.equal(torch.cat([one for one, _ in slices]), many)
     assert [len(part) for (part,) in parts(few)] == [1, 1, 1]
     assert not list(parts(many[:0]))
+    assert len(list(parts(few.to("meta")))) == 1  # there is no cache to fit into elsewhere
 
 
 @pytest.mark.parametrize("samples", [1, 3])
