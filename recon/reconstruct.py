@@ -90,8 +90,8 @@ def reconstruct(
         if settings.order == "weights first" and inputs:
             for task in walk(work, truth, images, settings, fisher, store):
                 _fit_inputs(task, settings)
-    if settings.judged:
-        unshrink(work, network, images[held_back(len(images))])
+        if settings.judged:
+            unshrink(work, network, images[held_back(len(images))], store)
     return Reconstruction(stored_layers({name: work.layer(name) for name in work.table.names}), tuple(reports))
 
 

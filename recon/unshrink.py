@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recon.attach import bias_of, rounding_of
-from recon.compute import batches, fast
 from recon.network import Network
+from recon.store import Store
 
 STEP, MOST = 1.05, 14  # the factor goes up or down by as much, at most so often: to twice or half
 
@@ -23,7 +22,7 @@ def kl_divergence(reference: Tensor, logits: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def unshrink(work: Network, network: Network, images: Tensor) -> float:
+def unshrink(work: Network, network: Network, images: Tensor, store: Store) -> float:
     """Scales the last layer of `work` to where its logits diverge least from those of `network` on images (N, C, H, W)
     that taught no block; gives the factor.
 
@@ -34,16 +33,15 @@ def unshrink(work: Network, network: Network, images: Tensor) -> float:
     last = work.layer(work.table.names[-1])
     scale, bias = rounding_of(last).log_scale, bias_of(last)
     scale_as_it_is, bias_as_it_is = scale.detach().clone(), bias.detach().clone()
-    reference = _outputs(network.model, batches(images, network.device))
-    last_unit, inputs = _last_unit(work, images)
+    reference = store.map(network.model, images)
+    last_unit, inputs = _last_unit(work, images, store)
 
     def put(factor: float) -> None:
         scale.data, bias.data = scale_as_it_is + math.log(factor), bias_as_it_is * factor
 
     def divergence(factor: float) -> float:
         put(factor)
-        pairs = zip(reference, _outputs(last_unit, inputs), strict=True)
-        return sum(len(logits) * float(kl_divergence(target, logits)) for target, logits in pairs)
+        return float(kl_divergence(reference, store.map(last_unit, inputs)))
 
     best, found = 0, {0: divergence(1.0)}  # by steps up
     for step in (1, -1):  # the divergence is convex in the factor of the logits
@@ -66,21 +64,12 @@ def _vertex(below: float | None, least: float | None, above: float | None) -> fl
     return (below - above) / (below - 2 * least + above) / 2
 
 
-def _last_unit(network: Network, images: Tensor) -> tuple[nn.Module, list[Tensor]]:
-    """What computes the logits with the last layer, and its inputs by batch of images (N, C, H, W)."""
-    inputs = list(batches(images, network.device))
+def _last_unit(network: Network, images: Tensor, store: Store) -> tuple[nn.Module, Tensor]:
+    """What computes the logits with the last layer, and its inputs (N, …) for images (N, C, H, W)."""
     if not network.chained:
-        return network.model, inputs
+        return network.model, images
     *others, last = network.units
+    inputs = images
     for unit in others:
-        inputs = _outputs(unit.module, inputs)
+        inputs = store.map(unit.module, inputs)
     return last.module, inputs
-
-
-def _outputs(module: nn.Module, inputs: Iterable[Tensor]) -> list[Tensor]:
-    """What a module makes of inputs (N, …), batch by batch."""
-    outputs = []
-    for x in inputs:
-        with fast(x.device):
-            outputs.append(module(x))
-    return outputs

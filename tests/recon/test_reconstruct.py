@@ -21,6 +21,7 @@ from recon.quantizer import QuantizedWeight, decode, encode, nearest, search_gri
 from recon.reconstruct import reconstruct
 from recon.rounding import AdaRound, StraightThrough
 from recon.settings import Settings
+from recon.store import Store
 from recon.task import UnitTask
 from recon.unshrink import unshrink
 
@@ -86,7 +87,8 @@ def test_logits_that_were_shrunk_are_scaled_back(shrunk: float, images: Tensor) 
     last = work.layer(work.table.names[-1])
     rounding_of(last).log_scale.data -= math.log(shrunk)
     bias_of(last).data /= shrunk
-    assert unshrink(work, net, images) == pytest.approx(shrunk, rel=2e-3)
+    with Store(2**30, net.device) as store:
+        assert unshrink(work, net, images, store) == pytest.approx(shrunk, rel=2e-3)
     assert kl(net, work.model, images) < 1e-3
 
 
