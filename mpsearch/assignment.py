@@ -10,11 +10,12 @@ from hwmodel import BitConfig, InputError, Precision
 
 
 def parse_precision(text: str) -> Precision:
-    """Reads `4`, float activations, or `W4A8`. Raises InputError for anything else."""
+    """Reads `4` or `W4`, float activations, or `W4A8`. Raises InputError for anything else."""
+    weights = text.removeprefix("W")
     try:
-        return Precision(int(text)) if text.isdecimal() else Precision.parse(text)
+        return Precision(int(weights)) if weights.isdecimal() else Precision.parse(text)
     except InputError as error:
-        raise InputError(f"--bits takes 4, W4A8 or a .json file of bits by layer: {error}") from None
+        raise InputError(f"--bits takes 4, W4, W4A8 or a .json file of bits by layer: {error}") from None
 
 
 def uniform(layers: tuple[str, ...], precision: Precision, edges: Collection[str], edge: Precision) -> BitConfig:

@@ -351,7 +351,7 @@ def finalize(
 
 @app.command()
 def reconstruct(
-    bits: Annotated[str, typer.Option(help="4 or W4A8 for all layers, or a JSON file of bits by layer.")],
+    bits: Annotated[str, typer.Option(help="W4 or W4A8 for all layers, or a JSON file of bits by layer.")],
     model: Model = "mobilenetv2",
     weights: Weights = None,
     data: Data = None,

@@ -47,12 +47,26 @@ CACHE = "sensitivity.safetensors"
 
 @dataclass
 class Run:
-    """One run: its options, its folder, and what its steps have loaded so far."""
+    """One run: its options, its folder, and what its steps have loaded so far.
+
+    `settings` is how finished models are reconstructed. Raises InputError, before anything is loaded, where the options
+    make none.
+    """
 
     options: RunOptions
     folder: RunFolder
     console: Console
     seconds: dict[str, float] = field(default_factory=dict)
+    settings: Settings = field(init=False)
+
+    def __post_init__(self) -> None:
+        options = self.options
+        self.settings = Settings(
+            steps=options.steps,
+            seed=options.seed,
+            granularity=options.granularity,  # type: ignore[arg-type]
+            symmetric=options.symmetric,
+        )
 
     @cached_property
     def model(self) -> LoadedModel:
@@ -354,22 +368,16 @@ class Run:
 
     def finalize_step(self, config: BitConfig, name: str) -> Json:
         """One finished model: `chosen/NAME.json` and `model-NAME.safetensors`, made unless current."""
-        options = self.options
-        settings = Settings(
-            steps=options.steps,
-            seed=options.seed,
-            granularity=options.granularity,  # type: ignore[arg-type]
-            symmetric=options.symmetric,
-        )
         key = fingerprint(
             self.model.fingerprint,
             self.data.calib.fingerprint,
             self._validation.fingerprint,
             config.to_json(),
-            asdict(settings),
+            asdict(self.settings),
             version("mpsearch"),
         )
-        settings = replace(settings, memory_bytes=options.cache_memory_bytes)  # changes no result, so not in the key
+        # Changes no result, so it is not in the key.
+        settings = replace(self.settings, memory_bytes=self.options.cache_memory_bytes)
         path = self.folder.file(f"model-{name}.safetensors")
         done = self.folder.current(f"chosen/{name}.json", key)
         if done is not None and path.is_file() and path.stat().st_size == done["size_bytes"]:

@@ -151,7 +151,7 @@ def draw_front(info: FrontInfo, path: Path) -> None:
 
 
 def _draw_measured(axes: Axes, measured: Sequence[Measured], scale: float, colour: str, name: str) -> None:
-    """Finished points, each with a line from what was predicted and its top-1."""
+    """Finished points, each with a line from what was predicted and its top-1, on the side away from that."""
     from matplotlib.patheffects import withStroke
 
     for number, point in enumerate(measured):
@@ -161,8 +161,9 @@ def _draw_measured(axes: Axes, measured: Sequence[Measured], scale: float, colou
         axes.plot(cost, point.kl, "D", ms=6, color=colour, mec="white", mew=0.7, zorder=5, label=once)
         if point.top1 is not None:
             text, at = f"{point.top1:.1f} %", (cost, point.kl)
+            beside = (6, -11 if point.kl < point.predicted else 5)
             label = axes.annotate(
-                text, at, textcoords="offset points", xytext=(6, 5), fontsize=8, color=colour, zorder=6
+                text, at, textcoords="offset points", xytext=beside, fontsize=8, color=colour, zorder=6
             )
             label.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
 

@@ -14,6 +14,7 @@ from test_bad_input import refused
 import mpsearch
 from hwmodel import BitConfig, LayerTable, Precision
 from hwmodel.size import weights_only_bytes
+from mpsearch.assignment import parse_precision
 from mpsearch.packed import pack
 from recon.inputs import quantizers_of
 from recon.network import trace
@@ -94,11 +95,13 @@ def test_memory_for_blocks_changes_nothing(given: tuple[object, ...], tmp_path: 
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
-        (("--bits", "1"), ("--bits takes 4, W4A8", "got 1")),
-        (("--bits", "four"), ("--bits takes 4, W4A8", "'four'")),
+        (("--bits", "1"), ("--bits takes 4, W4, W4A8", "got 1")),
+        (("--bits", "four"), ("--bits takes 4, W4, W4A8", "'four'")),
         (("--bits", "missing.json"), ("no such file of bits", "missing.json")),
         (("--bits", "4", "--cache-memory", "much"), ("a size looks like", "'much'")),
         (("--bits", "4", "--edges", "9"), ("--edges", "'9'")),
+        (("--bits", "4", "--steps", "-1"), ("--steps must be at least 0", "-1")),
+        (("--bits", "4", "--granularity", "blok"), ("granularity must be one of layer, block", "'blok'")),
         ((), ("--bits",)),
     ],
     ids=str,
@@ -107,6 +110,12 @@ def test_wrong_bits(
     given: tuple[object, ...], tmp_path: Path, command: Command, options: tuple[str, ...], parts: tuple[str, ...]
 ) -> None:
     refused(command(*given, *options, "--out", tmp_path / "out"), *parts)
+    assert not (tmp_path / "out" / "layers.json").exists()
+
+
+def test_bits_for_all_layers() -> None:
+    assert parse_precision("W4") == parse_precision("4") == Precision(4)
+    assert parse_precision("W4A8") == Precision(4, 8)
 
 
 def test_bits_of_another_network(given: tuple[object, ...], tmp_path: Path, command: Command) -> None:
