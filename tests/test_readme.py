@@ -90,6 +90,7 @@ def test_the_figures_in_the_text_are_the_measured_ones() -> None:
         f"float reaches {official['top1_float']:.2f} % and the 1.5 MB file {official['top1_reconstructed']:.2f} %"
         in text
     )
+    assert f"it loses {official['lost']} of them and wins {official['won']}" in text
     assert f"this file holds {results['imagenet']['weights_only_bytes'] / 2**20:.2f} MiB of weights" in text
     for row in results["embedded_uniform"]:
         assert f"{row['bits']} bits {row['top1_nearest']:.2f} → {row['top1_reconstructed']:.2f} %" in text
