@@ -33,8 +33,8 @@ from mpsearch.pipeline import Run
 from mpsearch.problem import BitProblem, Genomes, build_problem
 from mpsearch.sensitivity_table import SensitivityTable
 from mpsearch.summary import versions
-from recon.compute import mixed_order
-from recon.quantized import plainly_rounded, quantized
+from recon.compute.arithmetic import mixed_order
+from recon.quantizers.quantized import plainly_rounded, quantized
 from recon.reconstruct import reconstruct
 from recon.settings import Settings
 

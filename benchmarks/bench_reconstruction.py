@@ -32,15 +32,15 @@ from scipy.stats import studentized_range
 from hwmodel import FLOAT_BITS, BitConfig, LayerTable, Precision
 from mpsearch.evaluate import logits, score
 from mpsearch.summary import versions
-from recon.compute import channels_last, fast
-from recon.fisher import Fisher
-from recon.inputs import find_ranges, quantize_inputs
-from recon.quantized import input_bits, plainly_rounded, quantized
+from recon.compute.arithmetic import channels_last, fast
+from recon.compute.store import Store
+from recon.fit.start import nearest_start
+from recon.fit.task import UnitTask, walk
+from recon.quantizers.insert import find_ranges, quantize_inputs
+from recon.quantizers.quantized import input_bits, plainly_rounded, quantized
 from recon.reconstruct import gradient_steps, reconstruct
 from recon.settings import Settings
-from recon.start import nearest_start
-from recon.store import Store
-from recon.task import UnitTask, walk
+from recon.statistics.fisher import Fisher
 
 RESULTS = ROOT / "benchmarks" / "results" / "bench_reconstruction.json"
 NETWORKS = ("resnet20", "mobilenetv2")

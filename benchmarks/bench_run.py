@@ -30,7 +30,7 @@ from mpsearch.models import load_model
 from mpsearch.options import RunOptions
 from mpsearch.packed import load_packed
 from mpsearch.pipeline import Run
-from recon.quantized import plainly_rounded, quantized
+from recon.quantizers.quantized import plainly_rounded, quantized
 from recon.reconstruct import reconstruct
 from recon.settings import Settings
 

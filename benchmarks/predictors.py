@@ -17,13 +17,13 @@ from mpsearch.problem import BitProblem, Genomes, build_problem
 from mpsearch.search import best_at_budget
 from mpsearch.sensitivity import change, measure, split
 from mpsearch.sensitivity_table import SensitivityTable
-from recon.attach import bias_of
-from recon.basis import balanced
-from recon.compute import batches, device_of, fast
-from recon.fisher import fisher_diagonal
-from recon.network import Network, Unit
-from recon.quantizer import nearest
-from recon.unshrink import kl_divergence
+from recon.compute.arithmetic import batches, device_of, fast
+from recon.fit.rescale import kl_divergence
+from recon.graph.network import Network, Unit
+from recon.quantizers.attach import bias_of
+from recon.quantizers.weights import nearest
+from recon.statistics.fisher import fisher_diagonal
+from recon.transforms.basis import balanced
 
 Errors = list[tuple[Tensor, Tensor]]
 

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from mpsearch import demo
 from mpsearch.data import normalize
-from recon.compute import keep_freed_memory
+from recon.compute.arithmetic import keep_freed_memory
 
 HALVES = 2
 

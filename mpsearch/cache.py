@@ -18,9 +18,9 @@ from torch import Tensor
 from hwmodel import FLOAT_BITS, InputError, Precision
 from mpsearch.scores import Rounded, RoundedWeight, Scores
 from mpsearch.sensitivity_table import SensitivityTable
-from recon.input_quantizer import InputGrid
-from recon.network import Network
-from recon.quantizer import Grid, QuantizedWeight
+from recon.graph.network import Network
+from recon.quantizers.inputs import InputGrid
+from recon.quantizers.weights import Grid, QuantizedWeight
 
 Arrays = dict[str, NDArray[np.generic]]
 Read = TypeVar("Read")

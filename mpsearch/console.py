@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 
 from mpsearch.report import WIDTH
-from recon.report import BlockReport
+from recon.fit.report import BlockReport
 from recon.settings import Settings
 
 PLAIN_SECONDS = 10.0

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hwmodel.errors import InputError
 from mpsearch.data import Images, normalize
-from recon.compute import device_of
+from recon.compute.arithmetic import device_of
 
 Triple = tuple[float, float, float]
 

@@ -14,11 +14,11 @@ from hwmodel import BitConfig
 from hwmodel.size import weights_only_bytes
 from mpsearch.evaluate import Evaluation
 from mpsearch.packed import load_packed, save_packed
-from recon.checkpoint import Progress
-from recon.network import Network
-from recon.quantized import plainly_rounded, quantized
+from recon.fit.checkpoint import Progress
+from recon.fit.report import BlockReport
+from recon.graph.network import Network
+from recon.quantizers.quantized import plainly_rounded, quantized
 from recon.reconstruct import reconstruct
-from recon.report import BlockReport
 from recon.settings import Settings
 
 

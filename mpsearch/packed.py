@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from hwmodel import BitConfig, InputError, LayerTable, Precision
 from hwmodel.size import ALIGNMENT, FORMAT, HEADER_LENGTH_BYTES, PackedLayout, packed_bytes, zero_point_bits
 from mpsearch.models import build_architecture
-from recon.input_quantizer import InputGrid
-from recon.network import Network, trace
-from recon.quantized import QuantizedLayers, input_bits, quantized
-from recon.quantizer import Grid, QuantizedWeight
+from recon.graph.network import Network, trace
+from recon.quantizers.inputs import InputGrid
+from recon.quantizers.quantized import QuantizedLayers, input_bits, quantized
+from recon.quantizers.weights import Grid, QuantizedWeight
 
 
 def pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:

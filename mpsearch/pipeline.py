@@ -36,10 +36,10 @@ from mpsearch.search import SearchSettings, course, search
 from mpsearch.sensitivity import measure, split
 from mpsearch.sensitivity_table import SensitivityTable
 from mpsearch.summary import summarize
-from recon.checkpoint import Progress
-from recon.compute import avoid_slow_kernels, best_device, keep_freed_memory
-from recon.granularity import regroup
-from recon.network import Network, trace
+from recon.compute.arithmetic import avoid_slow_kernels, best_device, keep_freed_memory
+from recon.fit.checkpoint import Progress
+from recon.graph.granularity import regroup
+from recon.graph.network import Network, trace
 from recon.settings import Settings
 
 CACHE = "sensitivity.safetensors"

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from hwmodel import FLOAT_BITS, Precision
 from mpsearch.sensitivity_table import SensitivityTable
-from recon.input_quantizer import InputGrid
-from recon.quantizer import QuantizedWeight
+from recon.quantizers.inputs import InputGrid
+from recon.quantizers.weights import QuantizedWeight
 
 METRIC = "held-out fisher, steadied, balanced basis, 256 patches of a map, maps behind means"
 SMALL = 1e-2  # below it log cosh s is ½ s² to 2e-5 of it, and what float64 leaves of the sum is less exact

@@ -24,17 +24,17 @@ from torch import Tensor
 
 from hwmodel import FLOAT_BITS, Precision
 from mpsearch.scores import Rounded, RoundedWeight, Scores, widths
-from recon.activity import activations
-from recon.basis import balanced
-from recon.calls import apply_weight, keep_outputs
-from recon.compute import channels_last, fast
-from recon.fisher import fisher_probe, output_metrics
-from recon.input_quantizer import InputGrid, round_to_grid
-from recon.inputs import input_histograms
-from recon.moments import gather_moments
-from recon.network import Network
-from recon.quantizer import QuantizedWeight
-from recon.start import second_order_rounding
+from recon.compute.arithmetic import channels_last, fast
+from recon.fit.start import second_order_rounding
+from recon.graph.layers import apply_weight, keep_outputs
+from recon.graph.network import Network
+from recon.quantizers.inputs import InputGrid, round_to_grid
+from recon.quantizers.insert import input_histograms
+from recon.quantizers.weights import QuantizedWeight
+from recon.statistics.activity import activations
+from recon.statistics.fisher import fisher_probe, output_metrics
+from recon.statistics.moments import gather_moments
+from recon.transforms.basis import balanced
 
 SENSITIVITY_BATCH = 4
 ROUNDING_IMAGES = 128  # the first ones, half of them at most, so that the roundings stay when more images come

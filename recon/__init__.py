@@ -6,12 +6,12 @@ result = recon.reconstruct(network, images, config)
 low_bit_model = recon.quantized(network, result.layers).model
 """
 
-from recon.input_quantizer import InputGrid
-from recon.network import Network, Unit, trace
-from recon.quantized import QuantizedLayers, quantized
-from recon.quantizer import Grid, QuantizedWeight
+from recon.fit.report import BlockReport
+from recon.graph.network import Network, Unit, trace
+from recon.quantizers.inputs import InputGrid
+from recon.quantizers.quantized import QuantizedLayers, quantized
+from recon.quantizers.weights import Grid, QuantizedWeight
 from recon.reconstruct import Reconstruction, reconstruct
-from recon.report import BlockReport
 from recon.settings import Settings
 
 __all__ = [

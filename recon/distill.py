@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hwmodel import InputError
-from recon.compute import avoid_slow_kernels, best_device, channels_last, fast
-from recon.optimizer import Annealed
+from recon.compute.arithmetic import avoid_slow_kernels, best_device, channels_last, fast
+from recon.fit.optimizer import Annealed
 
 STEPS = 150
 RATE = 0.1

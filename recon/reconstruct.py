@@ -15,27 +15,27 @@ from typing import Literal
 from torch import Tensor
 
 from hwmodel import BitConfig, InputError
-from recon.attach import attach, bias_of, detach, harden, rounding_of
-from recon.basis import balanced
-from recon.calls import Layer
-from recon.checkpoint import Progress
-from recon.code_units import in_code_units
-from recon.equalize import equalized
-from recon.fisher import Fisher, measure_fisher
-from recon.granularity import regroup
-from recon.inputs import find_ranges, input_scale, quantize_inputs, quantizers_of
-from recon.network import Network
-from recon.optimizer import Annealed, weight_parameters
-from recon.quantized import QuantizedLayers, input_bits, stored_layers
-from recon.quantizer import nearest
-from recon.ranges import fit_ranges
-from recon.report import BlockReport
-from recon.rounding import AdaRound, Rounding, StraightThrough
+from recon.compute.store import Store
+from recon.fit.checkpoint import Progress
+from recon.fit.optimizer import Annealed, weight_parameters
+from recon.fit.ranges import fit_ranges
+from recon.fit.report import BlockReport
+from recon.fit.rescale import unshrink
+from recon.fit.start import nearest_start, second_order_start
+from recon.fit.task import UnitTask, held_back, walk
+from recon.graph.granularity import regroup
+from recon.graph.layers import Layer
+from recon.graph.network import Network
+from recon.quantizers.attach import attach, bias_of, detach, harden, rounding_of
+from recon.quantizers.insert import find_ranges, input_scale, quantize_inputs, quantizers_of
+from recon.quantizers.integer_domain import in_code_units
+from recon.quantizers.quantized import QuantizedLayers, input_bits, stored_layers
+from recon.quantizers.rounding import AdaRound, Rounding, StraightThrough
+from recon.quantizers.weights import nearest
 from recon.settings import Settings
-from recon.start import nearest_start, second_order_start
-from recon.store import Store
-from recon.task import UnitTask, held_back, walk
-from recon.unshrink import unshrink
+from recon.statistics.fisher import Fisher, measure_fisher
+from recon.transforms.basis import balanced
+from recon.transforms.equalize import equalized
 
 FEWEST_IMAGES = 2
 NEGLIGIBLE = 1e-4  # of the output's power: what 8 bits leave, and not worth a gradient step

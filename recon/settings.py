@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from hwmodel import InputError
-from recon.rounding import RoundingName
+from recon.quantizers.rounding import RoundingName
 
 Granularity = Literal["layer", "block", "stage", "network"]
 Start = Literal["second-order", "nearest"]

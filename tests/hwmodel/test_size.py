@@ -7,7 +7,7 @@ import torchvision
 
 from hwmodel import BitConfig, InputError, LayerSpec, LayerTable, Precision
 from hwmodel.size import PackedLayout, bops, cost_table, layer_bytes, packed_bytes, weights_only_bytes
-from recon.network import trace
+from recon.graph.network import trace
 
 MIB = 2**20
 

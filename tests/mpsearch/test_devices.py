@@ -10,7 +10,7 @@ from conftest import Command
 from hwmodel.device import list_devices, load_device
 from hwmodel.latency import device_costs
 from mpsearch.models import load_model
-from recon.network import trace
+from recon.graph.network import trace
 
 
 def test_devices_are_listed_and_shown(command: Command) -> None:

@@ -8,7 +8,7 @@ from hwmodel.errors import BudgetError, InputError
 from hwmodel.precision import BitConfig, Precision
 from mpsearch.front import ParetoFront, non_dominated
 from mpsearch.report import as_text, bit_rows
-from recon.network import trace
+from recon.graph.network import trace
 
 
 def front(n_points=50):

@@ -16,8 +16,8 @@ from hwmodel import BitConfig, LayerTable, Precision
 from hwmodel.size import weights_only_bytes
 from mpsearch.assignment import parse_precision
 from mpsearch.packed import pack
-from recon.inputs import quantizers_of
-from recon.network import trace
+from recon.graph.network import trace
+from recon.quantizers.insert import quantizers_of
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ import mpsearch
 from hwmodel import WEIGHT_BITS, BitConfig, InputError, Precision
 from hwmodel.size import cost_table
 from mpsearch.packed import layout_of, load_packed, others, pack, save_packed, unpack
-from recon.network import trace
-from recon.quantized import plainly_rounded, quantized
+from recon.graph.network import trace
+from recon.quantizers.quantized import plainly_rounded, quantized
 
 FAMILIES = (
     "mobilenet_v2", "mobilenet_v3_small", "resnet18", "regnet_y_400mf", "squeezenet1_1", "shufflenet_v2_x0_5",

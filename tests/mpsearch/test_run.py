@@ -273,7 +273,7 @@ def test_weights_replace_those_of_the_factory(finished: Path, tiny: Path, tmp_pa
 def test_an_interrupted_run_goes_on(
     finished: Path, tiny: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import recon.checkpoint
+    import recon.fit.checkpoint
 
     out, saves = tmp_path / "out", []
     save = recon.checkpoint.Progress.save

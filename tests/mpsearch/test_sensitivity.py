@@ -17,9 +17,9 @@ from mpsearch.cache import load_scores, load_table, save_cache
 from mpsearch.scores import Rounded, RoundedWeight, Scores
 from mpsearch.sensitivity import change, measure
 from mpsearch.sensitivity_table import SensitivityTable
-from recon.input_quantizer import InputGrid
-from recon.inputs import quantize_inputs, quantizer_of
-from recon.network import Network, trace
+from recon.graph.network import Network, trace
+from recon.quantizers.inputs import InputGrid
+from recon.quantizers.insert import quantize_inputs, quantizer_of
 
 BITS = tuple(Precision(bits) for bits in (2, 3, 4, 6, 8))
 Errors = list[tuple[Tensor, Tensor]]

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from recon.activity import FLOOR, activation_after, activations, activity
-from recon.moments import gather_moments
-from recon.network import trace
+from recon.graph.network import trace
+from recon.statistics.activity import FLOOR, activation_after, activations, activity
+from recon.statistics.moments import gather_moments
 
 
 class After(nn.Module):

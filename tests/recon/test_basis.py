@@ -11,12 +11,12 @@ import torchvision
 from torch import Tensor, nn
 
 from hwmodel import BitConfig, Precision
-from recon.attach import bias_of
-from recon.basis import balanced, linear_streams
-from recon.network import Network, trace
-from recon.quantized import plainly_rounded, quantized
+from recon.graph.network import Network, trace
+from recon.quantizers.attach import bias_of
+from recon.quantizers.quantized import plainly_rounded, quantized
 from recon.reconstruct import reconstruct
 from recon.settings import Settings
+from recon.transforms.basis import balanced, linear_streams
 
 CHANNELS = 8
 How = Callable[["Layers", Tensor], Tensor]

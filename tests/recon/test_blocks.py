@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from recon.network import Network, trace
+from recon.graph.network import Network, trace
 
 
 @cache

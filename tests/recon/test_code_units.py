@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torchvision.models import mobilenet_v2
 from torchvision.models.resnet import BasicBlock
 
-from recon.attach import attach, bias_of, rounding_of
-from recon.calls import Layer
-from recon.code_units import in_code_units
-from recon.inputs import find_ranges, quantize_inputs, quantizer_of, quantizers_of
-from recon.network import Unit, trace
-from recon.quantizer import codes_at, search_grid
-from recon.rounding import make_rounding
+from recon.graph.layers import Layer
+from recon.graph.network import Unit, trace
+from recon.quantizers.attach import attach, bias_of, rounding_of
+from recon.quantizers.insert import find_ranges, quantize_inputs, quantizer_of, quantizers_of
+from recon.quantizers.integer_domain import in_code_units
+from recon.quantizers.rounding import make_rounding
+from recon.quantizers.weights import codes_at, search_grid
 
 
 class Residual(nn.Module):

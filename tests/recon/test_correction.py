@@ -7,10 +7,10 @@ import copy
 import torch
 from torch import Tensor, fx, nn
 
-from recon.correction import _is_added_to_the_output, corrected
-from recon.graph import leading_to
-from recon.store import Store
-from recon.task import UnitTask
+from recon.compute.store import Store
+from recon.fit.correction import _is_added_to_the_output, corrected
+from recon.fit.task import UnitTask
+from recon.graph.patterns import leading_to
 
 
 def task_of(module: nn.Conv2d | nn.Linear, x: Tensor, float_x: Tensor, store: Store) -> UnitTask:

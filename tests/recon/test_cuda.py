@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from hwmodel import BitConfig, Precision
-from recon.network import Network, trace
-from recon.quantized import quantized
+from recon.graph.network import Network, trace
+from recon.quantizers.quantized import quantized
 from recon.reconstruct import reconstruct
 from recon.settings import Settings
 

@@ -11,11 +11,11 @@ import torchvision
 from torch import Tensor, nn
 
 from hwmodel import BitConfig, Precision
-from recon.equalize import best_tops, equalized
-from recon.network import Network, trace
-from recon.quantized import quantized
+from recon.graph.network import Network, trace
+from recon.quantizers.quantized import quantized
 from recon.reconstruct import reconstruct
 from recon.settings import Settings
+from recon.transforms.equalize import best_tops, equalized
 
 CHANNELS = 8
 How = Callable[["Block", Tensor], Tensor]

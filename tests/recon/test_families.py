@@ -9,8 +9,8 @@ from test_network import FAMILIES, fingerprint
 from torch import Tensor, nn
 
 from hwmodel import BitConfig, Precision
-from recon.network import trace
-from recon.quantized import plainly_rounded, quantized
+from recon.graph.network import trace
+from recon.quantizers.quantized import plainly_rounded, quantized
 from recon.reconstruct import reconstruct
 from recon.settings import Settings
 

@@ -10,9 +10,9 @@ import torch
 
 from mpsearch.data import load_data, normalize
 from mpsearch.models import load_model
-from recon.fisher import fisher_diagonal, fisher_probe
-from recon.network import trace
-from recon.unshrink import kl_divergence
+from recon.fit.rescale import kl_divergence
+from recon.graph.network import trace
+from recon.statistics.fisher import fisher_diagonal, fisher_probe
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("MPSEARCH_DATA") or ROOT.parent / "shared" / "data")

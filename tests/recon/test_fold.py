@@ -5,7 +5,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from recon.network import trace
+from recon.graph.network import trace
 
 
 def randomise_norms(model: nn.Module) -> nn.Module:

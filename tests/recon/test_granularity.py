@@ -10,11 +10,11 @@ import torchvision
 from torch import Tensor, nn
 
 from hwmodel import BitConfig, InputError, Precision
-from recon.granularity import regroup
-from recon.network import Network, trace
+from recon.compute.store import Store
+from recon.graph.granularity import regroup
+from recon.graph.network import Network, trace
 from recon.reconstruct import reconstruct
 from recon.settings import Settings
-from recon.store import Store
 
 
 def resnet() -> Network:

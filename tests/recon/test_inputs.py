@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recon.granularity import regroup
-from recon.input_quantizer import Histogram, InputGrid, InputQuantizer
-from recon.inputs import find_ranges, frozen_inputs, quantize_inputs, quantizer_of
-from recon.network import Network, trace
-from recon.run import unit_inputs
-from recon.store import Store
+from recon.compute.store import Store
+from recon.graph.granularity import regroup
+from recon.graph.network import Network, trace
+from recon.graph.run import unit_inputs
+from recon.quantizers.inputs import Histogram, InputGrid, InputQuantizer
+from recon.quantizers.insert import find_ranges, frozen_inputs, quantize_inputs, quantizer_of
 
 
 def quantizer(bits: int, scale: float, zero_point: int) -> InputQuantizer:

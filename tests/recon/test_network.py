@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations
 from torch.utils.flop_counter import FlopCounterMode
 
 from hwmodel.errors import InputError
-from recon.network import Network, trace
+from recon.graph.network import Network, trace
 
 FAMILIES = [
     "resnet18",

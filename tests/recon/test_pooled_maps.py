@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from recon.compute import mixed_order
-from recon.correction import corrected
-from recon.graph import with_pooled_maps
-from recon.moments import BATCH, InputMoments, gather_moments
-from recon.store import Store
-from recon.task import UnitTask
+from recon.compute.arithmetic import mixed_order
+from recon.compute.store import Store
+from recon.fit.correction import corrected
+from recon.fit.task import UnitTask
+from recon.graph.patterns import with_pooled_maps
+from recon.statistics.moments import BATCH, InputMoments, gather_moments
 
 
 class Classifier(nn.Module):

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from hwmodel import InputError
-from recon import obq
-from recon.moments import PER_IMAGE, by_group, gather_moments, input_patches, mean_output, some_positions
-from recon.obq import descend, descend_together, place_obq, refit_scale
-from recon.quantizer import Grid, decode, encode, nearest, search_grid, to_half_grid
-from recon.start import second_order_rounding
+from recon.fit import obq
+from recon.fit.obq import descend, descend_together, place_obq, refit_scale
+from recon.fit.start import second_order_rounding
+from recon.quantizers.weights import Grid, decode, encode, nearest, search_grid, to_half_grid
+from recon.statistics.moments import PER_IMAGE, by_group, gather_moments, input_patches, mean_output, some_positions
 
 BITS = (2, 3, 4, 5, 6, 7, 8)
 

@@ -7,13 +7,13 @@ import math
 import torch
 from torch import Tensor, nn
 
-from recon.fisher import Fisher
-from recon.inputs import find_ranges, quantize_inputs, quantizer_of
-from recon.network import trace
-from recon.ranges import STEP, fit_ranges
+from recon.compute.store import Store
+from recon.fit.ranges import STEP, fit_ranges
+from recon.fit.task import walk
+from recon.graph.network import trace
+from recon.quantizers.insert import find_ranges, quantize_inputs, quantizer_of
 from recon.settings import Settings
-from recon.store import Store
-from recon.task import walk
+from recon.statistics.fisher import Fisher
 
 
 def test_a_range_is_as_wide_as_the_output_wants_it() -> None:

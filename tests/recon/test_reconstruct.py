@@ -12,18 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from hwmodel import BitConfig, InputError, Precision
-from recon.attach import attach, bias_of, rounding_of
-from recon.checkpoint import Progress
-from recon.fisher import fisher_diagonal, output_metrics
-from recon.network import Network, trace
-from recon.quantized import plainly_rounded, quantized
-from recon.quantizer import QuantizedWeight, decode, encode, nearest, search_grid
+from recon.compute.store import Store
+from recon.fit.checkpoint import Progress
+from recon.fit.rescale import unshrink
+from recon.fit.task import UnitTask
+from recon.graph.network import Network, trace
+from recon.quantizers.attach import attach, bias_of, rounding_of
+from recon.quantizers.quantized import plainly_rounded, quantized
+from recon.quantizers.rounding import AdaRound, StraightThrough
+from recon.quantizers.weights import QuantizedWeight, decode, encode, nearest, search_grid
 from recon.reconstruct import reconstruct
-from recon.rounding import AdaRound, StraightThrough
 from recon.settings import Settings
-from recon.store import Store
-from recon.task import UnitTask
-from recon.unshrink import unshrink
+from recon.statistics.fisher import fisher_diagonal, output_metrics
 
 
 class Residual(nn.Module):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from recon.compute import PART, channels_last, parts
-from recon.squared_error import mean_square
+from recon.compute.arithmetic import PART, channels_last, parts
+from recon.fit.squared_error import mean_square
 
 
 @pytest.mark.parametrize("shape", [(5, 40), (9, 24, 28, 28), (2, 96, 40, 40), (1, 3, 2, 2)])

@@ -1,0 +1,1 @@
+"""Fitting one unit after another: targets, starts, optimisation."""

@@ -1,0 +1,1 @@
+"""The captured network: its graph, its layers by kind, and the units that are reconstructed."""

@@ -1,0 +1,1 @@
+"""Quantization grids of weights and activations, and the modules that learn them."""

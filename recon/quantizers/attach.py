@@ -1,0 +1,46 @@
+"""Putting learned roundings on layers, training them, and taking the stored weights off again."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.utils import parametrize
+
+from recon.graph.layers import Layer
+from recon.quantizers.rounding import Rounding, StraightThrough
+
+
+def bias_of(layer: Layer) -> Tensor:
+    """The layer's bias (O,); a traced network's layers all have one."""
+    assert layer.bias is not None
+    return layer.bias
+
+
+def attach(layer: Layer, rounding: Rounding) -> None:
+    """From now on `layer.weight` is what `rounding` makes of it; an earlier rounding is replaced."""
+    detach(layer, layer.weight)
+    rounding = rounding.to(layer.weight.device).to(memory_format=torch.channels_last)
+    parametrize.register_parametrization(layer, "weight", rounding, unsafe=True)
+
+
+def detach(layer: Layer, weight: Tensor) -> None:
+    """Gives a layer the plain weight (O, …), without a rounding."""
+    weight = weight.detach()
+    if parametrize.is_parametrized(layer, "weight"):
+        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+    layer.weight.data = weight
+
+
+def rounding_of(layer: Layer) -> Rounding:
+    """The rounding that `attach` put on a layer."""
+    rounding = layer.parametrizations.weight[0]  # type: ignore[union-attr, index]
+    assert isinstance(rounding, Rounding)
+    return rounding
+
+
+def harden(layer: Layer) -> None:
+    """Decides every rounding that is still between two integers."""
+    rounding = rounding_of(layer)
+    if not isinstance(rounding, StraightThrough):
+        stored = rounding.freeze()
+        attach(layer, StraightThrough(stored.codes.float(), stored.grid))

@@ -1,0 +1,74 @@
+"""What a low-bit network is made of, and the network that computes with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from hwmodel import FLOAT_BITS, BitConfig, InputError, Precision
+from recon.compute.arithmetic import channels_last
+from recon.graph.layers import Layer
+from recon.graph.network import Network
+from recon.quantizers.attach import bias_of, rounding_of
+from recon.quantizers.inputs import InputGrid
+from recon.quantizers.insert import find_ranges, frozen_inputs, quantize_inputs, quantizers_of
+from recon.quantizers.weights import QuantizedWeight, nearest
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedLayers:
+    """By layer name: stored weights, half-precision biases (O,), and the grids of the inputs that are quantized."""
+
+    weights: dict[str, QuantizedWeight]
+    biases: dict[str, Tensor]
+    inputs: dict[str, InputGrid] = field(default_factory=dict)
+
+    def config(self, names: Sequence[str]) -> BitConfig:
+        """The bits of these layers."""
+        bits = [(self.weights[name].grid.bits, self.inputs.get(name)) for name in names]
+        return BitConfig(tuple(names), tuple(Precision(w, grid.bits if grid else FLOAT_BITS) for w, grid in bits))
+
+
+def quantized(network: Network, layers: QuantizedLayers) -> Network:
+    """A copy of `network` that computes with the given layers."""
+    result = quantize_inputs(network, {name: grid.bits for name, grid in layers.inputs.items()})
+    for name, weight in layers.weights.items():
+        layer = result.layer(name)
+        layer.weight.data = channels_last(weight.dequantize().to(layer.weight.device))
+        bias_of(layer).data = layers.biases[name].float().to(layer.weight.device)
+        for quantizer in quantizers_of([layer]):
+            quantizer.put(layers.inputs[name])
+    return result
+
+
+def plainly_rounded(network: Network, images: Tensor, config: BitConfig, symmetric: bool = False) -> QuantizedLayers:
+    """Every weight rounded to the nearest level of its own best grid, inputs on the grids that suit images (N, C, H, W)
+    best: the baseline of every comparison."""
+    work = quantize_inputs(network, input_bits(config))
+    layers = {name: work.layer(name) for name in config.layers}
+    find_ranges(work.model, layers, images)
+    weights = {name: nearest(layer.weight, config[name].w, symmetric) for name, layer in layers.items()}
+    return QuantizedLayers(weights, _half_biases(layers), frozen_inputs(layers))
+
+
+def stored_layers(layers: Mapping[str, Layer]) -> QuantizedLayers:
+    """What layers with roundings will be stored as. Raises InputError where a bias overflows half precision."""
+    weights = {name: rounding_of(layer).freeze() for name, layer in layers.items()}
+    return QuantizedLayers(weights, _half_biases(layers), frozen_inputs(layers))
+
+
+def input_bits(config: BitConfig) -> dict[str, int]:
+    """The bits of the inputs that are quantized, by layer name."""
+    return {name: config[name].a for name in config.layers if config[name].a != FLOAT_BITS}
+
+
+def _half_biases(layers: Mapping[str, Layer]) -> dict[str, Tensor]:
+    """Every layer's bias (O,) at half-precision values, float32. Raises InputError on overflow."""
+    halves = {name: bias_of(layer).detach().half().float() for name, layer in layers.items()}
+    for name, half in halves.items():
+        if not torch.isfinite(half).all():
+            raise InputError(f"layer {name!r}: biases must be below 65504 to be stored in half precision")
+    return halves

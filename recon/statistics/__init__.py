@@ -1,0 +1,1 @@
+"""What calibration samples say: moments of layer inputs, the Fisher information, activity of outputs."""

@@ -1,0 +1,53 @@
+"""Where the output of a layer matters: where the activation function behind it has a slope.
+
+Half of what a layer followed by ReLU6 gives is cut off, and so are the errors there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from recon.graph.network import Network
+from recon.graph.patterns import only_call
+
+Activation = Callable[[Tensor], Tensor]
+
+FLOOR = 0.3  # of the weight: rounding moves what is cut off
+MODULES = (nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Hardswish, nn.SiLU, nn.GELU)
+FUNCTIONS = {"relu", "relu_", "relu6", "hardtanh", "hardswish", "silu", "gelu"}
+
+
+def activation_after(module: nn.Module, name: str) -> Activation | None:
+    """The activation function that alone reads the output of layer `name`, called once in `module`; None where there is
+    none, or where it is not known."""
+    node = only_call(module, name)
+    if node is None or len(node.users) != 1:
+        return None
+    (reader,) = node.users
+    if reader.op == "call_module":
+        found = module.get_submodule(str(reader.target))
+        return found if isinstance(found, MODULES) else None
+    if reader.op == "call_method":
+        return (lambda z: getattr(z, str(reader.target))()) if reader.target in FUNCTIONS else None
+    function = reader.target
+    if not callable(function) or reader.all_input_nodes != list(reader.args):
+        return None
+    known = getattr(function, "__name__", "") in FUNCTIONS
+    return (lambda z: function(z, **reader.kwargs)) if known else None
+
+
+def activations(network: Network) -> Mapping[str, Activation]:
+    """The activation functions behind the layers of a network, as far as they are known."""
+    found = {name: activation_after(unit.module, name) for unit in network.units for name in unit.layers}
+    return {name: activation for name, activation in found.items() if activation is not None}
+
+
+def activity(z: Tensor, activation: Activation) -> Tensor:
+    """How much errors of outputs z (…) count, at most 1: the squared slope of the activation function there."""
+    with torch.enable_grad():
+        z = z.detach().float().requires_grad_()
+        (slope,) = torch.autograd.grad(activation(z.clone()).sum(), z)
+    return FLOOR + (1 - FLOOR) * slope.square().clamp_max(1)

@@ -1,0 +1,231 @@
+"""Means and covariances of layer inputs: what a layer's rounding does to its output.
+
+Once a bias takes out the mean error, the covariance is the Hessian of the squared output error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recon.compute.arithmetic import channels_last, device_of, fast, mixed_order, positions_of
+from recon.graph.layers import watched
+from recon.graph.patterns import with_pooled_maps
+from recon.statistics.activity import Activation, activity
+
+POSITIONS = 65_536  # input patches that are enough for a layer's second moments
+PER_IMAGE = 256  # of them from one map: patches overlap, and other images tell more
+LEAST_DAMPING = 0.1  # of the mean variance
+MOST_SHRUNK = 0.95
+LEAST_VARIANCE = 1e-6  # of the mean power: what float32 sums leave uncertain
+BATCH = 8
+
+
+def input_patches(layer: nn.Conv2d | nn.Linear, x: Tensor, positions: Tensor | None = None) -> Tensor:
+    """The patches (G, K, M) of inputs x (N, …) at `positions` (M,) of all N × output positions, or at all of them."""
+    if isinstance(layer, nn.Linear):
+        return _rows(x, positions).T[None]
+    x = pad_like(layer, x)
+    spans = [step * (size - 1) for step, size in zip(layer.dilation, layer.kernel_size, strict=True)]
+    height, width = (
+        (size - span - 1) // step + 1 for size, span, step in zip(x.shape[2:], spans, layer.stride, strict=True)
+    )
+    if positions is None:
+        positions = torch.arange(len(x) * height * width, device=x.device)
+    image, row, column = positions // (height * width), positions // width % height, positions % width
+    start = (image * x.shape[2] + row * layer.stride[0]) * x.shape[3] + column * layer.stride[1]
+    if layer.groups == 1 and max(layer.kernel_size) == 1:
+        return x.movedim(1, -1).flatten(0, -2)[start].T[None]
+    sides = zip(layer.dilation, layer.kernel_size, strict=True)
+    down, right = (step * torch.arange(size, device=x.device) for step, size in sides)
+    taps = (down[:, None] * x.shape[3] + right).flatten()
+    patches = x.transpose(0, 1).flatten(1).index_select(1, (taps[:, None] + start).flatten())
+    return patches.view(layer.groups, -1, len(positions))
+
+
+def by_group(layer: nn.Conv2d | nn.Linear, z: Tensor, positions: Tensor | None = None) -> Tensor:
+    """Outputs z (N, …) of `layer` as (G, O / G, M), at `positions` (M,) of all N × output positions, or at all."""
+    columns = _rows(z.movedim(1, -1) if z.dim() == 4 else z, positions).T
+    groups = getattr(layer, "groups", 1)
+    return columns[None] if groups == 1 else columns.contiguous().view(groups, -1, columns.shape[1])
+
+
+def _rows(x: Tensor, positions: Tensor | None) -> Tensor:
+    rows = x.flatten(0, -2)
+    return rows if positions is None else rows[positions]
+
+
+def some_positions(z: Tensor, generator: torch.Generator) -> Tensor | None:
+    """At random `PER_IMAGE` of the positions of every output of a layer z (N, …), counted over all N; None where there
+    are no more."""
+    count = positions_of(z)
+    if count <= PER_IMAGE:
+        return None
+    of_one = torch.randperm(count, generator=generator)[:PER_IMAGE]
+    return (torch.arange(len(z))[:, None] * count + of_one).flatten().to(z.device)
+
+
+def mean_output(weight: Tensor, mean: Tensor) -> Tensor:
+    """The mean output (O,) that a weight (O, K) gives for mean input patches (G, K), or (O, K) for each output its
+    own."""
+    groups, length = mean.shape
+    return torch.einsum("gok,gk->go", weight.view(groups, -1, length), mean).flatten()
+
+
+def pad_like(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """x (N, C, H, W) padded the way `layer` pads it."""
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    return F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Weighted sums over `count` columns a and b: of a bᵀ (G, J, K), of a (G, J), of b (G, K), and of the weights."""
+
+    product: Tensor | float = 0.0
+    left: Tensor | float = 0.0
+    right: Tensor | float = 0.0
+    mass: Tensor | float = 0.0
+    count: int = 0
+
+    @classmethod
+    def of(cls, left: Tensor, right: Tensor, weight: Tensor | None = None) -> Sums:
+        """Those of columns (G, J, M) and (G, K, M), weighted (G, 1, M) or each by 1."""
+        count = right.shape[2]
+        if weight is None:
+            return cls(left @ right.transpose(1, 2), left.sum(2), right.sum(2), float(count), count)
+        weighted = left * weight
+        product, heavy = weighted @ right.transpose(1, 2), right @ weight.transpose(1, 2)
+        return cls(product, weighted.sum(2), heavy[..., 0], weight.sum(2), count)
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(
+            self.product + other.product,
+            self.left + other.left,
+            self.right + other.right,
+            self.mass + other.mass,
+            self.count + other.count,
+        )
+
+    def _per_mass(self, sums: Tensor | float) -> Tensor:
+        sums, mass = torch.as_tensor(sums), torch.as_tensor(self.mass).clamp_min(1e-30)
+        return sums / mass.view(*mass.shape, *[1] * (sums.dim() - mass.dim())) if mass.dim() else sums / mass
+
+    def second_moment(self) -> Tensor:
+        """E[a bᵀ] (G, J, K)."""
+        return self._per_mass(self.product)
+
+    def means(self) -> tuple[Tensor, Tensor]:
+        """E[a] (G, J) and E[b] (G, K)."""
+        return self._per_mass(self.left), self._per_mass(self.right)
+
+    def covariance(self) -> Tensor:
+        """Cov[a, b] (G, J, K)."""
+        left, right = self.means()
+        return self.second_moment() - left[..., None] * right[..., None, :]
+
+
+def weights_of(active: Tensor | None) -> Tensor | None:
+    """Weights (G, 1, M) of patches, where every output has a group of its own, and so inputs that count as it does."""
+    return active if active is not None and active.shape[1] == 1 else None
+
+
+class InputMoments:
+    """Means and covariances of one layer's inputs, as far as its outputs count."""
+
+    def __init__(self) -> None:
+        self._halves = [Sums(), Sums()]
+        self._active: Sums | None = None
+        self._positions: Sums | None = None
+
+    @property
+    def enough(self) -> bool:
+        """`POSITIONS` patches have been seen."""
+        return sum(half.count for half in self._halves) >= POSITIONS
+
+    def add(self, patches: Tensor, active: Tensor | None = None, pooled: Tensor | None = None) -> None:
+        """Takes in patches (G, K, M). They count as much as the outputs (G, O / G, M) are `active`: in means for every
+        output by itself, in covariances where every output has a group of its own. `pooled` (M, K, H, W) are the maps
+        whose means over their positions the patches are, where they are."""
+        if pooled is not None and pooled.shape[:2] == (patches.shape[2], patches.shape[1]) and len(patches) == 1:
+            step = -(-positions_of(pooled) // PER_IMAGE)
+            columns = pooled.flatten(2)[:, :, ::step].float().transpose(0, 1).flatten(1)[None]
+            self._positions = (self._positions or Sums()) + Sums.of(columns, columns)
+        if active is not None:
+            self._active = (self._active or Sums()) + Sums.of(active, patches)
+        seen = Sums.of(patches, patches, weights_of(active))
+        self._halves[self._halves[1].count < self._halves[0].count] += seen
+
+    def mean(self) -> Tensor:
+        """The mean input patch (G, K), or (O, K) for every output of its own."""
+        if self._active is None:
+            return sum(self._halves, Sums()).means()[0]
+        product, mass = torch.as_tensor(self._active.product), torch.as_tensor(self._active.left)
+        return (product / mass[..., None]).flatten(0, 1)
+
+    def hessian(self) -> Tensor:
+        """The covariance (G, K, K) of the input patches, shrunk to its mean variance: positive definite.
+
+        The fewer images have been seen, the more: as Ledoit and Wolf do it ("A well-conditioned estimator for
+        large-dimensional covariance matrices", J. Multivariate Analysis 88, 2004), with the variance of the estimate
+        taken from two halves of the images, since the patches of one image are no independent samples.
+
+        Where the patches are means over maps, they are shrunk to the covariance of the maps' positions, of which there
+        are many times as many.
+        """
+        one, other = self._halves
+        seen, other = one + other, other if other.count else one
+        covariance = seen.covariance()
+        variance = covariance.diagonal(dim1=1, dim2=2).mean(1)
+        power = seen.second_moment().diagonal(dim1=1, dim2=2).mean(1)
+        variance = torch.maximum(variance, LEAST_VARIANCE * power).clamp_min(1e-12)[:, None, None]
+        target = variance * torch.eye(covariance.shape[1], device=covariance.device)
+        if self._positions is not None:
+            spread = self._positions.covariance()
+            spread = spread * (variance / spread.diagonal(dim1=1, dim2=2).mean().clamp_min(1e-30))
+            target = (spread + LEAST_DAMPING * target) / (1 + LEAST_DAMPING)
+        uncertain = (one.covariance() - other.covariance()).square().sum((1, 2)) * one.count * other.count
+        apart = (covariance - target).square().sum((1, 2)) * seen.count**2
+        share = (uncertain / apart.clamp_min(1e-30)).clamp_max(MOST_SHRUNK)
+        damping = (share / (1 - share)).clamp_min(LEAST_DAMPING)[:, None, None]
+        return (covariance + damping * target) / (1 + damping)
+
+
+@torch.no_grad()
+def gather_moments(
+    module: nn.Module,
+    layers: Mapping[str, nn.Conv2d | nn.Linear],
+    x: Tensor,
+    activations: Mapping[str, Activation] | None = None,
+) -> dict[str, InputMoments]:
+    """The moments of `layers` while `module` runs on x (N, …), in mixed order until all layers have seen enough.
+
+    Where the layer's activation function is known, inputs count as much as the output's `activity`.
+    """
+    found, known = {name: InputMoments() for name in layers}, activations or {}
+    generator, where = torch.Generator().manual_seed(0), device_of(module)
+    module, taps = with_pooled_maps(module, layers)
+    maps: dict[str, Tensor] = {}
+
+    def keep(name: str, _: Tensor, pooled: Tensor) -> None:
+        maps[name] = pooled
+
+    def see(name: str, inputs: Tensor, z: Tensor) -> None:
+        if not found[name].enough:
+            with torch.autocast(z.device.type, enabled=False):
+                positions = some_positions(z, generator)
+                outputs = by_group(layers[name], z, positions).float()
+                active = activity(outputs, known[name]) if name in known else None
+                patches = input_patches(layers[name], inputs, positions).float()
+                found[name].add(patches, active, maps.get(name))
+
+    with watched(layers, see), watched(taps, keep), fast(where):
+        for pick in torch.split(mixed_order(x), BATCH):
+            module(channels_last(x[pick].to(where)))
+            if all(moments.enough for moments in found.values()):
+                break
+    return found

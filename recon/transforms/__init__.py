@@ -1,0 +1,1 @@
+"""Rewriting a network so that it computes the same and loses less when it is rounded."""
