@@ -8,13 +8,16 @@ from typing import Any, Literal
 
 from hwmodel.errors import InputError
 
-LayerKind = Literal["conv", "linear"]
+LayerKind = Literal["conv", "linear", "transposed", "embedding"]
 
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
     """One quantizable layer; a linear layer is a 1×1 convolution on a map of `positions` × 1 pixels.
 
+    Sound is a map of `length` × 1 pixels; of volumes, depth and height are one dimension. A transposed convolution
+    applies its kernel at every input pixel. An embedding holds `out_channels` rows of `in_channels` weights, which
+    `positions` ids read.
     `block` names the reconstruction unit that the layer belongs to. Layers with the same `tie` share one
     gene: they always get the same precision. `uses` counts the calls of the layer in one forward pass.
     `in_size` and `out_size` are (height, width) of one image's feature map.
@@ -61,18 +64,26 @@ class LayerSpec:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of one image, over all uses."""
-        return self.uses * self.n_weights * self.out_size[0] * self.out_size[1]
+        """Multiply-accumulates of one sample, over all uses: none of an embedding."""
+        height, width = self.in_size if self.kind == "transposed" else self.out_size
+        return 0 if self.kind == "embedding" else self.uses * self.n_weights * height * width
+
+    @property
+    def n_biases(self) -> int:
+        """Biases: one an output channel, but none of an embedding."""
+        return 0 if self.kind == "embedding" else self.out_channels
 
     @property
     def n_activations(self) -> int:
-        """Input activations of one image and one use."""
-        return self.in_channels * self.in_size[0] * self.in_size[1]
+        """Input activations of one sample and one use; the ids that an embedding reads."""
+        channels = 1 if self.kind == "embedding" else self.in_channels
+        return channels * self.in_size[0] * self.in_size[1]
 
     @property
     def n_outputs(self) -> int:
-        """Output activations of one image and one use."""
-        return self.out_channels * self.out_size[0] * self.out_size[1]
+        """Output activations of one sample and one use."""
+        channels = self.in_channels if self.kind == "embedding" else self.out_channels
+        return channels * self.out_size[0] * self.out_size[1]
 
     @property
     def depthwise(self) -> bool:
@@ -94,17 +105,28 @@ class LayerSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class LayerTable:
-    """The L quantizable layers of a network in execution order, and what was not counted.
+class Product:
+    """A matrix product of two activations: `macs` multiply-accumulates of one sample, which are not quantized."""
 
-    `input_size` is (channels, height, width). `uncounted` maps the names of parts that are not quantized to the
-    reason; their parameters are stored in half precision.
+    name: str
+    operation: str
+    macs: int
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTable:
+    """The L quantizable layers of a network in execution order, and what is not quantized.
+
+    `inputs` are the shapes of one sample's tensors, (channels, height, width) of an image. `uncounted` maps the names
+    of parts that are not quantized to the reason; their parameters are stored in half precision. `products` are the
+    matrix products of two activations, which have no weights.
     """
 
     model: str
-    input_size: tuple[int, int, int]
+    inputs: tuple[tuple[int, ...], ...]
     layers: tuple[LayerSpec, ...]
     uncounted: tuple[tuple[str, str], ...] = ()
+    products: tuple[Product, ...] = ()
 
     def __post_init__(self) -> None:
         names = [layer.name for layer in self.layers]
@@ -127,8 +149,8 @@ class LayerTable:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of one image."""
-        return sum(layer.macs for layer in self.layers)
+        """Multiply-accumulates of one sample, those of products of activations among them."""
+        return sum(layer.macs for layer in self.layers) + sum(product.macs for product in self.products)
 
     @property
     def n_weights(self) -> int:
@@ -147,22 +169,23 @@ class LayerTable:
         """A JSON-ready mapping, read back by `from_json`."""
         return {
             "model": self.model,
-            "input_size": list(self.input_size),
+            "inputs": [list(shape) for shape in self.inputs],
             "layers": [layer.to_json() for layer in self.layers],
             "uncounted": [list(pair) for pair in self.uncounted],
+            "products": [asdict(product) for product in self.products],
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> LayerTable:
         """The inverse of `to_json`. Raises InputError where a key is missing."""
         try:
-            channels, height, width = data["input_size"]
             layers: Iterable[Mapping[str, Any]] = data["layers"]
             return cls(
                 str(data["model"]),
-                (channels, height, width),
+                tuple(tuple(map(int, shape)) for shape in data["inputs"]),
                 tuple(LayerSpec.from_json(layer) for layer in layers),
                 tuple((name, reason) for name, reason in data["uncounted"]),
+                tuple(Product(**product) for product in data["products"]),
             )
         except (KeyError, TypeError) as error:
             raise InputError(f"not a layer table: {error}") from None

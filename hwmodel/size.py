@@ -74,7 +74,7 @@ class PackedLayout:
         layers = " ".join(f"{name}:{p.short}" for name, p in zip(config.layers, config.precisions, strict=True))
         return {
             "format": FORMAT,
-            "input": "x".join(map(str, self.table.input_size)),
+            "input": " ".join("x".join(map(str, shape)) for shape in self.table.inputs),
             "layers": layers,
             "model": self.reference,
             "padding": padding,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hwmodel import InputError
-from recon.compute.arithmetic import avoid_slow_kernels, best_device, channels_last, fast
+from recon.compute.arithmetic import best_device, channels_last, fast
 from recon.fit.optimizer import Annealed
 
 STEPS = 150
@@ -42,7 +42,6 @@ def distill(
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.running_var is not None]
     if not norms:
         raise InputError("--data distilled needs a model with batch norms that keep running statistics; give images")
-    avoid_slow_kernels(model)
     errors: list[Tensor] = []
     for norm in norms:
         norm.register_forward_pre_hook(lambda norm, args: errors.append(_mismatch(norm, args[0])))

@@ -10,7 +10,7 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -20,15 +20,18 @@ from recon.fit.checkpoint import Progress
 from recon.fit.optimizer import Annealed, weight_parameters
 from recon.fit.ranges import fit_ranges
 from recon.fit.report import BlockReport
-from recon.fit.rescale import unshrink
+from recon.fit.rescale import rescale_logits
 from recon.fit.start import nearest_start, second_order_start
 from recon.fit.task import UnitTask, held_back, walk
 from recon.graph.granularity import regroup
 from recon.graph.layers import Layer
 from recon.graph.network import Network
+from recon.graph.samples import Samples
+from recon.likelihood.heads import Categorical
+from recon.likelihood.likelihood import Likelihood
 from recon.quantizers.attach import attach, bias_of, detach, harden, rounding_of
 from recon.quantizers.insert import find_ranges, input_scale, quantize_inputs, quantizers_of
-from recon.quantizers.integer_domain import in_code_units
+from recon.quantizers.integer_domain import in_integer_domain
 from recon.quantizers.quantized import QuantizedLayers, input_bits, stored_layers
 from recon.quantizers.rounding import AdaRound, Rounding, StraightThrough
 from recon.quantizers.weights import nearest
@@ -37,7 +40,8 @@ from recon.statistics.fisher import Fisher, measure_fisher
 from recon.transforms.basis import balanced
 from recon.transforms.equalize import equalized
 
-FEWEST_IMAGES = 2
+CLASSIFIER = Likelihood((Categorical(dim=-1),))
+FEWEST_SAMPLES = 2
 NEGLIGIBLE = 1e-4  # of the output's power: what 8 bits leave, and not worth a gradient step
 EASY, MOST = 0.02, 4  # where the start leaves more of the output's power, steps may grow with it, up to fourfold
 FIRST, PARTS = 10, 7  # a first cycle of falling rates has ten steps or a seventh of all; each next one twice as many
@@ -56,30 +60,33 @@ class Reconstruction:
 
 def reconstruct(
     network: Network,
-    images: Tensor,
+    samples: Any,
     config: BitConfig,
     settings: Settings | None = None,
     *,
+    likelihood: Likelihood = CLASSIFIER,
     progress: Progress | None = None,
     on_block: Callable[[BlockReport], None] = lambda report: None,
 ) -> Reconstruction:
-    """Finishes `network` at the bits of `config` with images (N, C, H, W), normalised for it; it is not changed.
+    """Finishes `network` at the bits of `config` with calibration samples, as the network takes them; it is not
+    changed. `likelihood` says what its outputs mean: by default the logits of one classifier.
 
     `progress` keeps finished units on disk, so that an interrupted call continues where it was. `on_block` is called
-    after every unit. Raises InputError for too few images.
+    after every unit. Raises InputError for too few samples, and where outputs do not fit the likelihood.
     """
     settings = settings or Settings()
-    if len(images) < FEWEST_IMAGES:
-        raise InputError(f"reconstruction needs at least {FEWEST_IMAGES} calibration images, got {len(images)}")
+    leaves = network.leaves(Samples.of(samples))
+    if len(leaves[0]) < FEWEST_SAMPLES:
+        raise InputError(f"reconstruction needs at least {FEWEST_SAMPLES} calibration samples, got {len(leaves[0])}")
     inputs, work = input_bits(config), network
     if settings.basis == "balanced":
-        work, network = equalized(balanced(network), inputs, images)
+        work, network = equalized(balanced(network), inputs, leaves)
     work = regroup(quantize_inputs(work, inputs), settings.granularity)
     truth = regroup(network, settings.granularity)
-    fisher = measure_fisher(truth, images, settings) if settings.weighting == "fisher" else Fisher()
+    fisher = measure_fisher(truth, leaves, likelihood, settings) if settings.weighting == "fisher" else Fisher()
     reports: list[BlockReport] = []
     with Store(settings.memory_bytes, network.device) as store:
-        for task in walk(work, truth, images, settings, fisher, store):
+        for task in walk(work, truth, leaves, settings, fisher, store):
             report = progress.restore(task.name, task.layers) if progress else None
             if report is None:
                 report = _fit_unit(task, config, settings)
@@ -88,16 +95,17 @@ def reconstruct(
             reports.append(report)
             on_block(report)
         if settings.order == "weights first" and inputs:
-            for task in walk(work, truth, images, settings, fisher, store):
+            release_inputs(work)
+            for task in walk(work, truth, leaves, settings, fisher, store):
                 _fit_inputs(task, settings)
-        if settings.judged:
-            unshrink(work, network, images[held_back(len(images))], store)
+        if settings.early_stopping:
+            rescale_logits(work, network, [leaf[held_back(len(leaf))] for leaf in leaves], likelihood, store)
     return Reconstruction(stored_layers({name: work.layer(name) for name in work.table.names}), tuple(reports))
 
 
 def _fit_unit(task: UnitTask, config: BitConfig, settings: Settings) -> BlockReport:
-    """Roundings on the layers of the unit; where `judged`, the best on held-back images of plain rounding, the start,
-    and what descent makes of it."""
+    """Roundings on the layers of the unit. Early stopping keeps the candidate with the lowest held-out loss: of plain
+    rounding, the start, and every cycle of descent."""
     started = time.perf_counter()
     bits = tuple(config[name].w for name in task.layers)
     floats = {name: layer.weight.detach().clone() for name, layer in task.layers.items()}
@@ -107,7 +115,7 @@ def _fit_unit(task: UnitTask, config: BitConfig, settings: Settings) -> BlockRep
         stored = nearest(layer.weight, config[name].w, settings.symmetric)
         attach(layer, StraightThrough(stored.codes.float(), stored.grid))
     before, plain = task.loss(), _states(task.layers)
-    if settings.judged and before < NEGLIGIBLE:
+    if settings.early_stopping and before < NEGLIGIBLE:
         return BlockReport(task.name, bits, before, before, 0, time.perf_counter() - started, "enough")
 
     for name, layer in task.layers.items():
@@ -116,8 +124,9 @@ def _fit_unit(task: UnitTask, config: BitConfig, settings: Settings) -> BlockRep
     start(task, config, settings)
     state = _states(task.layers)
     learned, after = _decided(task)
-    most = round(settings.steps * min(max(after / EASY, 1), MOST)) if settings.judged else settings.steps
-    by_cycles = settings.judged and settings.rounding == "straight-through"  # AdaRound decides at the end of all steps
+    most = round(settings.steps * min(max(after / EASY, 1), MOST)) if settings.early_stopping else settings.steps
+    # AdaRound decides at the end of all steps.
+    by_cycles = settings.early_stopping and settings.rounding == "straight-through"
     steps, cycle = 0, max(FIRST, most // PARTS) if by_cycles else most
     while steps < most:
         cycle = min(cycle, most - steps)
@@ -126,11 +135,11 @@ def _fit_unit(task: UnitTask, config: BitConfig, settings: Settings) -> BlockRep
         state = _states(task.layers)
         descended, loss = _decided(task)
         steps, cycle = steps + cycle, 2 * cycle
-        if settings.judged and loss >= after:
+        if settings.early_stopping and not loss < after:  # nor if it is no number
             break
         learned, after = descended, loss
     outcome: Literal["reconstructed", "nearest"] = "reconstructed"
-    if settings.judged and after > before:
+    if settings.early_stopping and not after <= before:
         learned, after, outcome = plain, before, "nearest"
     _put(task.layers, learned)
     return BlockReport(task.name, bits, before, after, steps, time.perf_counter() - started, outcome)
@@ -165,13 +174,13 @@ def gradient_steps(task: UnitTask, settings: Settings, steps: int) -> None:
     layers = list(task.layers.values())
     pushed = [rounding for rounding in map(rounding_of, layers) if isinstance(rounding, AdaRound)]
     # Errors are relative to the power of the output; BRECQ sums them over its channels.
-    weight = settings.regulariser / (task.power * task.target.shape[1])
+    weight = settings.regulariser / (task.power * task.targets[0].shape[1])
     parameters = weight_parameters(layers, settings.code_rate, settings.other_rate)
     quantizers = quantizers_of(layers) if settings.order == "joint" else []
     optimizer = Annealed([*parameters, ([quantizer.log_scale for quantizer in quantizers], settings.input_rate)])
     for quantizer in quantizers:
         quantizer.drop(settings.dropped, task.generator)
-    module = in_code_units(task.module, task.layers)
+    module = in_integer_domain(task.module, task.layers)
     for step in range(steps):
         progress, loss = step / steps, task.error(task.draw(settings.batch), module)
         for rounding in pushed:
@@ -179,6 +188,13 @@ def gradient_steps(task: UnitTask, settings: Settings, steps: int) -> None:
         optimizer.step(loss, progress)
     for quantizer in quantizers:
         quantizer.drop(0.0)
+
+
+def release_inputs(work: Network) -> None:
+    """Lets activations pass unquantized again: units restored from disk have had theirs set when they were finished,
+    and weights are fitted to float inputs first."""
+    for quantizer in quantizers_of(work.layer(name) for name in work.table.names):
+        quantizer.drop(1.0)
 
 
 def _fit_inputs(task: UnitTask, settings: Settings) -> None:

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from hwmodel import InputError
+from recon.graph.granularity import Granularity
 from recon.quantizers.rounding import RoundingName
 
-Granularity = Literal["layer", "block", "stage", "network"]
 Start = Literal["second-order", "nearest"]
 Target = Literal["same inputs", "float network"]
 Order = Literal["joint", "weights first"]
@@ -18,7 +18,7 @@ Basis = Literal["balanced", "given"]
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How to reconstruct. `steps` are per unit. Where it is `judged`, up to four times as many where its start leaves
+    """How to reconstruct. `steps` are per unit. With early stopping, up to four times as many where its start leaves
     much to do; straight-through rounding ends sooner, where held-back images stop coming nearer.
 
     - `granularity`: what is fitted at once. A stage is a run of blocks of one output resolution.
@@ -31,8 +31,8 @@ class Settings:
     - `weighting` of the squared error: the Fisher diagonal, or none (`mse`).
     - `order`: weights with activations quantized, of which the share `dropped` of the channels is left out at random in
       every step (QDrop), or first the weights with float activations, then the step sizes of the activations (BRECQ).
-    - `judged`: of plain rounding, the start and what cycles of descent make of it, the best on held-back images is
-      kept; else the last. In the end the logits are scaled to where those images' diverge least.
+    - `early_stopping`: of plain rounding, the start and every cycle of descent, the candidate with the lowest held-out
+      loss is kept; else the last. In the end the logits are rescaled to where the held-back samples' diverge least.
     - Rates are Adam's: of codes in code units; of log-scales and biases; of the log-scales of activations.
     - `regulariser` weighs AdaRound's push to integers, as in BRECQ's code (0.1 for MobileNetV2-like networks, 0.01 for
       ResNets); the straight-through rounding does not use it.
@@ -53,7 +53,7 @@ class Settings:
     weighting: Weighting = "fisher"
     order: Order = "joint"
     dropped: float = 0.0
-    judged: bool = True
+    early_stopping: bool = True
     code_rate: float = 1e-2
     other_rate: float = 1e-3
     input_rate: float = 1e-3
@@ -84,7 +84,7 @@ class Settings:
             target="float network",
             order="weights first",
             dropped=0.0,
-            judged=False,
+            early_stopping=False,
             code_rate=1e-3,
             other_rate=0.0,
             regulariser=regulariser,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 
@@ -43,28 +43,6 @@ def fast(where: torch.device) -> AbstractContextManager[object]:
     """A context for training-time arithmetic in `fast_dtype`. Accuracies are always measured outside of it."""
     dtype = fast_dtype(where)
     return nullcontext() if dtype == torch.float32 else torch.autocast(where.type, dtype)
-
-
-class Float32Conv2d(nn.Conv2d):
-    """A convolution that stays in float32 under `fast`."""
-
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        with torch.autocast(input.device.type, enabled=False):
-            output: Tensor = super()._conv_forward(input.float(), weight, bias)
-            return output
-
-
-def avoid_slow_kernels(model: nn.Module) -> None:
-    """Takes convolutions whose bfloat16 gradient is slower than float32 on CPUs out of `fast`.
-
-    Measured with oneDNN: three input channels 3.4 times, depthwise with a stride 2.7 times as slow.
-    """
-    on_cpu = device_of(model).type == "cpu"
-    for module in model.modules():
-        few = isinstance(module, nn.Conv2d) and module.in_channels < 8
-        strided = isinstance(module, nn.Conv2d) and module.groups > 1 and max(module.stride) > 1
-        if type(module) is nn.Conv2d and (few or strided) and on_cpu:
-            module.__class__ = Float32Conv2d
 
 
 def keep_freed_memory() -> None:
@@ -109,6 +87,17 @@ def batches(x: Tensor, where: torch.device, size: int = BATCH) -> Iterator[Tenso
     """Consecutive slices (≤ size, …) of x (N, …) on a device."""
     for start in range(0, len(x), size):
         yield x[start : start + size].to(where)
+
+
+def picked(leaves: Sequence[Tensor], pick: Tensor | slice, where: torch.device) -> list[Tensor]:
+    """The samples `pick` of tensors (N, …), on a device, laid out as they are computed with."""
+    return [channels_last(leaf[pick].to(where)) for leaf in leaves]
+
+
+def slices(count: int, size: int = BATCH) -> Iterator[slice]:
+    """Consecutive slices of at most `size` of `count` samples."""
+    for start in range(0, count, size):
+        yield slice(start, start + size)
 
 
 def positions_of(x: Tensor) -> int:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
 
-from recon.compute.arithmetic import batches, fast
+from recon.compute.arithmetic import fast, picked, slices
 
 ALIVE = 4  # a unit's inputs and outputs, the float network's, and the inputs of the next unit
 
@@ -49,14 +49,15 @@ class Store:
         return tensor
 
     @torch.no_grad()
-    def map(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """function(x) for x (N, …), batch by batch in fast arithmetic."""
-        kept, done = torch.empty(0), 0
+    def map(self, function: Callable[..., Sequence[Tensor]], leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The tensors that a function of tensors (N, …) gives, batch by batch in fast arithmetic."""
+        count = len(leaves[0])
+        kept: list[Tensor] = []
         with fast(self.device):
-            for batch in batches(x, self.device):
-                y = function(batch)
-                if not done:
-                    kept = self.empty((len(x), *y.shape[1:]), y.dtype)
-                kept[done : done + len(y)] = y
-                done += len(y)
-        return kept
+            for part in slices(count):
+                results = function(*picked(leaves, part, self.device))
+                if not kept:
+                    kept = [self.empty((count, *y.shape[1:]), y.dtype) for y in results]
+                for whole, y in zip(kept, results, strict=True):
+                    whole[part] = y
+        return tuple(kept)

@@ -5,23 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx
 
-from recon.compute.arithmetic import channels_last, fast, mixed_order
+from recon.compute.arithmetic import fast, mixed_order, picked
 from recon.fit.task import UnitTask
 from recon.graph.layers import watched
 from recon.graph.patterns import is_plain_addition, leading_to, only_call, with_pooled_maps
 from recon.statistics.activity import activation_after, activity
-from recon.statistics.moments import (
-    BATCH,
-    InputMoments,
-    Sums,
-    by_group,
-    input_patches,
-    mean_output,
-    some_positions,
-    weights_of,
-)
+from recon.statistics.moments import BATCH, InputMoments, Sums, mean_output, some_positions, weights_of
 
 
 @torch.no_grad()
@@ -61,7 +52,7 @@ def _seen(task: UnitTask, name: str) -> Iterator[tuple[Tensor, Tensor, Tensor, T
     """The patches (G, K, M) that layer `name` gets, its outputs (G, O / G, M), what they lack of the float ones, and
     maps whose means the patches are, by batch of the images that teach, then of those that do not."""
     layer, where = task.layers[name], task.store.device
-    whole = _is_added_to_the_output(task.float_module, name)
+    whole = len(task.targets) == 1 and _is_added_to_the_output(task.float_module, name)
     module, float_module = (made if whole else leading_to(made, name) for made in (task.module, task.float_module))
     module, maps = with_pooled_maps(module, [name])
     calls: list[tuple[Tensor, Tensor]] = []
@@ -69,7 +60,7 @@ def _seen(task: UnitTask, name: str) -> Iterator[tuple[Tensor, Tensor, Tensor, T
     pooled: list[Tensor | None] = []
     generator = torch.Generator().manual_seed(0)
     teaching = torch.split(task.taught[mixed_order(task.taught)], BATCH)
-    judging = torch.split(task.held_back, BATCH) if task.judged else ()
+    judging = torch.split(task.held_back, BATCH) if task.early_stopping else ()
     for index, pick in enumerate((*teaching, *judging)):
         with (
             fast(where),
@@ -77,22 +68,22 @@ def _seen(task: UnitTask, name: str) -> Iterator[tuple[Tensor, Tensor, Tensor, T
             watched({name: task.float_layers[name]}, lambda _, __, z: wanted.append(z)),
             watched(maps, lambda _, __, x: pooled.append(x)),
         ):
-            y = module(channels_last(task.x[pick].to(where)))
-            float_y = float_module(channels_last(task.float_x[pick].to(where)))
+            (y, *_) = module(*picked(task.x, pick, where))
+            (float_y, *_) = float_module(*picked(task.float_x, pick, where))
         for (q, z), float_z, of in zip(calls, wanted, pooled or [None] * len(calls), strict=True):
-            positions = some_positions(z, generator)
+            positions = some_positions(layer, z, generator)
             whole = whole and y.shape == z.shape
             pair = (float_y, y) if whole else (float_z, z)
-            float_part, part = (by_group(layer, value, positions).float() for value in pair)
-            outputs = by_group(layer, z, positions).float() if whole else part
-            patches = input_patches(layer, q, positions).float()
+            float_part, part = (layer.by_group(value, positions).float() for value in pair)
+            outputs = layer.by_group(z, positions).float() if whole else part
+            patches = layer.patches(q, positions).float()
             yield patches, outputs, float_part - part, of, index < len(teaching)
         calls.clear()
         wanted.clear()
         pooled.clear()
 
 
-def _is_added_to_the_output(module: nn.Module, name: str) -> bool:
+def _is_added_to_the_output(module: fx.GraphModule, name: str) -> bool:
     """Nothing but additions lies between the output of layer `name`, called once, and that of `module`."""
     node = only_call(module, name)
     if node is None:

@@ -10,6 +10,7 @@ from hwmodel import BitConfig
 from recon.fit.correction import corrected
 from recon.fit.obq import descend, descend_together, output_error, place_obq, refit_scale
 from recon.fit.task import UnitTask
+from recon.graph.layers import Embedding, Layer
 from recon.quantizers.attach import attach, bias_of
 from recon.quantizers.rounding import make_rounding
 from recon.quantizers.weights import Grid, codes_at, decode, nearby_grids, search_grid
@@ -64,6 +65,9 @@ def second_order_start(task: UnitTask, config: BitConfig, settings: Settings) ->
     """Puts roundings on the layers of a unit, one after another, each for the inputs that those before it leave, and of
     the weight that makes up for them."""
     for name, layer in task.layers.items():
+        if isinstance(layer, Embedding):  # its rows are read one at a time: there is nothing to make up for
+            place_nearest(layer, config[name].w, settings)
+            continue
         moments, weight, shift = corrected(task, name)
         grid, place, bias = second_order_rounding(
             weight, config[name].w, moments, settings.symmetric, task.metrics.get(name)
@@ -75,6 +79,11 @@ def second_order_start(task: UnitTask, config: BitConfig, settings: Settings) ->
 def nearest_start(task: UnitTask, config: BitConfig, settings: Settings) -> None:
     """Puts roundings on the layers of a unit that stand where the weights stand, on the grids with the least error."""
     for name, layer in task.layers.items():
-        weight = layer.weight.detach()
-        grid = search_grid(weight, config[name].w, symmetric=settings.symmetric)
-        attach(layer, make_rounding(settings.rounding, codes_at(weight, grid), grid))
+        place_nearest(layer, config[name].w, settings)
+
+
+def place_nearest(layer: Layer, bits: int, settings: Settings) -> None:
+    """Puts a rounding on a layer that stands where its weight stands."""
+    weight = layer.weight.detach()
+    grid = search_grid(weight, bits, symmetric=settings.symmetric)
+    attach(layer, make_rounding(settings.rounding, codes_at(weight, grid), grid))

@@ -2,87 +2,78 @@
 
 from __future__ import annotations
 
+import operator
+from typing import Any
+
 import torch
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor, fx
 
-from recon.graph.layers import Calls, Layer
+from recon.graph.capture import aten, constant_nodes, packet_of, value_of
+from recon.graph.layers import Layer, Linear
+
+_NORM = aten._native_batch_norm_legit_no_training
 
 
-def fold_batch_norms(model: nn.Module, calls: Calls) -> dict[str, str]:
-    """Folds every batch norm of `model` that can be folded, in place; the others are returned with the reason.
+def fold_batch_norms(module: fx.GraphModule) -> dict[str, str]:
+    """Folds every batch norm of a captured module that can be folded, in place; the others are single operations then.
 
-    A folded batch norm is replaced by nn.Identity. `calls` is a recorded forward pass of the model.
+    Gives by the path of the module that holds its statistics why a batch norm was left.
     """
+    constants = constant_nodes(module.graph)
     left: dict[str, str] = {}
-    modules = dict(model.named_modules())
-    for name, norm in modules.items():
-        if not isinstance(norm, _BatchNorm):
-            continue
-        reason = _obstacle(name, norm, modules, calls)
-        if reason:
-            left[name] = reason
+    for node in [node for node in module.graph.nodes if packet_of(node) is _NORM]:
+        x, *parts, _, eps = node.args
+        reason = _obstacle(module, node, constants)
+        (result,) = (user for user in node.users if user.target is operator.getitem)
+        if reason is None:
+            assert isinstance(x, fx.Node)
+            layer = module.get_submodule(str(x.target))
+            assert isinstance(layer, Layer)
+            _fold(layer, [None if part is None else value_of(module, part) for part in parts], float(eps))
+            result.replace_all_uses_with(x)
         else:
-            _fold(modules[calls.norm_inputs[name]], norm)
-            _replace(model, norm, nn.Identity().eval())
+            path = next(str(part.target) for part in reversed(parts) if isinstance(part, fx.Node))
+            left[path.rpartition(".")[0]] = f"batch norm stays float: {reason}"
+            with module.graph.inserting_before(node):
+                plain = module.graph.call_function(aten.batch_norm.default, (x, *parts, False, 0.1, eps, True))
+            plain.meta = dict(result.meta)
+            result.replace_all_uses_with(plain)
+        module.graph.erase_node(result)
+        module.graph.erase_node(node)
+    module.graph.eliminate_dead_code()
+    module.recompile()
     return left
 
 
-def _obstacle(name: str, norm: _BatchNorm, modules: dict[str, nn.Module], calls: Calls) -> str | None:
+def _obstacle(module: fx.GraphModule, node: fx.Node, constants: set[fx.Node]) -> str | None:
     """Why the batch norm must stay, or None."""
-    if not calls.counts[name]:
-        return "never called"
-    if type(norm).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
-        return f"batch norm stays float: {type(norm).__name__} computes more than a batch norm"
-    if norm.running_mean is None or norm.running_var is None:
-        return "batch norm stays float: it keeps no running statistics"
-    if calls.counts[name] > 1:
-        return "batch norm stays float: it is called more than once"
-    if name not in calls.norm_inputs:
-        return "batch norm stays float: its input is not the output of a layer"
-    source = calls.norm_inputs[name]
-    if calls.counts[source] > 1:
-        return f"batch norm stays float: {source} before it is called more than once"
-    if calls.output_reads[source] > 1:
-        return f"batch norm stays float: the output of {source} is also used elsewhere"
-    layer = modules[source]
-    if any(
-        parameter is own
-        for other in modules.values()
-        if other is not layer
-        for parameter in other.parameters(recurse=False)
-        for own in layer.parameters(recurse=False)
-    ) or any(calls.parameter_reads[f"{source}.{own}"] > 1 for own in ("weight", "bias")):
-        return f"batch norm stays float: {source} before it shares its parameters"
-    out_shape = calls.layers[source][0].out_shape
-    if isinstance(layer, nn.Linear) and len(out_shape) != 2:
-        return f"batch norm stays float: it does not normalise the channels of {source}"
+    x, *parts, _, _ = node.args
+    assert isinstance(x, fx.Node)
+    layer = module.get_submodule(str(x.target)) if x.op == "call_module" else None
+    if any(isinstance(part, fx.Node) and part not in constants for part in parts):
+        return "its statistics depend on the input"
+    if not isinstance(layer, Layer) or not len(layer.bias):
+        return "its input is not the output of a layer"
+    if sum(other.target == x.target for other in module.graph.nodes if other.op == "call_module") > 1:
+        return f"{x.target} before it is called more than once"
+    if len(x.users) > 1:
+        return f"the output of {x.target} is also used elsewhere"
+    if isinstance(layer, Linear) and len(x.meta["shape"]) != 2:
+        return f"it does not normalise the channels of {x.target}"
     return None
 
 
 @torch.no_grad()
-def _fold(layer: nn.Module, norm: _BatchNorm) -> None:
+def _fold(layer: Layer, parts: list[Any], eps: float) -> None:
     """w' = w·s, b' = (b − μ)·s + β with s = γ / √(σ² + ε), computed in double precision."""
-    assert isinstance(layer, Layer)
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.double()
-    bias = -norm.running_mean.double()
-    if layer.bias is not None:
-        bias = bias + layer.bias.double()
-    bias = bias * scale
-    if norm.bias is not None:
-        bias = bias + norm.bias.double()
+    gamma, beta, mean, variance = (None if part is None else part.double() for part in parts)
+    assert isinstance(mean, Tensor)
+    assert isinstance(variance, Tensor)
+    scale = (variance + eps).rsqrt()
+    if gamma is not None:
+        scale = scale * gamma
+    bias = (layer.bias.double() - mean) * scale
+    if beta is not None:
+        bias = bias + beta
     weight = layer.weight.double() * scale.view(-1, *[1] * (layer.weight.dim() - 1))
-    layer.weight = nn.Parameter(weight.to(layer.weight.dtype), requires_grad=False)
-    layer.bias = nn.Parameter(bias.to(layer.weight.dtype), requires_grad=False)
-
-
-def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Puts `new` wherever `old` is registered."""
-    for parent in model.modules():
-        for key, child in parent._modules.items():
-            if child is old:
-                parent._modules[key] = new
+    layer.weight.data, layer.bias.data = weight.to(layer.weight.dtype), bias.to(layer.bias.dtype)

@@ -1,20 +1,189 @@
-"""What one forward pass calls: every layer with its shapes, and who reads the layers' outputs."""
+"""Layers by kind: a weight, the operation that applies it, and what of its input each output reads.
+
+Whatever code called the operation, a layer is one module of the captured graph. Its weight is always laid out as
+(O, I / G, *kernel): output channels first, those of one group reading the same inputs.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
-Layer = nn.Conv2d | nn.Linear
+from hwmodel.layer import LayerKind
+
+
+class Layer(nn.Module):
+    """Base of all kinds: `weight` (O, I / G, *kernel) and `bias` (O,), which embeddings have none of: (0,).
+
+    `channel_axis` is the axis of outputs that counts output channels. `source` is the path of the parameter that the
+    weight is, or is computed from: layers of one source are tied. Where `exact`, the layer is computed in float32
+    whatever the arithmetic around it.
+    """
+
+    kind: ClassVar[LayerKind]
+    channel_axis: ClassVar[int]
+    weight: nn.Parameter
+    bias: nn.Parameter
+    groups: int = 1
+    exact: bool = False
+    source: str = ""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        bias = weight.new_zeros(0) if bias is None else bias
+        self.weight, self.bias = nn.Parameter(weight, requires_grad=False), nn.Parameter(bias, requires_grad=False)
+
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """The operation itself, in the arithmetic of x."""
+        raise NotImplementedError
+
+    def apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """What the layer would give for inputs x with another weight (O, I / G, *kernel) and bias (O,)."""
+        if not self.exact:
+            return self.compute(x, weight, bias)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.compute(x.float(), weight, bias)
+
+    def patches(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """The patches (G, K, M) of inputs x (N, …) at `positions` (M,) of all N × output positions, or at all of
+        them; K follows the order of a row of the weight."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.apply_weight(x, self.weight, self.bias)
+
+    def by_group(self, z: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Outputs z (N, …) as (G, O / G, M), at `positions` (M,) of all N × output positions, or at all."""
+        columns = rows(z, self.channel_axis, positions).T
+        return columns[None] if self.groups == 1 else columns.contiguous().view(self.groups, -1, columns.shape[1])
+
+    def positions_of(self, z: Tensor) -> int:
+        """How many positions one sample has in outputs z (N, …)."""
+        return z[0].numel() // z.shape[self.channel_axis]
+
+
+class Convolution(Layer):
+    """A convolution over one, two or three dimensions of maps (N, C, *size)."""
+
+    kind = "conv"
+    channel_axis = 1
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        stride: tuple[int, ...],
+        padding: tuple[int, ...] | str,
+        dilation: tuple[int, ...],
+        groups: int,
+    ) -> None:
+        super().__init__(weight, bias)
+        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+        self.kernel = tuple(weight.shape[2:])
+        self._convolve: Callable[..., Tensor] = (F.conv1d, F.conv2d, F.conv3d)[len(self.kernel) - 1]
+
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return self._convolve(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def pads(self) -> list[tuple[int, int]]:
+        """What is added before and behind, by dimension."""
+        if self.padding == "valid":
+            return [(0, 0)] * len(self.kernel)
+        if isinstance(self.padding, str):  # "same": the odd one goes behind
+            totals = [step * (size - 1) for step, size in zip(self.dilation, self.kernel, strict=True)]
+            return [(total // 2, total - total // 2) for total in totals]
+        return [(pad, pad) for pad in self.padding]
+
+    def patches(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        x = _padded(x, self.pads())
+        return _patches(x, self.kernel, self.stride, self.dilation, self.groups, positions)
+
+
+class TransposedConvolution(Layer):
+    """A transposed convolution of maps (N, C, *size): a convolution of the maps with zeros between their pixels."""
+
+    kind = "transposed"
+    channel_axis = 1
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        stride: tuple[int, ...],
+        padding: tuple[int, ...],
+        output_padding: tuple[int, ...],
+        dilation: tuple[int, ...],
+        groups: int,
+    ) -> None:
+        super().__init__(_groups_swapped(weight, groups), bias)
+        self.stride, self.padding, self.output_padding, self.dilation = stride, padding, output_padding, dilation
+        self.groups = groups
+        self.kernel = tuple(weight.shape[2:])
+        functions = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+        self._convolve: Callable[..., Tensor] = functions[len(self.kernel) - 1]
+
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        weight = _groups_swapped(weight, self.groups)
+        return self._convolve(
+            x, weight, bias, self.stride, self.padding, self.output_padding, self.groups, self.dilation
+        )
+
+    def patches(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        sizes = [step * (size - 1) + 1 for step, size in zip(self.stride, x.shape[2:], strict=True)]
+        spread = x.new_zeros(*x.shape[:2], *sizes)
+        every: list[Any] = [..., *(slice(None, None, step) for step in self.stride)]
+        spread[tuple(every)] = x
+        settings = zip(self.kernel, self.dilation, self.padding, self.output_padding, strict=True)
+        pads = [(step * (size - 1) - pad, step * (size - 1) - pad + more) for size, step, pad, more in settings]
+        ones = (1,) * len(self.kernel)
+        patches = _patches(_padded(spread, pads), self.kernel, ones, self.dilation, self.groups, positions)
+        taps = math.prod(self.kernel)  # read backwards
+        groups, _, count = patches.shape
+        return patches.view(groups, -1, taps, count).flip(2).view(groups, -1, count)
+
+
+class Linear(Layer):
+    """A linear map of the last axis of inputs (N, …, I)."""
+
+    kind = "linear"
+    channel_axis = -1
+
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.linear(x, weight, bias)
+
+    def patches(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        return rows(x, -1, positions).T[None]
+
+
+class Embedding(Layer):
+    """A table of vectors, read by integer ids (N, …): each of its rows (O, I) has a grid of its own, and no bias."""
+
+    kind = "embedding"
+    channel_axis = -1
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__(weight, None)
+
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.embedding(x, weight)
+
+
+def rows(x: Tensor, axis: int, positions: Tensor | None = None) -> Tensor:
+    """x (N, …) as rows (M, C), C being its `axis`, at `positions` (M,) of all N × positions, or at all."""
+    flat = x.movedim(axis, -1).flatten(0, -2)
+    return flat if positions is None else flat[positions]
+
+
+def layers_in(module: nn.Module) -> dict[str, Layer]:
+    """The layers of a captured module by name, in order of registration."""
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, Layer)}
 
 
 @contextmanager
@@ -44,106 +213,43 @@ def keep_outputs(layers: Mapping[str, Layer]) -> Iterator[list[tuple[str, Tensor
         yield calls
 
 
-def is_layer(module: nn.Module) -> bool:
-    """A convolution or linear layer that computes what its class computes, so that its weight can be quantized."""
-    forward = type(module).forward
-    return any(isinstance(module, kind) and forward is kind.forward for kind in (nn.Conv2d, nn.Linear))
+def _groups_swapped(weight: Tensor, groups: int) -> Tensor:
+    """A weight (A, B / G, *kernel) as (B, A / G, *kernel): between a transposed convolution's layout and ours."""
+    if groups == 1:
+        return weight.transpose(0, 1)
+    return weight.reshape(groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
 
 
-def apply_weight(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """What `layer` would give for inputs x with another weight and bias."""
-    if isinstance(layer, nn.Linear):
-        return nn.functional.linear(x, weight, bias)
-    output: Tensor = layer._conv_forward(x, weight, bias)
-    return output
+def _padded(x: Tensor, pads: Sequence[tuple[int, int]]) -> Tensor:
+    flat = [pad for pair in reversed(pads) for pad in pair]
+    return F.pad(x, flat) if any(flat) else x
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """The shapes that went into one call of a layer and came out of it."""
-
-    in_shape: tuple[int, ...]
-    out_shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Calls:
-    """One forward pass, by module name (the first one where a module has several).
-
-    `layers` holds the calls of every layer, in execution order. `counts` are calls per module. `norm_inputs` maps a
-    batch norm to the layer whose output is, as the very same tensor, its input. `output_reads` counts the operations
-    that read a layer's outputs, `parameter_reads` those that read a parameter.
-    """
-
-    layers: dict[str, list[Call]]
-    counts: Counter[str]
-    norm_inputs: dict[str, str]
-    output_reads: Counter[str]
-    parameter_reads: Counter[str]
-
-
-def record_calls(model: nn.Module, x: Tensor) -> Calls:
-    """Runs model(x) once and tells what was called. Raises whatever the model raises."""
-    recorder = _Recorder(model)
-    hooks = [hook for name, module in model.named_modules() for hook in recorder.watch(name, module)]
-    try:
-        with torch.no_grad(), recorder:
-            result = model(x)
-        recorder.read(result)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return recorder.calls
-
-
-class _Recorder(TorchFunctionMode):
-    """Sees every torch operation that returns a tensor, and what it read."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.calls = Calls({}, Counter(), {}, Counter(), Counter())
-        self.parameters = {id(parameter): name for name, parameter in model.named_parameters()}
-        # The tensors are kept, so that no later one can take over an id.
-        self.outputs: dict[int, tuple[str, Tensor]] = {}
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
-            self.read((args, kwargs))
-        return result
-
-    def read(self, values: Any) -> None:
-        for leaf in map(id, tree_leaves(values)):
-            if leaf in self.outputs:
-                self.calls.output_reads[self.outputs[leaf][0]] += 1
-            if leaf in self.parameters:
-                self.calls.parameter_reads[self.parameters[leaf]] += 1
-
-    def watch(self, name: str, module: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
-        hooks = [module.register_forward_pre_hook(partial(self._enter, name), with_kwargs=True)]
-        if is_layer(module):
-            hooks.append(module.register_forward_hook(partial(self._leave, name), with_kwargs=True))
-        return hooks
-
-    def _enter(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.calls.counts[name] += 1
-        source = self.outputs.get(id(_first(args, kwargs)))
-        if source and isinstance(module, nn.modules.batchnorm._BatchNorm):
-            self.calls.norm_inputs[name] = source[0]
-
-    def _leave(
-        self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
-    ) -> None:
-        x = _first(args, kwargs)
-        self.calls.layers.setdefault(name, []).append(Call(tuple(x.shape), tuple(output.shape)))
-        self.outputs[id(output)] = name, output
-
-
-def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return args[0] if args else kwargs.get("input")
+def _patches(
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    positions: Tensor | None,
+) -> Tensor:
+    """The patches (G, K, M) of padded maps x (N, C, *size) at `positions` (M,), or at all of them."""
+    sizes = x.shape[2:]
+    spans = [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]
+    counts = [(size - span - 1) // step + 1 for size, span, step in zip(sizes, spans, stride, strict=True)]
+    if positions is None:
+        positions = torch.arange(len(x) * math.prod(counts), device=x.device)
+    left, places = positions, []
+    for count, step in zip(reversed(counts), reversed(stride), strict=True):
+        places.append(left % count * step)
+        left = left // count
+    start = left  # of the image; then of the pixel in it
+    for size, place in zip(sizes, reversed(places), strict=True):
+        start = start * size + place
+    if groups == 1 and max(kernel) == 1:
+        return x.movedim(1, -1).flatten(0, -2)[start].T[None]
+    taps = torch.zeros(1, dtype=torch.long, device=x.device)
+    for size, taken, step in zip(sizes, kernel, dilation, strict=True):
+        taps = (taps[:, None] * size + step * torch.arange(taken, device=x.device)).flatten()
+    patches = x.transpose(0, 1).flatten(1).index_select(1, (taps[:, None] + start).flatten())
+    return patches.view(groups, -1, len(positions))

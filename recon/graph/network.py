@@ -1,222 +1,230 @@
-"""A network as quantization sees it: the folded model, its layer table and its reconstruction units."""
+"""A network as quantization sees it: one graph with its batch norms folded, its layer table and its units."""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils import parametrize
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from hwmodel.errors import InputError
 from hwmodel.layer import LayerSpec, LayerTable
 from recon.compute.arithmetic import device_of
+from recon.graph.capture import Captured, export_graph
 from recon.graph.fold import fold_batch_norms
-from recon.graph.layers import Call, Calls, Layer, is_layer, record_calls
-from recon.graph.partition import Unit, join, partition
-from recon.graph.patterns import trace_graph
+from recon.graph.layers import Convolution, Layer, TransposedConvolution
+from recon.graph.partition import partition
+from recon.graph.products import products
+from recon.graph.samples import Samples
+from recon.graph.uncounted import uncounted
+from recon.graph.units import Unit, flow_nodes, is_layer, units_of
 
-__all__ = ["Network", "Unit", "trace"]
+__all__ = ["Network", "Unit", "capture"]
 
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A float model in eval mode, batch norms folded, no gradients; `units` share their layer modules with `model`.
+    """A captured network in eval mode, batch norms folded, without gradients.
 
-    Every layer has a bias. Where `chained`, applying the units' modules one after another to the input is the model.
-    Otherwise (torch.fx could not trace the model) each layer is its own unit.
+    `module` maps the tensors of a call, in pytree order, to a tuple of the tensors of the result; its nodes are
+    labelled with their units. `inputs` and `outputs` are the structures around these tensors, `names` the paths of the
+    output tensors ("" for a single one). Applying the `units` one after another is the network.
     """
 
-    model: nn.Module
+    module: fx.GraphModule
     table: LayerTable
     units: tuple[Unit, ...]
-    chained: bool
+    inputs: TreeSpec
+    outputs: TreeSpec
+    names: tuple[str, ...]
 
     @property
     def device(self) -> torch.device:
-        """Where it computes: where its model is."""
-        return device_of(self.model)
+        """Where it computes: where its layers are."""
+        return device_of(self.module)
 
-    def layer(self, name: str) -> nn.Conv2d | nn.Linear:
+    @property
+    def model(self) -> nn.Module:
+        """The network as it is called: with the arguments and the result of the model that was captured."""
+        return CapturedModel(self.module, self.inputs, self.outputs)
+
+    def layer(self, name: str) -> Layer:
         """The layer's module. Raises InputError where the table has no such layer."""
         if name not in self.table.names:
             raise InputError(f"no layer {name!r} in {self.table.model}: expected one of its {len(self.table)} layers")
-        module = self.model.get_submodule(name)
+        module = self.module.get_submodule(name)
         assert isinstance(module, Layer)
         return module
 
-    def joined(self) -> nn.Module:
-        """One traced module that applies the units one after another; the model itself where it is no chain."""
-        return join(self.model, self.units) if self.chained else self.model
+    def outputs_of(self, *leaves: Tensor) -> dict[str, Tensor]:
+        """The output tensors by path for the tensors of a call."""
+        return dict(zip(self.names, self.module(*leaves), strict=True))
+
+    def leaves(self, samples: Samples) -> tuple[Tensor, ...]:
+        """The tensors of samples. Raises InputError where they are not what the network takes."""
+        if samples.spec != self.inputs:
+            raise InputError(f"{self.table.model} takes {self.inputs}; got {samples.spec}")
+        return samples.leaves
 
     def lone_layers(self) -> tuple[LayerSpec, ...]:
-        """The layers that are called once and have a weight of their own; none are known of a network that is no
-        chain."""
-        graphs = [unit.module.graph for unit in self.units if isinstance(unit.module, fx.GraphModule)]
-        calls = Counter(str(node.target) for graph in graphs for node in graph.nodes if node.op == "call_module")
+        """The layers that are called once and have a weight of their own."""
+        calls = Counter(str(node.target) for node in self.module.graph.nodes if is_layer(self.module, node))
         ties = Counter(spec.tie for spec in self.table)
-        return tuple(spec for spec in self.table if calls[spec.name] == ties[spec.tie] == 1) if self.chained else ()
+        return tuple(spec for spec in self.table if calls[spec.name] == ties[spec.tie] == 1)
+
+    def unit_nodes(self) -> Iterator[fx.Node]:
+        """The nodes of the graph that belong to units, in order."""
+        yield from flow_nodes(self.module.graph)
 
     def copy(self) -> Network:
-        """A deep copy; its units share their modules with its model, and nothing with this network."""
-        model, modules = copy.deepcopy((self.model, [unit.module for unit in self.units]))
-        units = tuple(Unit(unit.name, unit.layers, module) for unit, module in zip(self.units, modules, strict=True))
-        return Network(model, self.table, units, self.chained)
+        """A deep copy that shares nothing with this network."""
+        return self.rebuilt(copy.deepcopy(self.module))
+
+    def rebuilt(self, module: fx.GraphModule) -> Network:
+        """The same network with another module, whose nodes are labelled."""
+        module.recompile()
+        return replace(self, module=module, units=units_of(module))
 
 
-def trace(model: nn.Module, input_size: tuple[int, int, int], name: str = "model") -> Network:
-    """Turns any convolutional model into a Network; `model` itself stays as it is.
+class CapturedModel(nn.Module):
+    """A captured module that takes and returns what the model did that it was captured from."""
 
-    `input_size` is (channels, height, width) of one image. The network lives on the device of the model. A layer called
-    on maps of several sizes is described as one use on a map of all their positions × 1 pixels. Raises InputError where
-    the model does not run on such an image or has no layer that can be quantized.
+    def __init__(self, module: fx.GraphModule, inputs: TreeSpec, outputs: TreeSpec) -> None:
+        super().__init__()
+        self.module, self.inputs, self.outputs = module, inputs, outputs
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        leaves, spec = tree_flatten((args, kwargs))
+        if spec != self.inputs:
+            raise InputError(f"expected arguments like {self.inputs}, got {spec}")
+        return tree_unflatten(list(self.module(*leaves)), self.outputs)
+
+
+def capture(model: nn.Module, example: Any, name: str = "model") -> Network:
+    """Turns a model into a Network; `model` itself stays as it is.
+
+    `example` is a batch as the model takes it: a tensor, a tuple of positional arguments, a dict of keyword arguments,
+    or Samples; two samples or more. The network lives on the device of the model. A layer called on maps of several
+    sizes is described as one use on a map of all their positions × 1 pixels. Raises InputError where the model cannot
+    be exported or has no layer that can be quantized.
     """
-    model = _float_copy(model)
-    images = _images(model, input_size)
-    try:
-        calls = record_calls(model, images[:1])
-    except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(f"{name} does not run on an image of size {input_size}: {reason}") from error
-    if not calls.layers:
-        raise InputError(f"{name} calls no convolution (Conv2d) or linear layer, so there is nothing to quantize")
-    unfolded = fold_batch_norms(model, calls)
-    layers = tuple(calls.layers)
-    _give_biases(model, layers)
-    units = _chain(model, images, layers)
-    chained = units is not None
-    if units is None:
-        units = tuple(Unit(layer, (layer,), model.get_submodule(layer)) for layer in layers)
-    table = LayerTable(name, input_size, _specs(model, calls, units), _uncounted(model, calls, unfolded))
-    return Network(model, table, units, chained)
+    samples = Samples.of(example).to(device_of(model))
+    if len(samples) < 2:
+        samples = Samples(tuple(torch.cat([leaf, leaf]) for leaf in samples.leaves), samples.spec)
+    captured = export_graph(model, samples[:3], name)
+    module = captured.module
+    unfolded = fold_batch_norms(module)
+    if not any(is_layer(module, node) for node in module.graph.nodes):
+        raise InputError(f"{name} applies no convolution, linear map or embedding, so there is nothing to quantize")
+    partition(module, captured.kinds)
+    _avoid_slow_kernels(module)
+    module.recompile()
+    network = _described(captured, units_of(module), samples, unfolded, name)
+    _check(network, model, samples[:2], name)
+    return network
 
 
-def _float_copy(model: nn.Module) -> nn.Module:
-    model = copy.deepcopy(model).eval().float()
-    for module in list(model.modules()):
-        if parametrize.is_parametrized(module):
-            _make_plain(module)
-    model.requires_grad_(False)
-    return nn.Sequential(model) if is_layer(model) else model
-
-
-def _make_plain(module: nn.Module) -> None:
-    """Replaces computed parameters (weight_norm, for example) by their values.
-
-    `remove_parametrizations` would also change the class, which the copy shares with the original.
-    """
-    assert isinstance(module.parametrizations, nn.ModuleDict)
-    values = {name: getattr(module, name).detach().clone() for name in module.parametrizations}
-    del module.parametrizations
-    module.__class__ = type(module).__bases__[0]
-    for name, value in values.items():
-        module.register_parameter(name, nn.Parameter(value))
-
-
-def _images(model: nn.Module, input_size: tuple[int, int, int]) -> Tensor:
-    """Three images of noise, where the model is."""
-    return torch.randn(3, *input_size, generator=torch.Generator().manual_seed(0)).to(device_of(model))
-
-
-def _give_biases(model: nn.Module, layers: tuple[str, ...]) -> None:
-    """A zero bias for every layer without one, so that what quantization does to a layer's mean can be corrected."""
-    for name in layers:
-        layer = model.get_submodule(name)
-        if layer.bias is None:
-            assert isinstance(layer.weight, Tensor)
-            layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)), requires_grad=False)
-
-
-def _chain(model: nn.Module, images: Tensor, layers: tuple[str, ...]) -> tuple[Unit, ...] | None:
-    """Units that are the model when chained; None where the traced graph does not compute what the model computes."""
-    graph = trace_graph(model)
-    if graph is None:
-        return None
-    with torch.no_grad():
-        expected = model(images)
-        try:
-            units = partition(model, graph, images, layers)
-            result = images
-            for unit in units or ():
-                result = unit.module(result)
-        except (RuntimeError, TypeError, IndexError):  # the graph holds for the traced batch size only, for example
-            return None
-    if not units or not isinstance(expected, Tensor) or result.shape != expected.shape:
-        return None
-    if {layer for unit in units for layer in unit.layers} != set(layers):
-        return None
-    tolerance = 1e-4 * float(expected.abs().max().nan_to_num())
-    return units if torch.allclose(result, expected, rtol=0, atol=tolerance, equal_nan=True) else None
-
-
-def _specs(model: nn.Module, calls: Calls, units: tuple[Unit, ...]) -> tuple[LayerSpec, ...]:
+def _described(
+    captured: Captured, units: tuple[Unit, ...], samples: Samples, unfolded: Mapping[str, str], name: str
+) -> Network:
+    module = captured.module
     blocks = {layer: unit.name for unit in units for layer in unit.layers}
-    ties: dict[int, str] = {}
+    ties: dict[str, str] = {}
     specs = []
-    for name, layer_calls in calls.layers.items():
-        layer = model.get_submodule(name)
+    for layer_name, sizes in _call_sizes(module).items():
+        layer = module.get_submodule(layer_name)
         assert isinstance(layer, Layer)
-        tie = ties.setdefault(id(layer.weight), name)
-        specs.append(_spec(name, layer, layer_calls, blocks[name], tie))
-    return tuple(specs)
+        tie = ties.setdefault(layer.source, layer_name)
+        specs.append(_spec(layer_name, layer, sizes, blocks[layer_name], tie))
+    shapes = tuple(tuple(leaf.shape[1:]) for leaf in samples.leaves)
+    table = LayerTable(name, shapes, tuple(specs), uncounted(captured, unfolded), tuple(products(module)))
+    return Network(module, table, units, captured.inputs, captured.outputs, captured.names)
 
 
-def _spec(name: str, layer: Layer, calls: list[Call], block: str, tie: str) -> LayerSpec:
-    sizes = [(_map_size(layer, call.in_shape), _map_size(layer, call.out_shape)) for call in calls]
+def _call_sizes(module: fx.GraphModule) -> dict[str, list[tuple[Size, Size]]]:
+    """The sizes of the input and output maps of every call of a layer, by layer in order of execution."""
+    found: dict[str, list[tuple[Size, Size]]] = {}
+    for node in module.graph.nodes:
+        if is_layer(module, node):
+            layer = module.get_submodule(str(node.target))
+            (source,) = node.all_input_nodes
+            maps = isinstance(layer, Convolution | TransposedConvolution)
+            sizes = _map_size(source, maps), _map_size(node, maps, layer.kind == "embedding")  # type: ignore[arg-type]
+            found.setdefault(str(node.target), []).append(sizes)
+    return found
+
+
+Size = tuple[int, int]
+
+
+def _map_size(node: fx.Node, maps: bool, vectors: bool = False) -> Size:
+    """(height, width) of a feature map; (positions, 1) of a linear layer's input or output, or of ids."""
+    shape = [abs(size) for size in node.meta["shape"]]  # samples count as one
+    if maps:
+        return _flat(shape[2:])
+    ids = not vectors and not node.meta["floating"]
+    return math.prod(shape if ids else shape[:-1]), 1
+
+
+def _flat(sizes: list[int] | tuple[int, ...]) -> Size:
+    """One, two or three dimensions as two."""
+    return (sizes[0], 1) if len(sizes) == 1 else (math.prod(sizes[:-1]), sizes[-1])
+
+
+def _spec(name: str, layer: Layer, sizes: list[tuple[Size, Size]], block: str, tie: str) -> LayerSpec:
     uses = len(sizes)
     if len(set(sizes)) > 1:
         uses = 1
         sizes = [((sum(math.prod(i) for i, _ in sizes), 1), (sum(math.prod(o) for _, o in sizes), 1))]
-    (in_size, out_size) = sizes[0]
-    if isinstance(layer, nn.Linear):
-        one = (1, 1)
-        return LayerSpec(
-            name, "linear", layer.in_features, layer.out_features, one, one, one, 1, in_size, out_size, block, tie, uses
-        )
-    return LayerSpec(
-        name,
-        "conv",
-        layer.in_channels,
-        layer.out_channels,
-        (layer.kernel_size[0], layer.kernel_size[1]),
-        (layer.stride[0], layer.stride[1]),
-        (layer.dilation[0], layer.dilation[1]),
-        layer.groups,
-        in_size,
-        out_size,
-        block,
-        tie,
-        uses,
-    )
+    (in_size, out_size), one = sizes[0], (1, 1)
+    channels = layer.weight.shape[1] * layer.groups, len(layer.weight)
+    if isinstance(layer, Convolution | TransposedConvolution):
+        shape = _flat(layer.kernel), _flat(layer.stride), _flat(layer.dilation)
+        return LayerSpec(name, layer.kind, *channels, *shape, layer.groups, in_size, out_size, block, tie, uses)
+    return LayerSpec(name, layer.kind, *channels, one, one, one, 1, in_size, out_size, block, tie, uses)
 
 
-def _map_size(layer: Layer, shape: tuple[int, ...]) -> tuple[int, int]:
-    """(height, width) of a feature map; (positions, 1) of a linear layer's input or output. For a batch of one."""
-    if isinstance(layer, nn.Linear):
-        return math.prod(shape[:-1]), 1
-    return shape[-2], shape[-1]
+def _avoid_slow_kernels(module: fx.GraphModule) -> None:
+    """Keeps convolutions whose bfloat16 gradient is slower than float32 on CPUs in float32.
+
+    Measured with oneDNN: three input channels 3.4 times, depthwise with a stride 2.7 times as slow.
+    """
+    on_cpu = device_of(module).type == "cpu"
+    for layer in module.modules():
+        if isinstance(layer, Convolution) and len(layer.kernel) == 2:
+            few = layer.weight.shape[1] * layer.groups < 8
+            strided = layer.groups > 1 and max(layer.stride) > 1
+            layer.exact = on_cpu and (few or strided)
 
 
-def _uncounted(model: nn.Module, calls: Calls, unfolded: dict[str, str]) -> tuple[tuple[str, str], ...]:
-    """Every other holder of parameters or float buffers, with the reason why it is not quantized."""
-    parts: list[tuple[str, str]] = []
-    for name, module in model.named_modules():
-        held = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-        tensors = [key for key, tensor in held if tensor.is_floating_point()]
-        if name in calls.layers or not tensors:
-            continue
-        kind = type(module).__name__
-        if name in unfolded:
-            parts.append((name, unfolded[name]))
-        elif any(calls.parameter_reads[f"{name}.{key}"] for key in tensors) and not calls.counts[name]:
-            parts.append((name, f"{kind} is not called: its parameters are used directly"))
-        elif not calls.counts[name]:
-            parts.append((name, "never called"))
-        elif type(module).__module__.startswith("torch.nn."):
-            parts.append((name, f"{kind} is not quantized"))
-        else:
-            parts += [(f"{name}.{key}".lstrip("."), f"parameter of {kind}, used directly") for key in tensors]
-    return tuple(parts)
+def _check(network: Network, model: nn.Module, samples: Samples, name: str) -> None:
+    """Raises InputError where the network does not compute what the model computes, for one sample too."""
+    from recon.graph.capture import plain_copy
+
+    plain = plain_copy(model)
+    for part in (samples, samples[:1]):
+        args, kwargs = Samples(tuple(leaf.clone() for leaf in part.leaves), part.spec).call
+        with torch.no_grad():
+            try:
+                expected = tree_flatten(plain(*args, **kwargs))[0]
+                found = network.module(*part.leaves)
+            except Exception as error:
+                line = (str(error).splitlines() or [""])[0]
+                raise InputError(
+                    f"{name} does not run on {len(part)} samples: {type(error).__name__}: {line}"
+                ) from None
+        for ours, theirs in zip(found, expected, strict=True):
+            bound = 1e-3 * float(theirs.float().abs().nan_to_num().max()) + 1e-6
+            if ours.shape != theirs.shape or not torch.allclose(
+                ours.float(), theirs.float(), rtol=0, atol=bound, equal_nan=True
+            ):
+                raise InputError(
+                    f"the exported graph of {name} does not compute what the model computes on {len(part)} samples; "
+                    "does it depend on the number of samples, or draw random numbers?"
+                )

@@ -1,270 +1,269 @@
-"""Partition of a traced graph into reconstruction units.
+"""Which nodes are reconstructed together: blocks, found from how tensors flow and from the modules that ran.
 
-BRECQ (arXiv 2102.05426, section 3.2) reconstructs residual blocks. Here they are found in the graph: where exactly one
-tensor is alive the graph can be cut, and what lies between two neighbouring cuts is a segment: one step of a chain, or
-everything from a branch to its join. The modules that hold a branch tell which module types are blocks, so that an
-instance without a branch (an inverted residual of stride 2) is one as well.
+A stretch of the graph that can be cut at single tensors is a chain. What cannot be cut there, a branch and its join, is
+a block of the smallest module that holds it, and so are the other instances of that module's class. Where that module
+holds repeated modules of several layers each (the encoder with a mask that is alive all along, the U-Net, the dense
+block, the exchange unit), these are looked at one by one instead, and tensors cross the borders between them.
 """
 
 from __future__ import annotations
 
-import operator
-from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from recon.graph.patterns import module_paths
+from recon.graph.capture import SAMPLES, STACK
+from recon.graph.units import flow_nodes, is_layer, label
 
 _PLAIN = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-_HEADS = ("pool", "dropout")
+_HEADS = ("pool", "dropout", "mean")
+MOST = 12  # layers of a block where it could be divided
+
+Span = tuple[int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """One reconstruction unit: a block, or a single layer where no block is.
-
-    `layers` are its quantizable layers in execution order. `module` maps a tensor (N, …) to a tensor (N, …) and shares
-    its layer modules with the network's model.
-    """
-
-    name: str
-    layers: tuple[str, ...]
-    module: nn.Module
-
-    def __post_init__(self) -> None:
-        if not self.layers:
-            raise ValueError(f"unit {self.name!r} has no layers")
+def partition(module: fx.GraphModule, kinds: Mapping[str, type[nn.Module]]) -> None:
+    """Labels every node of a captured module with its unit. `kinds` are the classes of the model's modules that hold
+    other modules, by path."""
+    flow = _Flow(module, kinds)
+    if not flow.nodes:
+        return
+    spans = _Blocks(flow)
+    spans.divide((0, len(flow.nodes)), None)
+    groups = _attached(flow, spans.joined())
+    groups = _crossable(flow, _unshared(flow, groups))
+    for span in groups:
+        label(flow.nodes[slice(*span)], _name(flow, span))
 
 
-@dataclass(frozen=True, slots=True)
-class _Segment:
-    """Nodes between two neighbouring cuts: reads the tensor `source`, hands on the tensor `result`."""
+class _Flow:
+    """What is computed from the samples, in order, with what is alive where."""
 
-    nodes: tuple[fx.Node, ...]
-    source: fx.Node
-    result: fx.Node
-    layers: tuple[str, ...]
-    activation: bool
+    def __init__(self, module: fx.GraphModule, kinds: Mapping[str, type[nn.Module]]) -> None:
+        self.module, self.kinds = module, kinds
+        self.nodes = flow_nodes(module.graph)
+        self.index = {node: i for i, node in enumerate(self.nodes)}
+        end = len(self.nodes)
+        placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+        self.values = [*placeholders, *self.nodes]
+        self.made = {node: self.index.get(node, -1) for node in self.values}
+        self.uses = {node: sorted(self._uses(node, end)) for node in self.values}
+        self.layer = [str(node.target) if is_layer(module, node) else None for node in self.nodes]
+        self.paths = [tuple(path for path in node.meta.get(STACK, ()) if path in kinds) for node in self.nodes]
 
+    def _uses(self, node: fx.Node, end: int) -> set[int]:
+        found: set[int] = set()
+        todo = list(node.users)
+        while todo:
+            user = todo.pop()
+            if user.op == "output":
+                found.add(end)
+            elif user in self.index:
+                found.add(self.index[user])
+            elif not user.meta.get("counts"):
+                todo += user.users
+        return found
 
-def partition(model: nn.Module, graph: fx.Graph, x: Tensor, layers: tuple[str, ...]) -> tuple[Unit, ...] | None:
-    """Units of `graph`, the traced graph of model(x), that compute the model when applied one after another.
+    def layers(self, span: Span) -> list[str]:
+        return list(dict.fromkeys(name for name in self.layer[slice(*span)] if name))
 
-    `layers` names the quantizable layers. None where the model does not return one tensor.
-    """
-    shapes = _shapes(model, graph, x)
-    _read_batch_size_locally(graph, shapes, len(x))
-    segments = _segments(model, graph, shapes, layers)
-    if not any(segment.layers for segment in segments):
+    def crossing(self, span: Span) -> list[list[fx.Node]]:
+        """By node of the span, the tensors that are alive behind it, as far as the span makes or reads them."""
+        start, stop = span
+        alive: list[list[fx.Node]] = [[] for _ in range(start, stop)]
+        for node in self.values:
+            uses = [use for use in self.uses[node] if use >= start]
+            inside = [use for use in uses if use < stop]
+            if not uses or (self.made[node] < start and not inside) or self.made[node] >= stop:
+                continue
+            last = max(inside) if self.made[node] < start else min(max(uses), stop)
+            for at in range(max(self.made[node], start), min(last, stop)):
+                alive[at - start].append(node)
+        return alive
+
+    def home(self, span: Span) -> str | None:
+        """The smallest module that holds all nodes of a span and is no plain container; None: the model itself."""
+        first, *rest = self.paths[slice(*span)]
+        for path in reversed(first):
+            if self.kinds[path] not in _PLAIN and all(path in paths for paths in rest):
+                return path
         return None
-    groups = _merge_shared(segments, _attach(segments, _blocks(model, segments)))
-    return tuple(_unit(model, segments[start:stop], layers) for start, stop in groups)
+
+    def child(self, at: int, home: str | None) -> str | None:
+        """The outermost module below `home`, no plain container, that runs the node."""
+        paths = self.paths[at]
+        below = paths if home is None else paths[paths.index(home) + 1 :]
+        return next((path for path in below if self.kinds[path] not in _PLAIN), None)
+
+    def spans_of(self, span: Span, home: str | None) -> list[tuple[Span, str | None]]:
+        """A span cut where another module below `home` runs."""
+        cut: list[tuple[Span, str | None]] = []
+        for at in range(*span):
+            child = self.child(at, home)
+            if cut and cut[-1][1] == child:
+                cut[-1] = (cut[-1][0][0], at + 1), child
+            else:
+                cut.append(((at, at + 1), child))
+        return cut
 
 
-def join(root: nn.Module, units: Iterable[Unit]) -> fx.GraphModule:
-    """One module that applies the units of a chained network, whose model is `root`, one after another."""
-    graph = fx.Graph()
-    x: fx.Node = graph.placeholder("x")
-    for unit in units:
-        assert isinstance(unit.module, fx.GraphModule)
-        (entry,) = (node for node in unit.module.graph.nodes if node.op == "placeholder")
-        handed_on = graph.graph_copy(unit.module.graph, {entry: x})
-        assert isinstance(handed_on, fx.Node)
-        x = handed_on
-    graph.output(x)
-    return fx.GraphModule(root, graph, class_name="Chain")
+def can_cross(node: fx.Node) -> bool:
+    """The value can be handed from unit to unit: a tensor with one axis of samples."""
+    return "shape" in node.meta and node.meta.get(SAMPLES) is not None
 
 
-def _shapes(model: nn.Module, graph: fx.Graph, x: Tensor) -> dict[fx.Node, torch.Size]:
-    """Shapes of the nodes whose value is a tensor."""
-    shapes: dict[fx.Node, torch.Size] = {}
+@dataclass
+class _Blocks:
+    """Spans of one unit each, in order; `types` are the classes of blocks, `trunks` those of modules that hold blocks."""
 
-    class Shapes(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            value = super().run_node(n)
-            if isinstance(value, Tensor):
-                shapes[n] = value.shape
-            return value
+    flow: _Flow
+    spans: list[Span] = field(default_factory=list)
+    types: set[type[nn.Module]] = field(default_factory=set)
+    trunks: set[type[nn.Module]] = field(default_factory=set)
 
-    with torch.no_grad():
-        Shapes(model, graph=graph).run(x)
-    return shapes
+    def divide(self, span: Span, home: str | None) -> None:
+        """Cuts a span that `home` runs: where one tensor is alive, then what is left by modules."""
+        for part in self._chain(span):
+            if not self.flow.layers(part) or part[1] - part[0] == 1:
+                self.spans.append(part)
+                continue
+            inner = self.flow.home(part) or home
+            if not self._divisible(part, inner):
+                self.spans += self._whole(part, inner)
+                continue
+            if inner is not None:
+                self.trunks.add(self.flow.kinds[inner])
+            for sub, child in self.flow.spans_of(part, inner):
+                if child is not None and sub != part:
+                    self.divide(sub, child)
+                else:
+                    for piece in self._chain(sub):
+                        self.spans += self._whole(piece, inner)
 
+    def _chain(self, span: Span) -> list[Span]:
+        cuts = [span[0]]
+        for at, alive in enumerate(self.flow.crossing(span), span[0]):
+            if at + 1 < span[1] and len(alive) == 1 and can_cross(alive[0]):
+                cuts.append(at + 1)
+        return list(zip(cuts, [*cuts[1:], span[1]], strict=True))
 
-def _read_batch_size_locally(graph: fx.Graph, shapes: dict[fx.Node, torch.Size], batch: int) -> None:
-    """Users of an early `x.size(0)` read it from their own input instead: a number alive all along prevents cuts."""
-    for node in list(graph.nodes):
-        is_size = node.op == "call_method" and node.target == "size" and node.args[1:] == (0,)
-        is_item = node.target is operator.getitem and node.args[1] == 0 and isinstance(node.args[0], fx.Node)
-        if not is_size and not (is_item and _function(node.args[0]) in ("size", "getattr")):
-            continue
-        for user in list(node.users):
-            source = next((n for n in user.all_input_nodes if n in shapes and shapes[n][:1] == (batch,)), None)
-            if source:
-                with graph.inserting_before(user):
-                    local = graph.call_method("size", (source, 0))
-                local.meta = dict(user.meta)
-                user.replace_input_with(node, local)
+    def _divisible(self, span: Span, home: str | None) -> bool:
+        """`home` holds repeated modules of several layers, or is the model, or holds too much, and one such module."""
+        inside = [
+            (child, len(self.flow.layers(sub))) for sub, child in self.flow.spans_of(span, home) if child is not None
+        ]
+        composite = {child for child, layers in inside if layers > 1}
+        classes = Counter(self.flow.kinds[child] for child in composite)
+        large = home is None or len(self.flow.layers(span)) > MOST
+        return max(classes.values(), default=0) > 1 or (large and bool(composite))
 
+    def _whole(self, span: Span, home: str | None) -> list[Span]:
+        """A span as one block; layer by layer where it is the model's own code and holds too much."""
+        layers = self.flow.layers(span)
+        if home is not None and layers and span[1] - span[0] > 1 and self.flow.home(span) == home:
+            self.types.add(self.flow.kinds[home])
+        if len(layers) <= MOST or home is not None:
+            return [span]
+        starts = [span[0], *(at for at in range(span[0] + 1, span[1]) if self.flow.layer[at])]
+        return list(zip(starts, [*starts[1:], span[1]], strict=True))
 
-def _segments(
-    model: nn.Module, graph: fx.Graph, shapes: dict[fx.Node, torch.Size], layers: tuple[str, ...]
-) -> list[_Segment]:
-    """The graph cut wherever exactly one value is alive and that value is a tensor; empty if the last one is not."""
-    skipped = _constants(graph)
-    flow = [node for node in graph.nodes if node.op != "output" and node not in skipped]
-    index = {node: i for i, node in enumerate(flow)}
-    last = {node: max((index.get(user, len(flow)) for user in node.users), default=-1) for node in flow}
-    segments: list[_Segment] = []
-    alive: list[fx.Node] = []
-    start, source = 1, flow[0]
-    for i, node in enumerate(flow):
-        alive = [other for other in (*alive, node) if last[other] > i]
-        if i and len(alive) == 1 and alive[0] in shapes:
-            nodes = tuple(flow[start : i + 1])
-            found = tuple(dict.fromkeys(name for n in nodes for name in _layers_in(n, layers)))
-            same_shape = shapes[source] == shapes[alive[0]]
-            is_head = any(head in _operation(model, n) for n in nodes for head in _HEADS)
-            segments.append(_Segment(nodes, source, alive[0], found, same_shape and not is_head and not found))
-            start, source = i + 1, alive[0]
-    (output,) = (node for node in graph.nodes if node.op == "output")
-    return segments if output.args[0] is source and start == len(flow) else []
+    def joined(self) -> list[tuple[Span, bool]]:
+        """All spans, those within an instance of a block's class joined; with whether they are such an instance."""
+        where: dict[str, list[int]] = defaultdict(list)
+        for at, paths in enumerate(self.flow.paths):
+            for path in paths:
+                where[path].append(at)
+        spans = {path: (found[0], found[-1] + 1) for path, found in where.items()}
+        whole = {path: span for path, span in spans.items() if span[1] - span[0] == len(where[path])}
+        counts = Counter(self.flow.kinds[path] for path in where)
+        # A class seen once says nothing about other instances: its branches are units by themselves.
+        blocks = {path: span for path, span in whole.items() if self.flow.kinds[path] in self.types - self.trunks}
+        blocks = {path: span for path, span in blocks.items() if counts[self.flow.kinds[path]] > 1}
+        chains = {
+            path: span for path, span in whole.items() if path not in blocks and self._is_short_chain(path, whole)
+        }
+        chains = {path: span for path, span in chains.items() if counts[self.flow.kinds[path]] > 1}
+        taken: list[Span] = []
+        for candidates in (blocks, chains):
+            for path in sorted(candidates, key=lambda path: (path.count("."), path)):
+                start, stop = span = candidates[path]
+                fits = all(stop <= a or b <= start or (start <= a and b <= stop) for a, b in self.spans)
+                if fits and self.flow.layers(span) and all(stop <= a or b <= start for a, b in taken):
+                    taken.append(span)
+        rest = [span for span in self.spans if not any(a <= span[0] and span[1] <= b for a, b in taken)]
+        return sorted([*((span, True) for span in taken), *((span, False) for span in rest)])
 
-
-def _constants(graph: fx.Graph) -> set[fx.Node]:
-    """Nodes that do not depend on the input (parameters used directly, and functions of them)."""
-    constants: set[fx.Node] = set()
-    for node in graph.nodes:
-        if node.op in ("get_attr", "call_function", "call_method") and constants.issuperset(node.all_input_nodes):
-            constants.add(node)
-    return constants
-
-
-def _layers_in(node: fx.Node, layers: tuple[str, ...]) -> list[str]:
-    """Layers that the node calls: itself, or those inside a submodule that could not be traced."""
-    if node.op != "call_module":
-        return []
-    return [name for name in layers if name == node.target or name.startswith(f"{node.target}.")]
-
-
-def _operation(model: nn.Module, node: fx.Node) -> str:
-    """What the node computes, as a lower-case name."""
-    if node.op == "call_module":
-        return type(model.get_submodule(str(node.target))).__name__.lower()
-    return _function(node).lower()
-
-
-def _function(node: fx.Node) -> str:
-    """The name of the function or method that the node calls."""
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-
-
-def _home(model: nn.Module, nodes: tuple[fx.Node, ...]) -> str | None:
-    """The smallest module that holds all nodes and is no plain container; None where that is the model itself."""
-    first, *rest = (module_paths(node) for node in nodes)
-    for path in reversed(first):
-        if all(path in paths for paths in rest) and type(model.get_submodule(path)) not in _PLAIN:
-            return path
-    return None
+    def _is_short_chain(self, path: str, whole: Mapping[str, Span]) -> bool:
+        """The module has a few layers one after another, and no smaller module has several of them."""
+        layers = len(self.flow.layers(whole[path]))
+        inner = [other for other in whole if other.startswith(f"{path}.")]
+        smallest = all(len(self.flow.layers(whole[other])) < 2 for other in inner)
+        plain = self.flow.kinds[path] in (*_PLAIN, *self.trunks)
+        return 1 < layers <= MOST and smallest and not plain
 
 
-def _blocks(model: nn.Module, segments: list[_Segment]) -> list[tuple[int, int]]:
-    """Ranges [start, stop) of segments that are one instance of a block type."""
-    homes = {_home(model, segment.nodes) for segment in segments if segment.layers and len(segment.nodes) > 1}
-    # A module that holds other homes is a trunk, not a block.
-    homes = {home for home in homes if home and not any(other and other.startswith(f"{home}.") for other in homes)}
-    types = {type(model.get_submodule(home)) for home in homes if home}
-    where: dict[str, list[int]] = defaultdict(list)
-    for i, segment in enumerate(segments):
-        for path in {path for node in segment.nodes for path in module_paths(node)}:
-            if type(model.get_submodule(path)) in types:
-                where[path].append(i)
-    instances: dict[type[nn.Module], int] = defaultdict(int)
-    for path in where:
-        instances[type(model.get_submodule(path))] += 1
-    taken: set[int] = set()
-    blocks: list[tuple[int, int]] = []
-    for path in sorted(where, key=lambda path: (path.count("."), path)):
-        start, stop = where[path][0], where[path][-1] + 1
-        run = segments[start:stop]
-        # A type seen once says nothing about other instances: its branches are units by themselves.
-        if (
-            instances[type(model.get_submodule(path))] > 1
-            and taken.isdisjoint(range(start, stop))
-            and any(segment.layers for segment in run)
-            and all(path in module_paths(node) for segment in run for node in segment.nodes)
-        ):
-            taken.update(range(start, stop))
-            blocks.append((start, stop))
-    return sorted(blocks)
-
-
-def _attach(segments: list[_Segment], blocks: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Ranges that cover all segments, each with a layer.
+def _attached(flow: _Flow, spans: Sequence[tuple[Span, bool]]) -> list[Span]:
+    """Spans that cover all nodes, each with a layer.
 
     Activations join what is before them; pooling, dropout and changes of shape what follows.
     """
-    starts = dict(blocks)
-    groups: list[tuple[int, int]] = []
-    pending = i = 0
-    while i < len(segments):
-        stop = starts.get(i, i + 1)
-        if any(segment.layers for segment in segments[i:stop]):
-            groups.append((pending, stop))
-            pending = stop
-        elif groups and pending == i and segments[i].activation:
-            groups[-1] = groups[-1][0], stop
-            pending = stop
-        i = stop
-    groups[-1] = groups[-1][0], len(segments)
+    groups: list[Span] = []
+    pending = 0
+    for span, _ in spans:
+        if flow.layers(span):
+            groups.append((pending, span[1]))
+            pending = span[1]
+        elif groups and pending == span[0] and all(_is_activation(flow.nodes[at]) for at in range(*span)):
+            groups[-1] = groups[-1][0], span[1]
+            pending = span[1]
+    if groups:
+        groups[-1] = groups[-1][0], len(flow.nodes)
     return groups
 
 
-def _merge_shared(segments: list[_Segment], groups: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The same ranges, merged until no layer is in two of them."""
-    reach: dict[str, int] = {}
-    for i, segment in enumerate(segments):
-        for layer in segment.layers:
-            reach[layer] = i
-    merged: list[tuple[int, int]] = []
+def _is_activation(node: fx.Node) -> bool:
+    """A function of one tensor that keeps its shape, and is no pooling."""
+    sources = [source for source in node.all_input_nodes if "shape" in source.meta and source.op != "get_attr"]
+    same = len(sources) == 1 and sources[0].meta["shape"] == node.meta.get("shape")
+    return same and not any(head in str(node.target) for head in _HEADS)
+
+
+def _unshared(flow: _Flow, groups: Sequence[Span]) -> list[Span]:
+    """The same spans, merged until no layer is in two of them."""
+    reach: dict[str, int] = {name: at for at, name in enumerate(flow.layer) if name}
+    merged: list[Span] = []
     end = 0
     for start, stop in groups:
         if merged and start < end:
             merged[-1] = merged[-1][0], stop
         else:
             merged.append((start, stop))
-        end = max(end, *(reach[layer] + 1 for segment in segments[start:stop] for layer in segment.layers))
+        end = max(end, *(reach[name] + 1 for name in flow.layers((start, stop))))
     return merged
 
 
-def _unit(model: nn.Module, segments: list[_Segment], layers: tuple[str, ...]) -> Unit:
-    nodes = tuple(node for segment in segments for node in segment.nodes)
-    inside = {name for segment in segments for name in segment.layers}
-    own = tuple(name for name in layers if name in inside)
-    home = _home(model, tuple(node for segment in segments if segment.layers for node in segment.nodes))
-    # A submodule that could not be traced is a node, not the home of nodes.
-    home = next((str(node.target) for node in nodes if len(_layers_in(node, layers)) == len(own)), home)
-    name = own[0]
-    if len(own) > 1 and home and inside.issuperset(n for n in layers if n.startswith(f"{home}.")):
-        name = home
-    return Unit(name, own, _subgraph(model, nodes, segments[0].source, segments[-1].result))
+def _crossable(flow: _Flow, groups: Sequence[Span]) -> list[Span]:
+    """The same spans, merged where something crosses the border that cannot be handed on."""
+    alive = flow.crossing((0, len(flow.nodes)))
+    merged: list[Span] = []
+    for start, stop in groups:
+        if merged and not all(map(can_cross, alive[start - 1])):
+            merged[-1] = merged[-1][0], stop
+        else:
+            merged.append((start, stop))
+    return merged
 
 
-def _subgraph(model: nn.Module, nodes: tuple[fx.Node, ...], source: fx.Node, result: fx.Node) -> fx.GraphModule:
-    """The nodes as a module of one input; constants that they read are copied along."""
-    graph = fx.Graph()
-    copies = {source: graph.placeholder("x")}
-
-    def copy(node: fx.Node) -> fx.Node:
-        if node not in copies:
-            copies[node] = graph.node_copy(node, copy)
-        return copies[node]
-
-    for node in nodes:
-        copy(node)
-    graph.output(copies[result])
-    return fx.GraphModule(model, graph, class_name="Unit")
+def _name(flow: _Flow, span: Span) -> str:
+    """The module whose layers these are, else the first layer."""
+    layers = flow.layers(span)
+    within = [at for at in range(*span) if flow.layer[at]]
+    first, *rest = (flow.paths[at] for at in within)
+    shared = [path for path in first if all(path in paths for paths in rest) and flow.kinds[path] not in _PLAIN]
+    every = {name for name in flow.layer if name}
+    for path in reversed(shared):
+        if len(layers) > 1 and {name for name in every if name.startswith(f"{path}.")} <= set(layers):
+            return path
+    return layers[0]

@@ -2,57 +2,50 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from recon.compute.store import Store
-from recon.graph.network import Network, Unit
-from recon.quantizers.insert import activated_input
+from recon.graph.network import Network
+from recon.graph.units import Unit
 
-Keep = Callable[[str, Tensor], Tensor]
-
-
-def run(network: Network, x: Tensor, keep: Keep) -> Tensor:
-    """The network's output for x (N, C, H, W); every unit's output z is replaced by keep(unit name, z) on the way."""
-    if network.chained:
-        for unit in network.units:
-            x = keep(unit.name, unit.module(x))
-        return x
-    hooks = [
-        unit.module.register_forward_hook(lambda _m, _i, z, name=unit.name: keep(name, z)) for unit in network.units
-    ]
-    try:
-        output: Tensor = network.model(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return output
+Keep = Callable[[Unit, tuple[Tensor, ...]], tuple[Tensor, ...]]
 
 
-class _Reached(Exception):
-    """The unit's input is known; the rest of the network need not run."""
+class Passing:
+    """The tensors between units, each kept until its last reader has run."""
+
+    def __init__(self, network: Network, leaves: Sequence[Tensor]) -> None:
+        graph = network.module.graph
+        inputs = [node.name for node in graph.nodes if node.op == "placeholder"]
+        (output,) = (node for node in graph.nodes if node.op == "output")
+        self.results = [node.name for node in output.all_input_nodes]
+        self.order = [node.name for node in output.args[0]]  # type: ignore[union-attr]
+        self._readers = Counter(name for unit in network.units for name in unit.reads)
+        self._readers.update(self.results)
+        self._values = dict(zip(inputs, leaves, strict=True))
+
+    def read(self, unit: Unit) -> tuple[Tensor, ...]:
+        """What the unit reads."""
+        return tuple(self._values[name] for name in unit.reads)
+
+    def write(self, unit: Unit, values: Sequence[Tensor]) -> None:
+        """Takes what the unit has made of it, and lets go of what nobody reads any more."""
+        for name in unit.reads:
+            self._readers[name] -= 1
+            if not self._readers[name]:
+                del self._values[name]
+        self._values.update(zip(unit.writes, values, strict=True))
+
+    def outputs(self) -> tuple[Tensor, ...]:
+        """The tensors of the network's result."""
+        return tuple(self._values[name] for name in self.order)
 
 
-def unit_inputs(network: Network, unit: Unit, images: Tensor, store: Store) -> Tensor:
-    """What `unit` receives (N, …) when the network runs on images (N, C, H, W), in fast arithmetic.
-
-    For a network that is a chain of units it is cheaper to carry the outputs of one unit to the next.
-    """
-    caught: list[Tensor] = []
-
-    def catch(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        caught.append(activated_input(module, args[0]))
-        raise _Reached
-
-    def inputs(x: Tensor) -> Tensor:
-        with contextlib.suppress(_Reached):
-            network.model(x)
-        return caught.pop()
-
-    hook = unit.module.register_forward_pre_hook(catch, prepend=True)  # before the input is quantized
-    try:
-        return store.map(inputs, images)
-    finally:
-        hook.remove()
+def run(network: Network, leaves: Sequence[Tensor], keep: Keep) -> dict[str, Tensor]:
+    """The network's outputs by path; what every unit writes is replaced by keep(unit, values) on the way."""
+    passing = Passing(network, leaves)
+    for unit in network.units:
+        passing.write(unit, keep(unit, unit.module(*passing.read(unit))))
+    return dict(zip(network.names, passing.outputs(), strict=True))

@@ -75,8 +75,14 @@ class Samples:
         return cls(tuple(leaves), spec)
 
     @classmethod
+    def noise(cls, *shapes: tuple[int, ...], count: int = 3) -> Samples:
+        """Samples of normally distributed noise, always the same, for positional arguments of these shapes."""
+        generator = torch.Generator().manual_seed(0)
+        return cls.of(tuple(torch.randn(count, *shape, generator=generator) for shape in shapes))
+
+    @classmethod
     def join(cls, batches: Iterable[Any], most: int | None = None) -> Samples:
-        """Batches one after another, the first `most` samples of them. Raises InputError where their structures differ."""
+        """Batches one after another, the first `most` samples. Raises InputError where their structures differ."""
         parts: list[Samples] = []
         count = 0
         for batch in batches:

@@ -11,15 +11,16 @@ from recon.quantizers.rounding import Rounding, StraightThrough
 
 
 def bias_of(layer: Layer) -> Tensor:
-    """The layer's bias (O,); a traced network's layers all have one."""
-    assert layer.bias is not None
+    """The layer's bias (O,), or (0,) of an embedding."""
     return layer.bias
 
 
 def attach(layer: Layer, rounding: Rounding) -> None:
     """From now on `layer.weight` is what `rounding` makes of it; an earlier rounding is replaced."""
     detach(layer, layer.weight)
-    rounding = rounding.to(layer.weight.device).to(memory_format=torch.channels_last)
+    rounding = rounding.to(layer.weight.device)
+    if layer.weight.dim() == 4:
+        rounding = rounding.to(memory_format=torch.channels_last)
     parametrize.register_parametrization(layer, "weight", rounding, unsafe=True)
 
 

@@ -1,26 +1,28 @@
 """Quantizers on a network's activations: where they stand, and how they get their ranges.
 
 A layer's input is quantized as a real integer runtime holds it: the tensor after the activation function or the
-residual add. Whoever else reads that tensor (the other operand of an add, a pooling) reads the rounded values too.
+residual add. Whoever else reads that tensor in the same unit (the other operand of an add, a pooling) reads the
+fake-quantized values too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import torch
 from torch import Tensor, fx, nn
 
-from recon.compute.arithmetic import channels_last, device_of, fast, mixed_order
-from recon.graph.layers import Layer
+from recon.compute.arithmetic import device_of, fast, mixed_order, picked
+from recon.graph.layers import Embedding, Layer
 from recon.graph.network import Network
 from recon.graph.patterns import only_call, relu_cap
+from recon.graph.units import UNIT
 from recon.quantizers.inputs import Histogram, InputGrid, InputQuantizer
 
 QUANTIZER = "input_quantizer"
-RANGE_IMAGES = 128
+RANGE_SAMPLES = 128
 BATCH = 32
 
 
@@ -42,91 +44,102 @@ def input_scale(layer: nn.Module) -> Tensor | None:
     return None if quantizer is None else quantizer.log_scale.detach().clone()
 
 
-def activated_input(layer: nn.Module, x: Tensor) -> Tensor:
-    """What a layer's quantizer is to round when the layer is given x (N, …); x itself where there is none."""
-    quantizer = quantizer_of(layer)
-    return x if quantizer is None else quantizer.activated(x)
-
-
 def quantize_inputs(network: Network, bits: Mapping[str, int]) -> Network:
-    """A copy of `network` with an input quantizer on every layer that `bits` names.
+    """A copy of `network` with an input quantizer on every layer that `bits` names, but on embeddings, which read ids.
 
-    The quantizers pass everything until they have a grid. In a network that is not chained only the layers themselves
-    read rounded values.
+    The quantizers pass everything until they have a grid.
     """
     result = network.copy()
-    for name in bits:
+    bits = {name: width for name, width in bits.items() if not isinstance(result.layer(name), Embedding)}
+    for name, width in bits.items():
         layer = result.layer(name)
-        layer.add_module(QUANTIZER, InputQuantizer(bits[name]).to(layer.weight.device))
-        layer.register_forward_pre_hook(_quantize)
-    if not bits or not result.chained:
-        return result
-    for unit in result.units:
-        assert isinstance(unit.module, fx.GraphModule)
-        _round_for_others(unit.module.graph, bits)
-        _rectify_in_quantizers(unit.module, bits)
-        unit.module.recompile()
-    return replace(result, model=result.joined())
+        layer.add_module(QUANTIZER, InputQuantizer(width).to(layer.weight.device))
+    _insert(result.module.graph, bits)
+    _rectify_in_quantizers(result.module, bits)
+    return result.rebuilt(result.module)
 
 
-def _quantize(layer: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    quantizer = quantizer_of(layer)
-    return args if quantizer is None else (quantizer(args[0]), *args[1:])
-
-
-def _round_for_others(graph: fx.Graph, bits: Mapping[str, int]) -> None:
-    """Operations that read a quantized layer's input, and are no layers, read it as the widest of the layers does."""
+def _insert(graph: fx.Graph, bits: Mapping[str, int]) -> None:
+    """Layers read their inputs through their quantizers; operations of the same unit that read the same tensor, and are
+    no such layers, read it as the widest of the layers does."""
     for node in list(graph.nodes):
-        layers = [user for user in node.users if user.op == "call_module" and str(user.target) in bits]
-        others = [user for user in node.users if user not in layers]
-        if layers and others:
-            widest = max(layers, key=lambda layer: bits[str(layer.target)])
-            with graph.inserting_after(node):
-                rounded = graph.call_module(f"{widest.target}.{QUANTIZER}", (node,))
-            for other in others:
-                other.replace_input_with(node, rounded)
+        for unit in dict.fromkeys(user.meta.get(UNIT) for user in node.users):
+            users = [user for user in node.users if user.meta.get(UNIT) == unit]
+            layers = [user for user in users if user.op == "call_module" and str(user.target) in bits]
+            others = [user for user in users if user not in layers and user.op != "output"]
+            rounded: dict[str, fx.Node] = {}
+            for layer in layers:
+                name = str(layer.target)
+                if name not in rounded:
+                    rounded[name] = _quantized(graph, node, name, layer)
+                layer.replace_input_with(node, rounded[name])
+            if layers:
+                widest = max(layers, key=lambda layer: bits[str(layer.target)])
+                for other in others:
+                    other.replace_input_with(node, rounded[str(widest.target)])
+
+
+def _quantized(graph: fx.Graph, node: fx.Node, name: str, layer: fx.Node) -> fx.Node:
+    """The tensor of `node` behind the quantizer of layer `name`, right behind the node."""
+    with graph.inserting_after(node if node.op != "placeholder" else _last_placeholder(graph)):
+        rounded = graph.call_module(f"{name}.{QUANTIZER}", (node,))
+    rounded.meta = {**node.meta, UNIT: layer.meta[UNIT]}
+    return rounded
+
+
+def _last_placeholder(graph: fx.Graph) -> fx.Node:
+    return [node for node in graph.nodes if node.op == "placeholder"][-1]
 
 
 def _rectify_in_quantizers(module: fx.GraphModule, bits: Mapping[str, int]) -> None:
-    """Where nothing but one call of a quantized layer reads a ReLU, the layer's quantizer does its work."""
-    for reader in list(module.graph.nodes):
-        if reader.target not in bits or only_call(module, str(reader.target)) != reader:
+    """Where nothing but the quantizer of one call of a layer reads a ReLU of its unit, the quantizer does its work."""
+    for name in bits:
+        rounded = only_call(module, f"{name}.{QUANTIZER}")
+        if rounded is None or [user.target for user in rounded.users] != [name]:
             continue
-        (relu,) = reader.all_input_nodes
-        cap = relu_cap(module, relu)
-        if cap is not None and len(relu.users) == 1:
-            quantizer = quantizer_of(module.get_submodule(str(reader.target)))
+        (relu,) = rounded.all_input_nodes
+        cap = relu_cap(relu)
+        if cap is not None and len(relu.users) == 1 and relu.meta.get(UNIT) == rounded.meta.get(UNIT):
+            quantizer = quantizer_of(module.get_submodule(name))
             assert quantizer is not None
             quantizer.cap = cap
-            reader.replace_input_with(relu, relu.all_input_nodes[0])
+            rounded.replace_input_with(relu, relu.all_input_nodes[0])
             module.graph.erase_node(relu)
 
 
-@torch.no_grad()
-def input_histograms(module: nn.Module, layers: Mapping[str, Layer], x: Tensor) -> dict[str, Histogram]:
-    """What `layers` receive, before it is rounded, while `module` runs on x (N, …)."""
-    seen = {name: Histogram() for name in layers}
+@contextmanager
+def _watched_inputs(layers: Mapping[str, Layer], see: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """While it is open, what `layers` are given before it is quantized is shown to `see`."""
 
-    def see(name: str, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-        seen[name].add(activated_input(layer, args[0]))
+    def show(name: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        see(name, module.activated(args[0]) if isinstance(module, InputQuantizer) else args[0])
 
-    hooks = [layer.register_forward_pre_hook(partial(see, name), prepend=True) for name, layer in layers.items()]
-    where = device_of(module)
+    watched = {name: quantizer_of(layer) or layer for name, layer in layers.items()}
+    hooks = [module.register_forward_pre_hook(partial(show, name)) for name, module in watched.items()]
     try:
-        with fast(where):
-            for pick in torch.split(mixed_order(x)[:RANGE_IMAGES], BATCH):
-                module(channels_last(x[pick].to(where)))
+        yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@torch.no_grad()
+def input_histograms(module: nn.Module, layers: Mapping[str, Layer], leaves: Sequence[Tensor]) -> dict[str, Histogram]:
+    """What `layers` receive, before it is rounded, while `module` runs on tensors (N, …)."""
+    seen = {name: Histogram() for name in layers}
+    where = device_of(module)
+    with _watched_inputs(layers, lambda name, x: seen[name].add(x)), fast(where):
+        for pick in torch.split(mixed_order(leaves[0])[:RANGE_SAMPLES], BATCH):
+            module(*picked(leaves, pick, where))
     return seen
 
 
-def find_ranges(module: nn.Module, layers: Mapping[str, Layer], x: Tensor) -> None:
-    """Gives the input quantizers of `layers` the grids that suit what they see while `module` runs on x (N, …)."""
+def find_ranges(module: nn.Module, layers: Mapping[str, Layer], leaves: Sequence[Tensor]) -> None:
+    """Gives the input quantizers of `layers` the grids that suit what they see while `module` runs on tensors
+    (N, …)."""
     quantizers = {name: quantizer for name, layer in layers.items() if (quantizer := quantizer_of(layer)) is not None}
     if quantizers:
-        seen = input_histograms(module, {name: layers[name] for name in quantizers}, x)
+        seen = input_histograms(module, {name: layers[name] for name in quantizers}, leaves)
         for name, quantizer in quantizers.items():
             quantizer.put(seen[name].grid(quantizer.bits))
 

@@ -13,10 +13,10 @@ from collections.abc import Mapping
 
 from torch import Tensor, fx, nn
 
-from recon.graph.layers import Layer, apply_weight
+from recon.graph.layers import Layer
 from recon.graph.patterns import calls_one_of, only_call
 from recon.quantizers.inputs import InputQuantizer
-from recon.quantizers.insert import QUANTIZER, quantizer_of
+from recon.quantizers.insert import quantizer_of
 
 
 class _InCodes(nn.Module):
@@ -27,31 +27,33 @@ class _InCodes(nn.Module):
         self.layer, self.read, self.written = layer, read, written
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = self.layer.weight, self.layer.bias
-        assert bias is not None
+        weight: Tensor = self.layer.weight
+        bias: Tensor = self.layer.bias
         if self.read is not None:
             x, weight = self.read.codes(x), weight * self.read.log_scale.exp()
         if self.written is not None:
             steps = (-self.written.log_scale).exp()
             weight, bias = weight * steps, bias * steps
-        return apply_weight(self.layer, x, weight, bias)
+        return self.layer.apply_weight(x, weight, bias)
 
 
-def in_code_units(module: nn.Module, layers: Mapping[str, Layer]) -> nn.Module:
+def in_integer_domain(module: fx.GraphModule, layers: Mapping[str, Layer]) -> fx.GraphModule:
     """A module that computes what `module` does, whose `layers` may have input quantizers, and learns what it learns;
-    `module` itself where it is not traced, or where activations are left unrounded."""
+    `module` itself where there are none, or where activations are left unrounded."""
     quantizers = {name: found for name, layer in layers.items() if (found := quantizer_of(layer)) is not None}
-    whole = quantizers and not any(quantizer.dropped for quantizer in quantizers.values())
-    if not whole or not isinstance(module, fx.GraphModule):
+    if not quantizers or any(quantizer.dropped for quantizer in quantizers.values()):
         return module
     result = fx.GraphModule(module, copy.deepcopy(module.graph))
     calls = {name: node for name in layers if (node := only_call(result, name)) is not None}
     writers = {name: writer for name in quantizers if (writer := _writer(calls, quantizers[name], name)) is not None}
     written = {writer: quantizers[name] for name, writer in writers.items()}
-    for name in [name for name in calls if name in quantizers or name in written]:
-        if name in quantizers and name not in writers:
-            _share(calls[name], name)
-        calls[name].target = target = f"in_codes_{name.replace('.', '_')}"
+    for name in [name for name in calls if name in writers or name in written]:
+        call = calls[name]
+        call.target = target = f"in_codes_{name.replace('.', '_')}"
+        if name in writers:
+            (rounded,) = call.all_input_nodes
+            call.replace_input_with(rounded, rounded.all_input_nodes[0])
+            result.graph.erase_node(rounded)
         read = quantizers[name] if name in writers else None
         result.add_submodule(target, _InCodes(layers[name], read, written.get(name)))
     result.recompile()
@@ -62,16 +64,6 @@ def _writer(calls: Mapping[str, fx.Node], quantizer: InputQuantizer, name: str) 
     """The layer that writes all that layer `name`, with a quantizer for a ReLU, reads, and nothing else."""
     if name not in calls or quantizer.cap is None:
         return None
-    (source,) = calls[name].all_input_nodes
+    (rounded,) = calls[name].all_input_nodes
+    (source,) = rounded.all_input_nodes
     return str(source.target) if calls_one_of(source, calls) and len(source.users) == 1 else None
-
-
-def _share(node: fx.Node, name: str) -> None:
-    """Layer `name`, called by `node`, gets what its quantizer makes for others, or would make for it."""
-    (source,) = node.all_input_nodes
-    quantizer = f"{name}.{QUANTIZER}"
-    rounded = next((user for user in source.users if user.target == quantizer), None)
-    if rounded is None:
-        with node.graph.inserting_before(node):
-            rounded = node.graph.call_module(quantizer, (source,))
-    node.replace_input_with(source, rounded)

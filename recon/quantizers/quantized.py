@@ -44,12 +44,14 @@ def quantized(network: Network, layers: QuantizedLayers) -> Network:
     return result
 
 
-def plainly_rounded(network: Network, images: Tensor, config: BitConfig, symmetric: bool = False) -> QuantizedLayers:
-    """Every weight rounded to the nearest level of its own best grid, inputs on the grids that suit images (N, C, H, W)
-    best: the baseline of every comparison."""
+def plainly_rounded(
+    network: Network, leaves: Sequence[Tensor], config: BitConfig, symmetric: bool = False
+) -> QuantizedLayers:
+    """Every weight rounded to the nearest level of its own best grid, inputs on the grids that suit samples, whose
+    tensors are (N, …), best: the baseline of every comparison."""
     work = quantize_inputs(network, input_bits(config))
     layers = {name: work.layer(name) for name in config.layers}
-    find_ranges(work.model, layers, images)
+    find_ranges(work.module, layers, leaves)
     weights = {name: nearest(layer.weight, config[name].w, symmetric) for name, layer in layers.items()}
     return QuantizedLayers(weights, _half_biases(layers), frozen_inputs(layers))
 

@@ -8,35 +8,30 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx
 
+from recon.graph.capture import aten, packet_of
 from recon.graph.network import Network
 from recon.graph.patterns import only_call
 
 Activation = Callable[[Tensor], Tensor]
 
 FLOOR = 0.3  # of the weight: rounding moves what is cut off
-MODULES = (nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Hardswish, nn.SiLU, nn.GELU)
-FUNCTIONS = {"relu", "relu_", "relu6", "hardtanh", "hardswish", "silu", "gelu"}
+FUNCTIONS = (aten.relu, aten.relu6, aten.hardtanh, aten.hardswish, aten.silu, aten.gelu)
 
 
-def activation_after(module: nn.Module, name: str) -> Activation | None:
+def activation_after(module: fx.GraphModule, name: str) -> Activation | None:
     """The activation function that alone reads the output of layer `name`, called once in `module`; None where there is
     none, or where it is not known."""
     node = only_call(module, name)
     if node is None or len(node.users) != 1:
         return None
     (reader,) = node.users
-    if reader.op == "call_module":
-        found = module.get_submodule(str(reader.target))
-        return found if isinstance(found, MODULES) else None
-    if reader.op == "call_method":
-        return (lambda z: getattr(z, str(reader.target))()) if reader.target in FUNCTIONS else None
-    function = reader.target
-    if not callable(function) or reader.all_input_nodes != list(reader.args):
+    if packet_of(reader) not in FUNCTIONS or reader.all_input_nodes != [node]:
         return None
-    known = getattr(function, "__name__", "") in FUNCTIONS
-    return (lambda z: function(z, **reader.kwargs)) if known else None
+    function, further = reader.target, reader.args[1:]
+    assert callable(function)
+    return lambda z: function(z, *further, **reader.kwargs)
 
 
 def activations(network: Network) -> Mapping[str, Activation]:

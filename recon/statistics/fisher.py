@@ -2,112 +2,113 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from recon.compute.arithmetic import batches, channels_last, fast, mixed_order
-from recon.graph.layers import Layer, keep_outputs
+from recon.compute.arithmetic import channels_last, fast, mixed_order, picked, slices
+from recon.graph.layers import Embedding, Layer, keep_outputs, rows
 from recon.graph.network import Network
 from recon.graph.run import run
+from recon.graph.units import Unit
+from recon.likelihood.likelihood import Likelihood
 from recon.settings import Settings
 
-IMAGES = 256  # that are enough for ours
+SAMPLES = 256  # that are enough for ours
 BATCH = 4  # the outputs of all layers are alive at once
 WIDEST = 1280  # inputs of a channel beyond which rounding channels together takes minutes
 
 
-def fisher_probe(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """Σ_n ⟨v_n, logits_n⟩ of logits (N, …, classes), a scalar whose gradients have the Fisher as their second moment.
-
-    v is the gradient e_y − p of log p(y|x) for one label y. With y ~ p, a network that is sure of itself draws its
-    rare labels so seldom, and each of them weighs so much, that hundreds of images do not average it out. So y is drawn
-    in proportion to p_y ‖e_y − p‖², and v scaled by √(p_y / q_y): it is as long for every label, and E[v vᵀ] is
-    diag(p) − p pᵀ as before.
-    """
-    p = logits.detach().double().softmax(-1).flatten(0, -2)
-    square = p.square()
-    share = p * ((1 - p).square() + square.sum(-1, keepdim=True) - square).clamp_min(1e-300)
-    label = torch.multinomial(share.cpu(), 1, generator=generator).to(p.device)
-    direction = torch.zeros_like(p).scatter_(1, label, 1.0) - p
-    v = F.normalize(direction, dim=-1) * share.sum(-1, keepdim=True).sqrt()
-    return (v.float() * logits.float().flatten(0, -2)).sum()
-
-
 @dataclass(frozen=True, slots=True)
 class Fisher:
-    """What the loss minds: by unit its `diagonal` at one output (…), by layer the second moment (O, O) of its gradient
-    at the outputs, per position, as `metrics`."""
+    """What the loss minds: by unit its `diagonal` at one sample of every tensor that it writes (…), by layer the second
+    moment (O, O) of its gradient at the outputs, per position, as `metrics`."""
 
-    diagonal: Mapping[str, Tensor] = field(default_factory=dict)
+    diagonal: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def weight(self, unit: str) -> Tensor | None:
-        """The diagonal at the output of a unit, 1 on average, laid out as outputs; None where it was not measured."""
+    def weights(self, unit: str) -> tuple[Tensor, ...] | None:
+        """The diagonals at the outputs of a unit, 1 on average over all of them, laid out as outputs; None where they
+        were not measured, or nothing depends on the unit."""
         found = self.diagonal.get(unit)
-        return None if found is None else channels_last(found[None])[0] / found.mean().clamp_min(1e-30)
+        if found is None:
+            return None
+        mean = sum(float(part.sum()) for part in found) / sum(part.numel() for part in found)
+        return tuple(channels_last(part[None])[0] / mean for part in found) if mean > 0 else None
 
 
-def measure_fisher(network: Network, images: Tensor, settings: Settings) -> Fisher:
-    """What `settings` need of the Fisher information of `network` on images (N, C, H, W): the recipes of others get it
-    from all of them."""
+def measure_fisher(network: Network, leaves: Sequence[Tensor], likelihood: Likelihood, settings: Settings) -> Fisher:
+    """What `settings` need of the Fisher information of `network` on samples, whose tensors are (N, …): the recipes of
+    others get it from all of them."""
     if settings.start != "second-order":
-        return _measured(network, images, {}, settings.seed)
-    return _measured(network, images[mixed_order(images)[:IMAGES]], _metric_layers(network), settings.seed)
+        return _measured(network, leaves, likelihood, {}, settings.seed)
+    some = [leaf[mixed_order(leaf)[:SAMPLES]] for leaf in leaves]
+    return _measured(network, some, likelihood, _metric_layers(network), settings.seed)
 
 
-def output_metrics(network: Network, images: Tensor, seed: int) -> dict[str, Tensor]:
-    """By layer, the second moment (O, O) of ∂ log p(y|x) / ∂z, y ~ p, at one position of its output z, from images
-    (N, C, H, W); left out are grouped convolutions, whose channels have inputs of their own, and the widest layers.
+def output_metrics(network: Network, leaves: Sequence[Tensor], likelihood: Likelihood, seed: int) -> dict[str, Tensor]:
+    """By layer, the second moment (O, O) of ∂ log p(y|x) / ∂z, y ~ p, at one position of its output z, from samples,
+    whose tensors are (N, …); left out are grouped convolutions, whose channels have inputs of their own, and the widest
+    layers.
 
-    What two halves of the images do not agree on is taken out of what stands beside the diagonal: the share of its
+    What two halves of the samples do not agree on is taken out of what stands beside the diagonal: the share of its
     squares that is the variance of the estimate (Ledoit and Wolf, J. Multivariate Analysis 88, 2004). A classifier has
-    a thousand outputs and one position an image.
+    a thousand outputs and one position a sample.
     """
-    return dict(_measured(network, images, _metric_layers(network), seed).metrics)
+    return dict(_measured(network, leaves, likelihood, _metric_layers(network), seed).metrics)
 
 
-def fisher_diagonal(network: Network, images: Tensor, seed: int) -> dict[str, Tensor]:
-    """E[(∂ log p(y|x) / ∂z)²], y ~ p, at the output z of every unit, shape of one output.
+def fisher_diagonal(
+    network: Network, leaves: Sequence[Tensor], likelihood: Likelihood, seed: int
+) -> dict[str, tuple[Tensor, ...]]:
+    """E[(∂ log p(y|x) / ∂z)²], y ~ p, at every tensor z that a unit writes, shape of one sample.
 
-    `images` is (N, C, H, W), normalised for the network. This is the weight of BRECQ's loss (arXiv 2102.05426,
-    eq. 10), as a true diagonal Fisher: per-sample gradients of `fisher_probe`, averaged over samples.
-    Small independent errors δ of an output add ½ Σ F δ² nats to the divergence.
+    This is the weight of BRECQ's loss (arXiv 2102.05426, eq. 10), as a true diagonal Fisher: per-sample gradients of
+    `Likelihood.probe`, averaged over samples. Small independent errors δ of an output add ½ Σ F δ² nats to the
+    divergence.
     """
-    return dict(_measured(network, images, {}, seed).diagonal)
+    return dict(_measured(network, leaves, likelihood, {}, seed).diagonal)
 
 
 def _metric_layers(network: Network) -> dict[str, Layer]:
     layers = {name: network.layer(name) for name in network.table.names}
-    layers = {name: layer for name, layer in layers.items() if getattr(layer, "groups", 1) == 1}
+    layers = {name: layer for name, layer in layers.items() if layer.groups == 1 and not isinstance(layer, Embedding)}
     return {name: layer for name, layer in layers.items() if layer.weight[0].numel() <= WIDEST}
 
 
-def _measured(network: Network, images: Tensor, layers: Mapping[str, Layer], seed: int) -> Fisher:
-    """`fisher_diagonal`, and `output_metrics` of `layers`, from one backward pass of images (N, C, H, W)."""
-    generator = torch.Generator().manual_seed(seed)
-    diagonal: dict[str, Tensor] = {}
+def _measured(
+    network: Network, leaves: Sequence[Tensor], likelihood: Likelihood, layers: Mapping[str, Layer], seed: int
+) -> Fisher:
+    """`fisher_diagonal`, and `output_metrics` of `layers`, from one backward pass."""
+    generator, count = torch.Generator().manual_seed(seed), len(leaves[0])
+    diagonal: dict[tuple[str, int], Tensor] = {}
     halves: list[dict[str, Tensor]] = [{}, {}]
-    for index, x in enumerate(batches(images, network.device, BATCH)):
-        outputs: dict[str, Tensor] = {}
+    for index, part in enumerate(slices(count, BATCH)):
+        outputs: dict[tuple[str, int], Tensor] = {}
 
-        def keep(name: str, output: Tensor, outputs: dict[str, Tensor] = outputs) -> Tensor:
-            outputs[name] = output if output.requires_grad else output.requires_grad_()
-            return outputs[name]
+        def keep(
+            unit: Unit, values: tuple[Tensor, ...], outputs: dict[tuple[str, int], Tensor] = outputs
+        ) -> tuple[Tensor, ...]:
+            kept = tuple(z if z.requires_grad or not z.is_floating_point() else z.requires_grad_() for z in values)
+            outputs |= {(unit.name, at): z for at, z in enumerate(kept) if z.is_floating_point()}
+            return kept
 
         with keep_outputs(layers) as calls, torch.enable_grad(), fast(network.device):
-            probe = fisher_probe(run(network, channels_last(x), keep), generator)
-        gradients = torch.autograd.grad(probe, [*outputs.values(), *(z for *_, z in calls)])
-        for name, gradient in zip(outputs, gradients, strict=False):
-            diagonal[name] = diagonal.get(name, 0.0) + gradient.float().square().sum(0) / len(images)
+            probe = likelihood.probe(run(network, picked(leaves, part, network.device), keep), generator)
+        wanted = [*outputs.values(), *(z for *_, z in calls)]
+        gradients = torch.autograd.grad(probe, wanted, allow_unused=True)
+        for key, gradient in zip(outputs, gradients, strict=False):
+            gradient = torch.zeros_like(outputs[key]) if gradient is None else gradient
+            diagonal[key] = diagonal.get(key, 0.0) + gradient.float().square().sum(0) / count
         sums = halves[index % 2]
         for (name, *_), gradient in zip(calls, gradients[len(outputs) :], strict=True):
-            rows = (gradient.movedim(1, -1) if gradient.dim() == 4 else gradient).float().flatten(0, -2)
-            sums[name] = sums.get(name, 0.0) + rows.T @ rows / len(images)
-    return Fisher(diagonal, {name: _believed(one, halves[1].get(name, one)) for name, one in halves[0].items()})
+            if gradient is not None:
+                by_position = rows(gradient, layers[name].channel_axis).float()
+                sums[name] = sums.get(name, 0.0) + by_position.T @ by_position / count
+    written = {name: tuple(diagonal[key] for key in diagonal if key[0] == name) for name, _ in diagonal}
+    return Fisher(written, {name: _believed(one, halves[1].get(name, one)) for name, one in halves[0].items()})
 
 
 def _believed(one: Tensor, other: Tensor) -> Tensor:

@@ -5,15 +5,14 @@ Once a bias takes out the mean error, the covariance is the Hessian of the squar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx
 
-from recon.compute.arithmetic import channels_last, device_of, fast, mixed_order, positions_of
-from recon.graph.layers import watched
+from recon.compute.arithmetic import device_of, fast, mixed_order, picked, positions_of
+from recon.graph.layers import Layer, watched
 from recon.graph.patterns import with_pooled_maps
 from recon.statistics.activity import Activation, activity
 
@@ -25,44 +24,10 @@ LEAST_VARIANCE = 1e-6  # of the mean power: what float32 sums leave uncertain
 BATCH = 8
 
 
-def input_patches(layer: nn.Conv2d | nn.Linear, x: Tensor, positions: Tensor | None = None) -> Tensor:
-    """The patches (G, K, M) of inputs x (N, …) at `positions` (M,) of all N × output positions, or at all of them."""
-    if isinstance(layer, nn.Linear):
-        return _rows(x, positions).T[None]
-    x = pad_like(layer, x)
-    spans = [step * (size - 1) for step, size in zip(layer.dilation, layer.kernel_size, strict=True)]
-    height, width = (
-        (size - span - 1) // step + 1 for size, span, step in zip(x.shape[2:], spans, layer.stride, strict=True)
-    )
-    if positions is None:
-        positions = torch.arange(len(x) * height * width, device=x.device)
-    image, row, column = positions // (height * width), positions // width % height, positions % width
-    start = (image * x.shape[2] + row * layer.stride[0]) * x.shape[3] + column * layer.stride[1]
-    if layer.groups == 1 and max(layer.kernel_size) == 1:
-        return x.movedim(1, -1).flatten(0, -2)[start].T[None]
-    sides = zip(layer.dilation, layer.kernel_size, strict=True)
-    down, right = (step * torch.arange(size, device=x.device) for step, size in sides)
-    taps = (down[:, None] * x.shape[3] + right).flatten()
-    patches = x.transpose(0, 1).flatten(1).index_select(1, (taps[:, None] + start).flatten())
-    return patches.view(layer.groups, -1, len(positions))
-
-
-def by_group(layer: nn.Conv2d | nn.Linear, z: Tensor, positions: Tensor | None = None) -> Tensor:
-    """Outputs z (N, …) of `layer` as (G, O / G, M), at `positions` (M,) of all N × output positions, or at all."""
-    columns = _rows(z.movedim(1, -1) if z.dim() == 4 else z, positions).T
-    groups = getattr(layer, "groups", 1)
-    return columns[None] if groups == 1 else columns.contiguous().view(groups, -1, columns.shape[1])
-
-
-def _rows(x: Tensor, positions: Tensor | None) -> Tensor:
-    rows = x.flatten(0, -2)
-    return rows if positions is None else rows[positions]
-
-
-def some_positions(z: Tensor, generator: torch.Generator) -> Tensor | None:
+def some_positions(layer: Layer, z: Tensor, generator: torch.Generator) -> Tensor | None:
     """At random `PER_IMAGE` of the positions of every output of a layer z (N, …), counted over all N; None where there
     are no more."""
-    count = positions_of(z)
+    count = layer.positions_of(z)
     if count <= PER_IMAGE:
         return None
     of_one = torch.randperm(count, generator=generator)[:PER_IMAGE]
@@ -74,12 +39,6 @@ def mean_output(weight: Tensor, mean: Tensor) -> Tensor:
     own."""
     groups, length = mean.shape
     return torch.einsum("gok,gk->go", weight.view(groups, -1, length), mean).flatten()
-
-
-def pad_like(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    """x (N, C, H, W) padded the way `layer` pads it."""
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    return F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,12 +156,12 @@ class InputMoments:
 
 @torch.no_grad()
 def gather_moments(
-    module: nn.Module,
-    layers: Mapping[str, nn.Conv2d | nn.Linear],
-    x: Tensor,
+    module: fx.GraphModule,
+    layers: Mapping[str, Layer],
+    leaves: Sequence[Tensor],
     activations: Mapping[str, Activation] | None = None,
 ) -> dict[str, InputMoments]:
-    """The moments of `layers` while `module` runs on x (N, …), in mixed order until all layers have seen enough.
+    """The moments of `layers` while `module` runs on tensors (N, …), in mixed order until all layers have seen enough.
 
     Where the layer's activation function is known, inputs count as much as the output's `activity`.
     """
@@ -217,15 +176,16 @@ def gather_moments(
     def see(name: str, inputs: Tensor, z: Tensor) -> None:
         if not found[name].enough:
             with torch.autocast(z.device.type, enabled=False):
-                positions = some_positions(z, generator)
-                outputs = by_group(layers[name], z, positions).float()
+                layer = layers[name]
+                positions = some_positions(layer, z, generator)
+                outputs = layer.by_group(z, positions).float()
                 active = activity(outputs, known[name]) if name in known else None
-                patches = input_patches(layers[name], inputs, positions).float()
+                patches = layer.patches(inputs, positions).float()
                 found[name].add(patches, active, maps.get(name))
 
     with watched(layers, see), watched(taps, keep), fast(where):
-        for pick in torch.split(mixed_order(x), BATCH):
-            module(channels_last(x[pick].to(where)))
+        for pick in torch.split(mixed_order(leaves[0]), BATCH):
+            module(*picked(leaves, pick, where))
             if all(moments.enough for moments in found.values()):
                 break
     return found

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from recon.compute.arithmetic import channels_last
 from recon.graph.layers import Layer
@@ -62,21 +62,19 @@ def balanced(network: Network) -> Network:
 
 def linear_streams(network: Network) -> list[Stream]:
     """The streams of a network, of lone layers without groups."""
-    free = {spec.name for spec in network.lone_layers() if spec.groups == 1}
+    free = {spec.name for spec in network.lone_layers() if spec.groups == 1 and spec.kind in ("conv", "linear")}
     if not free:
         return []
-    model = network.joined()
-    assert isinstance(model, fx.GraphModule)
     streams: list[Stream] = []
-    for node in model.graph.nodes:
+    for node in network.module.graph.nodes:
         if calls_one_of(node, free) and not any(node.target in stream.writers for stream in streams):
-            stream = _from(node, model, free)
+            stream = _from(node, free)
             if stream is not None and _fits(stream, network):
                 streams.append(stream)
     return streams
 
 
-def _from(writer: fx.Node, model: nn.Module, free: set[str]) -> Stream | None:
+def _from(writer: fx.Node, free: set[str]) -> Stream | None:
     """The stream that `writer` writes; None where something reads or writes it that is not linear, or no free layer."""
     writers, readers, seen, todo = [], [], {writer}, [writer]
     while todo:
@@ -88,7 +86,7 @@ def _from(writer: fx.Node, model: nn.Module, free: set[str]) -> Stream | None:
         near += [] if writes else node.all_input_nodes
         for other in near:
             adds = is_plain_addition(other) and len(other.all_input_nodes) == 2  # no constant
-            if not (adds or _hands_on(model, other)) and (other in node.users or not calls_one_of(other, free)):
+            if not adds and (other in node.users or not calls_one_of(other, free)):
                 return None
             if other not in seen:
                 seen.add(other)
@@ -97,17 +95,10 @@ def _from(writer: fx.Node, model: nn.Module, free: set[str]) -> Stream | None:
     return Stream(*names)
 
 
-def _hands_on(model: nn.Module, node: fx.Node) -> bool:
-    """The node's output is its input: a network in eval mode drops nothing."""
-    if node.op == "call_module":
-        return isinstance(model.get_submodule(str(node.target)), nn.modules.dropout._DropoutNd)
-    return getattr(node.target, "__name__", "") == "stochastic_depth"
-
-
 def _fits(stream: Stream, network: Network) -> bool:
     """All layers are of one kind, and agree on a number of channels, two or more."""
     writers, readers = ([network.layer(name) for name in names] for names in (stream.writers, stream.readers))
-    kinds = {type(layer) for layer in (*writers, *readers)}
+    kinds = {(type(layer), layer.weight.dim()) for layer in (*writers, *readers)}
     channels = {len(layer.weight) for layer in writers} | {layer.weight.shape[1] for layer in readers}
     return bool(readers) and len(kinds) == len(channels) == 1 < max(channels)
 

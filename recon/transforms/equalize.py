@@ -9,18 +9,19 @@ channel gets the width that leaves it the least error.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
 
-from recon.compute.arithmetic import batches, channels_last, fast, mixed_order
+from recon.compute.arithmetic import channels_last, fast, mixed_order, picked
 from recon.graph.layers import Layer, watched
-from recon.graph.network import Network, Unit
+from recon.graph.network import Network
 from recon.graph.patterns import calls_one_of, relu_cap
+from recon.graph.units import UNIT
 from recon.quantizers.attach import bias_of
-from recon.statistics.moments import by_group, some_positions
+from recon.statistics.moments import some_positions
 
 ENOUGH = 8  # bits of inputs, with which there is nothing to be had
 NARROWEST = 1 / 32  # of the widest channel: what is next to nothing is not blown up
@@ -46,7 +47,6 @@ class CappedReLU(nn.ReLU):
 class _Pair:
     """A layer and the depthwise convolution that reads its output through ReLU, cut off at `cap`."""
 
-    unit: Unit
     writer: str
     relu: fx.Node
     cap: float
@@ -54,9 +54,9 @@ class _Pair:
 
 
 @torch.no_grad()
-def equalized(network: Network, bits: Mapping[str, int], images: Tensor) -> tuple[Network, Network]:
+def equalized(network: Network, bits: Mapping[str, int], leaves: Sequence[Tensor]) -> tuple[Network, Network]:
     """Two networks with equalized inputs of the depthwise convolutions that have fewer than 8 `bits`; twice `network`
-    itself where there are none. Images (N, C, H, W) tell how wide the channels are.
+    itself where there are none. Samples, whose tensors are (N, …), tell how wide the channels are.
 
     The first one has the activation functions of the given network, so that its layers fit there: they cut off what the
     ranges cut off. The other one computes what the given network does.
@@ -66,7 +66,7 @@ def equalized(network: Network, bits: Mapping[str, int], images: Tensor) -> tupl
         return network, network
     result = network.copy()
     factors: dict[str, Tensor] = {}
-    tops = _tops(network, {pair.reader: bits[pair.reader] for pair in pairs}, images)
+    tops = _tops(network, {pair.reader: bits[pair.reader] for pair in pairs}, leaves)
     for pair, top in zip(pairs, tops, strict=True):
         factor = top.max() / top
         writer, reader = result.layer(pair.writer), result.layer(pair.reader)
@@ -78,37 +78,37 @@ def equalized(network: Network, bits: Mapping[str, int], images: Tensor) -> tupl
     for index, pair in enumerate(_pairs(exact)):
         if pair.reader in factors and pair.cap < math.inf:
             _put(CappedReLU(pair.cap * factors[pair.reader]), f"capped_relu_{index}", pair, exact)
-    return result, replace(exact, model=exact.joined())
+    return result, exact.rebuilt(exact.module)
 
 
 def _pairs(network: Network) -> list[_Pair]:
     """The pairs of lone layers within the blocks of a network, in order."""
     lone = {spec.name: spec for spec in network.lone_layers()}
     pairs = []
-    for unit in network.units if lone else ():
-        assert isinstance(unit.module, fx.GraphModule)
-        for reader in unit.module.graph.nodes:
-            if not calls_one_of(reader, lone) or not lone[reader.target].depthwise:
-                continue
-            (relu,) = reader.all_input_nodes
-            writer, cap = next(iter(relu.all_input_nodes), relu), relu_cap(unit.module, relu)
-            if cap and calls_one_of(writer, lone) and len(relu.users) == len(writer.users) == 1:
-                pairs.append(_Pair(unit, str(writer.target), relu, cap, str(reader.target)))
+    for reader in network.module.graph.nodes:
+        if not calls_one_of(reader, lone) or not lone[reader.target].depthwise:
+            continue
+        (relu,) = reader.all_input_nodes
+        writer, cap = next(iter(relu.all_input_nodes), relu), relu_cap(relu)
+        within = writer.meta.get(UNIT) == relu.meta.get(UNIT) == reader.meta.get(UNIT)
+        if cap and within and calls_one_of(writer, lone) and len(relu.users) == len(writer.users) == 1:
+            pairs.append(_Pair(str(writer.target), relu, cap, str(reader.target)))
     return pairs
 
 
-def _tops(network: Network, bits: Mapping[str, int], images: Tensor) -> Iterator[Tensor]:
+def _tops(network: Network, bits: Mapping[str, int], leaves: Sequence[Tensor]) -> Iterator[Tensor]:
     """For the layers of `bits`, the ends of the ranges (C,) that leave every channel of their inputs, by itself, the
     least error."""
     seen: dict[str, list[Tensor]] = {name: [] for name in bits}
     generator = torch.Generator().manual_seed(0)
 
     def see(name: str, inputs: Tensor, _: Tensor) -> None:
-        seen[name].append(by_group(network.layer(name), inputs, some_positions(inputs, generator)).flatten(0, 1))
+        layer = network.layer(name)
+        seen[name].append(layer.by_group(inputs, some_positions(layer, inputs, generator)).flatten(0, 1))
 
     with watched({name: network.layer(name) for name in bits}, see), fast(network.device):
-        for x in batches(images[mixed_order(images)[:IMAGES]], network.device, BATCH):
-            network.model(channels_last(x))
+        for pick in torch.split(mixed_order(leaves[0])[:IMAGES], BATCH):
+            network.module(*picked(leaves, pick, network.device))
     for name, width in bits.items():
         top = best_tops(torch.cat(seen.pop(name), 1), width)
         yield top.clamp_min(NARROWEST * float(top.max()))
@@ -134,10 +134,9 @@ def _scale(layer: Layer, factor: Tensor) -> None:
 
 def _put(module: nn.Module, name: str, pair: _Pair, network: Network) -> None:
     """`module`, as `name`, in the place of the ReLU between two layers of `network`."""
-    assert isinstance(pair.unit.module, fx.GraphModule)
-    for root in (network.model, pair.unit.module):
-        root.add_module(name, module)
-    with pair.unit.module.graph.inserting_after(pair.relu):
-        pair.relu.replace_all_uses_with(pair.unit.module.graph.call_module(name, pair.relu.args[:1]))
-    pair.unit.module.graph.erase_node(pair.relu)
-    pair.unit.module.recompile()
+    network.module.add_module(name, module)
+    with network.module.graph.inserting_after(pair.relu):
+        capped = network.module.graph.call_module(name, pair.relu.args[:1])
+    capped.meta = dict(pair.relu.meta)
+    pair.relu.replace_all_uses_with(capped)
+    network.module.graph.erase_node(pair.relu)

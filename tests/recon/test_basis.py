@@ -11,7 +11,8 @@ import torchvision
 from torch import Tensor, nn
 
 from hwmodel import BitConfig, Precision
-from recon.graph.network import Network, trace
+from recon.graph.network import Network, capture
+from recon.graph.samples import Samples
 from recon.quantizers.attach import bias_of
 from recon.quantizers.quantized import plainly_rounded, quantized
 from recon.reconstruct import reconstruct
@@ -57,7 +58,7 @@ NONE: dict[str, How] = {
 
 def network(how: How) -> Network:
     torch.manual_seed(0)
-    return trace(Layers(how), (3, 12, 12))
+    return capture(Layers(how), Samples.noise((3, 12, 12)))
 
 
 @pytest.mark.parametrize("how", [*STREAMS.values(), *NONE.values()], ids=[*STREAMS, *NONE])
@@ -87,7 +88,7 @@ def test_streams_are_found_and_nothing_is_computed_that_was_not_before(how: How)
 @torch.no_grad()
 def test_families(name: str, channels: list[int]) -> None:
     torch.manual_seed(0)
-    net, x = trace(getattr(torchvision.models, name)(weights=None), (3, 64, 64)), torch.randn(2, 3, 64, 64)
+    net, x = capture(getattr(torchvision.models, name)(weights=None), Samples.noise((3, 64, 64))), torch.randn(2, 3, 64, 64)
     assert [len(net.layer(stream.writers[0]).weight) for stream in linear_streams(net)] == channels
     expected, other = net.model(x), balanced(net)
     for unit in other.units:

@@ -11,10 +11,11 @@ from torchvision.models import mobilenet_v2
 from torchvision.models.resnet import BasicBlock
 
 from recon.graph.layers import Layer
-from recon.graph.network import Unit, trace
+from recon.graph.network import Unit, capture
+from recon.graph.samples import Samples
 from recon.quantizers.attach import attach, bias_of, rounding_of
 from recon.quantizers.insert import find_ranges, quantize_inputs, quantizer_of, quantizers_of
-from recon.quantizers.integer_domain import in_code_units
+from recon.quantizers.integer_domain import in_integer_domain
 from recon.quantizers.rounding import make_rounding
 from recon.quantizers.weights import codes_at, search_grid
 
@@ -34,7 +35,7 @@ class Residual(nn.Module):
 def rounded_unit(make: Callable[[], nn.Module], size: int, place: int) -> tuple[Unit, dict[str, Layer], Tensor]:
     """A unit with roundings and 4-bit inputs, its layers by name, and what it may read."""
     torch.manual_seed(0)
-    network = trace(make(), (3, size, size))
+    network = capture(make(), Samples.noise((3, size, size)))
     network = quantize_inputs(network, dict.fromkeys(network.table.names, 4))
     x = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
     for unit in network.units[:place]:
@@ -72,7 +73,7 @@ def test_values_and_gradients_stay(kind: str, width: float) -> None:
     for rounding in map(rounding_of, layers.values()):
         learned += [rounding.code, rounding.log_scale]
     found = []
-    for module in (unit.module, in_code_units(unit.module, layers)):
+    for module in (unit.module, in_integer_domain(unit.module, layers)):
         y = module(x)
         push = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
         found.append([y.detach(), *torch.autograd.grad((y * push).sum(), learned)])
@@ -89,14 +90,14 @@ def test_every_tensor_is_rounded_once() -> None:
     unit.module(x)
     assert calls == [first, first, *others]  # for the expansion, and for the shortcut
     calls.clear()
-    in_code_units(unit.module, layers)(x)
+    in_integer_domain(unit.module, layers)(x)
     assert calls == [first]  # the others round what is in steps already
 
 
 def test_nothing_changes_without_quantizers_or_where_activations_are_left_out() -> None:
     unit, layers, _ = rounded_unit(*UNITS["basic"])
     quantizers_of(layers.values())[0].drop(0.5)
-    assert in_code_units(unit.module, layers) is unit.module
-    network = trace(Residual(), (3, 8, 8))
+    assert in_integer_domain(unit.module, layers) is unit.module
+    network = capture(Residual(), Samples.noise((3, 8, 8)))
     floats = {name: network.layer(name) for name in network.units[1].layers}
-    assert in_code_units(network.units[1].module, floats) is network.units[1].module
+    assert in_integer_domain(network.units[1].module, floats) is network.units[1].module

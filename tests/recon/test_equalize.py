@@ -11,7 +11,8 @@ import torchvision
 from torch import Tensor, nn
 
 from hwmodel import BitConfig, Precision
-from recon.graph.network import Network, trace
+from recon.graph.network import Network, capture
+from recon.graph.samples import Samples
 from recon.quantizers.quantized import quantized
 from recon.reconstruct import reconstruct
 from recon.settings import Settings
@@ -59,7 +60,7 @@ NONE: dict[str, How] = {
 
 def network(how: How) -> Network:
     torch.manual_seed(0)
-    return trace(Block(how), (3, 12, 12))
+    return capture(Block(how), Samples.noise((3, 12, 12)))
 
 
 def images(count: int = 64) -> Tensor:
@@ -97,7 +98,7 @@ def test_families(name: str, pairs: int) -> None:
         if isinstance(module, nn.BatchNorm2d):
             module.weight.uniform_(0.3, 3.0)
             module.bias.normal_()
-    net = trace(model, (3, 64, 64))
+    net = capture(model, Samples.noise((3, 64, 64)))
     _, exact = equalized(net, dict.fromkeys(net.table.names, 4), x)
     moved = [n for n in net.table.names if not torch.allclose(net.layer(n).weight, exact.layer(n).weight, rtol=1e-3)]
     assert len(moved) == 2 * pairs

@@ -9,7 +9,8 @@ from test_network import FAMILIES, fingerprint
 from torch import Tensor, nn
 
 from hwmodel import BitConfig, Precision
-from recon.graph.network import trace
+from recon.graph.network import capture
+from recon.graph.samples import Samples
 from recon.quantizers.quantized import plainly_rounded, quantized
 from recon.reconstruct import reconstruct
 from recon.settings import Settings
@@ -39,7 +40,7 @@ def test_it_survives_four_bit_weights_and_eight_bit_activations(name: str) -> No
     calibration, others = images[:16], images[16:]
     model = settled(name, images)
     before = fingerprint(model)
-    network = trace(model, (3, SIDE, SIDE), name)
+    network = capture(model, Samples.noise((3, SIDE, SIDE)), name)
     inner = [Precision(4, 8)] * (len(network.table) - 2)
     config = BitConfig(network.table.names, (Precision(8, 8), *inner, Precision(8, 8)))
     result = reconstruct(network, calibration, config, Settings(steps=2, batch=8))

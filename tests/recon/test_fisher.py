@@ -11,7 +11,7 @@ import torch
 from mpsearch.data import load_data, normalize
 from mpsearch.models import load_model
 from recon.fit.rescale import kl_divergence
-from recon.graph.network import trace
+from recon.graph.network import capture
 from recon.statistics.fisher import fisher_diagonal, fisher_probe
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ def test_the_diagonal_predicts_the_divergence_of_small_errors() -> None:
         pytest.skip(f"no CIFAR-10 images in {DATA}")
     factory = f"{ROOT}/benchmarks/resnet20.py:make"
     loaded = load_model(factory, DATA / "models" / "cifar_resnet20.safetensors", demo=False)
-    network = trace(loaded.model, loaded.input_size, "resnet20")
+    network = capture(loaded.model, loaded.input_size, "resnet20")
     data = load_data(
         DATA / "cifar10", input_size=loaded.input_size, calib_samples=512, val_samples=1, seed=0, classes=10
     )

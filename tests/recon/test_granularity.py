@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from hwmodel import BitConfig, InputError, Precision
 from recon.compute.store import Store
 from recon.graph.granularity import regroup
-from recon.graph.network import Network, trace
+from recon.graph.network import Network, capture
+from recon.graph.samples import Samples
 from recon.reconstruct import reconstruct
 from recon.settings import Settings
 
 
 def resnet() -> Network:
     torch.manual_seed(0)
-    return trace(torchvision.models.resnet18(num_classes=5), (3, 32, 32), "resnet18")
+    return capture(torchvision.models.resnet18(num_classes=5), Samples.noise((3, 32, 32)), "resnet18")
 
 
 def test_stages_are_runs_of_blocks_of_one_resolution() -> None:
@@ -61,7 +62,7 @@ class Small(nn.Module):
 )
 def test_errors_fall_at_every_granularity(recipe: str, granularity: str) -> None:
     torch.manual_seed(0)
-    net, x = trace(Small(), (3, 12, 12)), torch.randn(64, 3, 12, 12)
+    net, x = capture(Small(), Samples.noise((3, 12, 12))), torch.randn(64, 3, 12, 12)
     config = BitConfig.uniform(net.table.names, Precision(2, 7))
     made = {"ours": Settings(steps=60), "qdrop": Settings(steps=60, dropped=0.5), "brecq": Settings.brecq(200)}[recipe]
     settings = Settings(**{name: getattr(made, name) for name in Settings.__slots__} | {
@@ -74,7 +75,7 @@ def test_errors_fall_at_every_granularity(recipe: str, granularity: str) -> None
 
 def test_files_and_memory_give_the_same_bits() -> None:
     torch.manual_seed(0)
-    net, x = trace(Small(), (3, 12, 12)), torch.randn(40, 3, 12, 12)
+    net, x = capture(Small(), Samples.noise((3, 12, 12))), torch.randn(40, 3, 12, 12)
     config = BitConfig.uniform(net.table.names, Precision(2, 4))
     found = [reconstruct(net, x, config, Settings(steps=5, memory_bytes=limit)).layers for limit in (0, 2**30)]
     for name in net.table.names:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from recon.compute.store import Store
 from recon.graph.granularity import regroup
-from recon.graph.network import Network, trace
+from recon.graph.network import Network, capture
 from recon.graph.run import unit_inputs
+from recon.graph.samples import Samples
 from recon.quantizers.inputs import Histogram, InputGrid, InputQuantizer
 from recon.quantizers.insert import find_ranges, frozen_inputs, quantize_inputs, quantizer_of
 
@@ -148,7 +149,7 @@ class Untraceable(nn.Module):
 
 def residual() -> Network:
     torch.manual_seed(0)
-    return trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), Residual(4), nn.Flatten(), nn.Linear(144, 5)), (3, 8, 8))
+    return capture(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), Residual(4), nn.Flatten(), nn.Linear(144, 5)), Samples.noise((3, 8, 8)))
 
 
 def ready(net: Network, bits: int, x: Tensor) -> Network:
@@ -181,7 +182,7 @@ def test_whoever_reads_a_tensor_reads_it_rounded() -> None:
 
 
 def test_a_network_that_cannot_be_traced_rounds_what_its_layers_read() -> None:
-    net, x = trace(Untraceable(), (3, 8, 8)), torch.randn(16, 3, 8, 8)
+    net, x = capture(Untraceable(), Samples.noise((3, 8, 8))), torch.randn(16, 3, 8, 8)
     assert not net.chained
     rounded = ready(net, 4, x)
     grid = frozen_inputs({"body": rounded.layer("body")})["body"]

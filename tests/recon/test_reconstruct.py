@@ -16,7 +16,8 @@ from recon.compute.store import Store
 from recon.fit.checkpoint import Progress
 from recon.fit.rescale import unshrink
 from recon.fit.task import UnitTask
-from recon.graph.network import Network, trace
+from recon.graph.network import Network, capture
+from recon.graph.samples import Samples
 from recon.quantizers.attach import attach, bias_of, rounding_of
 from recon.quantizers.quantized import plainly_rounded, quantized
 from recon.quantizers.rounding import AdaRound, StraightThrough
@@ -43,7 +44,7 @@ def network() -> Network:
     model = nn.Sequential(*stem, Residual(8), Residual(8), *head, nn.Linear(8, 5))
     with torch.no_grad():
         model[-1].weight *= 8  # a network that is sure of something
-    return trace(model, (3, 12, 12), "small")
+    return capture(model, Samples.noise((3, 12, 12)), "small")
 
 
 @pytest.fixture(scope="module")
@@ -162,13 +163,13 @@ def test_a_layer_at_eight_bits_costs_no_steps(images: Tensor) -> None:
 
 
 def test_a_start_that_leaves_much_gets_more_steps(images: Tensor) -> None:
-    def steps(bits: int, judged: bool = True) -> list[int]:
-        settings = Settings(steps=3, batch=16, judged=judged)
+    def steps(bits: int, early_stopping: bool = True) -> list[int]:
+        settings = Settings(steps=3, batch=16, early_stopping=early_stopping)
         return [report.iterations for report in reconstruct(network(), images, at(network(), bits), settings).reports]
 
     assert set(steps(6)) == {3}
     assert 3 * 3 < max(steps(2)) <= 3 * 4
-    assert set(steps(2, judged=False)) == {3}
+    assert set(steps(2, early_stopping=False)) == {3}
 
 
 def test_cycles_double_for_as_long_as_held_back_images_come_nearer(
@@ -220,7 +221,7 @@ def test_a_block_whose_best_rounding_is_known_is_solved() -> None:
 
 
 def _one(layer: nn.Linear) -> Network:
-    return trace(nn.Sequential(nn.Flatten(), layer), (1, 1, 8), "one")
+    return capture(nn.Sequential(nn.Flatten(), layer), Samples.noise((1, 1, 8)), "one")
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
@@ -283,7 +284,7 @@ def test_the_metric_of_logits_has_a_closed_form() -> None:
     p = net.model(x).softmax(1)
     expected = torch.diag(p.mean(0)) - p.T @ p / len(x)
     assert torch.allclose(metric, expected, atol=0.01)
-    grouped = trace(nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Flatten(), nn.Linear(16, 4)), (4, 4, 4), "grouped")
+    grouped = capture(nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Flatten(), nn.Linear(16, 4)), Samples.noise((4, 4, 4)), "grouped")
     assert list(output_metrics(grouped, torch.randn(4, 4, 4, 4), 0)) == [grouped.table.names[1]]
 
 
