@@ -27,12 +27,12 @@ from predictors import Predictor, predictors
 from scipy.stats import kendalltau, spearmanr
 
 from hwmodel import BitConfig, Precision
-from mpsearch.data import make_images
-from mpsearch.evaluate import evaluate, logits
-from mpsearch.pipeline import Run
-from mpsearch.problem import BitProblem, Genomes, build_problem
-from mpsearch.sensitivity_table import SensitivityTable
-from mpsearch.summary import versions
+from mpsearch.finish.evaluate import evaluate, logits
+from mpsearch.run.steps import Run
+from mpsearch.run.summary import versions
+from mpsearch.search.problem import BitProblem, Genomes, build_problem
+from mpsearch.sensitivity.table import SensitivityTable
+from mpsearch.sources.images import make_images
 from recon.compute.arithmetic import mixed_order
 from recon.quantizers.quantized import plainly_rounded, quantized
 from recon.reconstruct import reconstruct

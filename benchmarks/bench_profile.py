@@ -30,7 +30,7 @@ from machine import machine  # noqa: E402
 from hwmodel.device import lookup_device  # noqa: E402
 from hwmodel.latency import device_costs  # noqa: E402
 from hwmodel.precision import Precision  # noqa: E402
-from mpsearch.profile import FLOAT, profile_layers  # noqa: E402
+from mpsearch.hardware.profile import FLOAT, profile_layers  # noqa: E402
 from recon.graph.network import trace  # noqa: E402
 
 NETWORKS = ("mobilenet_v2", "resnet18", "regnet_x_400mf")

@@ -30,8 +30,8 @@ from networks import ROOT, start
 from scipy.stats import studentized_range
 
 from hwmodel import FLOAT_BITS, BitConfig, LayerTable, Precision
-from mpsearch.evaluate import logits, score
-from mpsearch.summary import versions
+from mpsearch.finish.evaluate import logits, score
+from mpsearch.run.summary import versions
 from recon.compute.arithmetic import channels_last, fast
 from recon.compute.store import Store
 from recon.fit.start import nearest_start

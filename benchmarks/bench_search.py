@@ -28,7 +28,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "mpsearch")]
 from machine import machine  # noqa: E402
 from synthetic import at_fraction, network, problem  # noqa: E402
 
-from mpsearch.exact import (  # noqa: E402
+from mpsearch.files.folder import RunFolder  # noqa: E402
+from mpsearch.run.artifacts import load_table, read_costs, read_layers  # noqa: E402
+from mpsearch.search.baselines import (  # noqa: E402
     answers,
     branch_and_bound,
     exact_additive,
@@ -37,11 +39,9 @@ from mpsearch.exact import (  # noqa: E402
     local_search,
     lower_bound,
 )
-from mpsearch.folder import RunFolder  # noqa: E402
-from mpsearch.front import ParetoFront, non_dominated  # noqa: E402
-from mpsearch.problem import BitProblem, Genomes, build_problem  # noqa: E402
-from mpsearch.search import SearchSettings, hypervolume, search  # noqa: E402
-from mpsearch.view import load_table, read_costs, read_layers  # noqa: E402
+from mpsearch.search.front import ParetoFront, non_dominated  # noqa: E402
+from mpsearch.search.nsga2 import SearchSettings, hypervolume, search  # noqa: E402
+from mpsearch.search.problem import BitProblem, Genomes, build_problem  # noqa: E402
 
 SEEDS = range(10)
 FRACTIONS = (0.1, 0.3, 0.6)

@@ -23,8 +23,8 @@ from networks import ROOT, WBITS, start
 from scipy.optimize import nnls
 
 from hwmodel import Precision
-from mpsearch.sensitivity import measure, split
-from mpsearch.summary import versions
+from mpsearch.run.summary import versions
+from mpsearch.sensitivity.measure import measure, split
 
 RESULTS = ROOT / "benchmarks" / "results" / "bench_sensitivity.json"
 RUNS = 2  # of which the fastest counts: other work on the machine only ever adds to the time

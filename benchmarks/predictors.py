@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mpsearch.exact import exact_additive
-from mpsearch.pipeline import Run
-from mpsearch.problem import BitProblem, Genomes, build_problem
-from mpsearch.search import best_at_budget
-from mpsearch.sensitivity import change, measure, split
-from mpsearch.sensitivity_table import SensitivityTable
+from mpsearch.run.steps import Run
+from mpsearch.search.baselines import exact_additive
+from mpsearch.search.nsga2 import best_at_budget
+from mpsearch.search.problem import BitProblem, Genomes, build_problem
+from mpsearch.sensitivity.measure import change, measure, split
+from mpsearch.sensitivity.table import SensitivityTable
 from recon.compute.arithmetic import batches, device_of, fast
 from recon.fit.rescale import kl_divergence
 from recon.graph.network import Network, Unit

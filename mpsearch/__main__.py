@@ -1,5 +1,5 @@
 """`python -m mpsearch`."""
 
-from mpsearch.cli import main
+from mpsearch.cli.commands import main
 
 main()

@@ -9,8 +9,8 @@ import numpy as np
 from hwmodel.cost import CostTable
 from hwmodel.layer import LayerSpec, LayerTable
 from hwmodel.precision import Precision
-from mpsearch.problem import BitProblem, build_problem
-from mpsearch.sensitivity_table import SensitivityTable
+from mpsearch.search.problem import BitProblem, build_problem
+from mpsearch.sensitivity.table import SensitivityTable
 
 BITS = (2, 3, 4, 6, 8)
 SAMPLES = 256
