@@ -30,7 +30,8 @@ from hwmodel import BitConfig, Precision
 from mpsearch.finish.evaluate import evaluate, logits
 from mpsearch.run.steps import Run
 from mpsearch.run.summary import versions
-from mpsearch.search.problem import BitProblem, Genomes, build_problem
+from mpsearch.search.build import build_problem
+from mpsearch.search.problem import BitProblem, Genomes
 from mpsearch.sensitivity.table import SensitivityTable
 from mpsearch.sources.images import make_images
 from recon.compute.arithmetic import mixed_order

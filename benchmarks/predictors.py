@@ -13,8 +13,9 @@ from torch import Tensor
 
 from mpsearch.run.steps import Run
 from mpsearch.search.baselines import exact_additive
+from mpsearch.search.build import build_problem
 from mpsearch.search.nsga2 import best_at_budget
-from mpsearch.search.problem import BitProblem, Genomes, build_problem
+from mpsearch.search.problem import BitProblem, Genomes
 from mpsearch.sensitivity.measure import change, measure, split
 from mpsearch.sensitivity.table import SensitivityTable
 from recon.compute.arithmetic import batches, device_of, fast

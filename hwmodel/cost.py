@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodel.errors import InputError
+from hwmodel.layer import LayerTable
 from hwmodel.precision import Precision
 
 
@@ -36,3 +37,18 @@ class CostTable:
             array = getattr(self, name)
             if array is not None and array.shape != shape:
                 raise InputError(f"cost table: {name} must have shape {shape}, got {array.shape}")
+
+
+def layer_costs(
+    table: LayerTable, costs: CostTable, precisions: tuple[Precision, ...]
+) -> dict[str, NDArray[np.float64]]:
+    """Additive costs (L, C) by the names that budgets and objectives have, at the columns of `precisions`."""
+    columns = [costs.precisions.index(precision) for precision in precisions]
+    arrays = {
+        "size_bytes": costs.weight_bytes,
+        "mean_bits": costs.code_bits / max(table.n_weights, 1),
+        "bops": costs.bops,
+        "latency_s": costs.latency_s,
+        "energy_j": costs.energy_j,
+    }
+    return {name: array[:, columns].astype(np.float64) for name, array in arrays.items() if array is not None}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from hwmodel import CostTable, LayerTable
+from hwmodel.cost import layer_costs
 from mpsearch.request.options import EdgePolicy
-from mpsearch.search.problem import layer_costs
 
 LARGEST_SHARE = 0.25
 

@@ -10,9 +10,10 @@ import numpy as np
 from hwmodel import BitConfig, CostTable, InputError, LayerTable, Precision
 from mpsearch.files.folder import Json, RunFolder
 from mpsearch.request.assignment import read_assignment
+from mpsearch.search.build import build_problem
 from mpsearch.search.front import ParetoFront
 from mpsearch.search.picks import picked
-from mpsearch.search.problem import BitProblem, build_problem
+from mpsearch.search.problem import BitProblem
 from mpsearch.sensitivity.cache import load_table
 
 

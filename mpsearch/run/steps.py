@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from hwmodel import BitConfig, BudgetError, CostTable, InputError, LayerTable, Precision
+from hwmodel.cost import layer_costs
 from hwmodel.device import DeviceSpec, load_device
 from hwmodel.latency import with_device
 from hwmodel.size import PackedLayout, cost_table
@@ -25,9 +26,11 @@ from mpsearch.request.edges import pinned_edges
 from mpsearch.request.options import RunOptions
 from mpsearch.request.rules import Rule, allowed_precisions, parse_rule, parse_tie, tied
 from mpsearch.run.summary import summarize
+from mpsearch.search.build import build_problem, with_budgets
 from mpsearch.search.front import ParetoFront
-from mpsearch.search.nsga2 import SearchSettings, course, search
-from mpsearch.search.problem import BitProblem, build_problem, cheapest, layer_costs
+from mpsearch.search.nsga2 import course, search
+from mpsearch.search.problem import BitProblem, cheapest
+from mpsearch.search.settings import SearchSettings
 from mpsearch.sensitivity.cache import load_scores, load_table, save_cache
 from mpsearch.sensitivity.measure import measure, split
 from mpsearch.sensitivity.scores import METRIC
@@ -295,7 +298,7 @@ class Run:
 
     def problem(self, sensitivity: SensitivityTable) -> BitProblem:
         """The search problem under the budgets."""
-        return self._unbounded(sensitivity).with_budgets(self.options.budgets)
+        return with_budgets(self._unbounded(sensitivity), self.options.budgets)
 
     def _unbounded(self, sensitivity: SensitivityTable) -> BitProblem:
         objectives = ("loss", *self.objectives)
@@ -317,7 +320,7 @@ class Run:
                 f"{', '.join(map(str, self.offered))} can reach{on} has {cost.text(least)} "
                 f"({describe(problem.config(genome))}); raise {cost.option} or allow fewer bits with --wbits"
             )
-        problem.with_budgets(self.options.budgets)
+        with_budgets(problem, self.options.budgets)
 
     def search_step(self, sensitivity: SensitivityTable) -> ParetoFront:
         """The Pareto front: read when current, else searched and written, with the costs it was searched with."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import version
-from typing import Any
 
 import numpy
 import pymoo
@@ -77,40 +76,3 @@ def versions() -> dict[str, str]:
         "pymoo": pymoo.__version__,
         "numpy": numpy.__version__,
     }
-
-
-def lines(summary: Json) -> list[tuple[str, str]]:
-    """The summary for reading: (what, figure) rows."""
-
-    def percent(value: Any) -> str:
-        return "no labels" if value is None else f"{value:.2f} %"
-
-    def cost(name: str) -> str:
-        limit, value = summary.get(COSTS[name].field), summary[name]
-        text = COSTS[name].text(value)
-        if limit is None:
-            return text
-        of = COSTS[name].text(limit).removesuffix(" bytes")
-        return f"{text} of {of} ({100 * value / limit:.1f} % of the budget)"
-
-    bounded = [name for name in COSTS if name != "size_bytes" and name in summary]
-    on = {name: f" on {summary['device']}" if name in NEED_DEVICE else "" for name in bounded}
-    return [
-        ("packed file", cost("size_bytes")),
-        *[(f"{COSTS[name].title}{on[name]}", cost(name)) for name in bounded],
-        (
-            "weights only",
-            f"{summary['weights_only_bytes']:,.0f} bytes, {summary['mean_weight_bits']:.2f} bits a weight",
-        ),
-        *[("activations", f"{', '.join(map(str, bits))} bits") for bits in (summary.get("activation_bits"),) if bits],
-        *([("grids of weights", "symmetric")] if "symmetric" in summary else []),
-        ("top-1 float", percent(summary["top1_float"])),
-        ("top-1 plain rounding", percent(summary["top1_nearest"])),
-        ("top-1 reconstructed", percent(summary["top1_reconstructed"])),
-        ("KL plain rounding", f"{summary['kl_nearest']:.4f} nats"),
-        ("KL reconstructed", f"{summary['kl_reconstructed']:.4f} nats"),
-        ("measured on", f"{summary['validation_images']:,} validation images"),
-        ("edge layers at 8 bits", ", ".join(summary["edge_layers_at_8_bits"]) or "none: searched like any other"),
-        ("seconds", ", ".join(f"{step} {value:.1f}" for step, value in summary["seconds"].items())),
-        ("peak memory", f"{summary['peak_rss_bytes'] / 1e9:.2f} GB"),
-    ]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from mpsearch.search.baselines import knapsack_front
 from mpsearch.search.front import non_dominated
+from mpsearch.search.knapsack import knapsack_front
 from mpsearch.search.problem import BitProblem, Genomes, within
 
 _BATCH = 200_000  # neighbours that are compared with the front together

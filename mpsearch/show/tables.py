@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -15,7 +16,6 @@ from hwmodel.device import DeviceSpec
 from mpsearch.files.folder import Json
 from mpsearch.request.budgets import COSTS, NEED_DEVICE, share
 from mpsearch.request.units import format_number
-from mpsearch.run.summary import lines
 from mpsearch.search.baselines import Answer
 from mpsearch.search.front import LOSS, ParetoFront
 from mpsearch.show.compare import Comparison
@@ -241,9 +241,46 @@ def bit_rows(table: LayerTable, configs: Sequence[tuple[str, BitConfig]]) -> Tab
 def summary_rows(summary: Json) -> Table:
     """The summary for reading."""
     view = Table(box=None, show_header=False, pad_edge=False)
-    for what, figure in lines(summary):
+    for what, figure in _summary_lines(summary):
         view.add_row(what, figure)
     return view
+
+
+def _summary_lines(summary: Json) -> list[tuple[str, str]]:
+    """The summary for reading: (what, figure) rows."""
+
+    def percent(value: Any) -> str:
+        return "no labels" if value is None else f"{value:.2f} %"
+
+    def cost(name: str) -> str:
+        limit, value = summary.get(COSTS[name].field), summary[name]
+        text = COSTS[name].text(value)
+        if limit is None:
+            return text
+        of = COSTS[name].text(limit).removesuffix(" bytes")
+        return f"{text} of {of} ({100 * value / limit:.1f} % of the budget)"
+
+    bounded = [name for name in COSTS if name != "size_bytes" and name in summary]
+    on = {name: f" on {summary['device']}" if name in NEED_DEVICE else "" for name in bounded}
+    return [
+        ("packed file", cost("size_bytes")),
+        *[(f"{COSTS[name].title}{on[name]}", cost(name)) for name in bounded],
+        (
+            "weights only",
+            f"{summary['weights_only_bytes']:,.0f} bytes, {summary['mean_weight_bits']:.2f} bits a weight",
+        ),
+        *[("activations", f"{', '.join(map(str, bits))} bits") for bits in (summary.get("activation_bits"),) if bits],
+        *([("grids of weights", "symmetric")] if "symmetric" in summary else []),
+        ("top-1 float", percent(summary["top1_float"])),
+        ("top-1 plain rounding", percent(summary["top1_nearest"])),
+        ("top-1 reconstructed", percent(summary["top1_reconstructed"])),
+        ("KL plain rounding", f"{summary['kl_nearest']:.4f} nats"),
+        ("KL reconstructed", f"{summary['kl_reconstructed']:.4f} nats"),
+        ("measured on", f"{summary['validation_images']:,} validation images"),
+        ("edge layers at 8 bits", ", ".join(summary["edge_layers_at_8_bits"]) or "none: searched like any other"),
+        ("seconds", ", ".join(f"{step} {value:.1f}" for step, value in summary["seconds"].items())),
+        ("peak memory", f"{summary['peak_rss_bytes'] / 1e9:.2f} GB"),
+    ]
 
 
 def as_text(*parts: Table | str) -> str:

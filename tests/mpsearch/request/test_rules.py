@@ -8,8 +8,9 @@ from synthetic import network
 
 from hwmodel import InputError, Precision
 from mpsearch.request.rules import Rule, allowed_precisions, parse_rule, parse_tie, tied
-from mpsearch.search.nsga2 import SearchSettings, search
-from mpsearch.search.problem import build_problem
+from mpsearch.search.build import build_problem, with_budgets
+from mpsearch.search.nsga2 import search
+from mpsearch.search.settings import SearchSettings
 
 NAMES = ("features.0.0", "features.1.conv.0", "classifier.1")
 OFFERED = tuple(map(Precision, (2, 4, 8)))
@@ -84,7 +85,7 @@ def test_no_point_of_a_front_breaks_a_rule(objectives: tuple[str, ...]) -> None:
     may = allowed_precisions(table.names, sensitivity.precisions, ("l0",), Precision(8), rules)
     built = build_problem(table, costs, sensitivity, may, objectives=objectives)
     middle = built.values((built.sizes[None] // 2).astype(np.int16))[0]
-    built = built.with_budgets({"size_bytes": middle[1], "mean_bits": 6.0})
+    built = with_budgets(built, {"size_bytes": middle[1], "mean_bits": 6.0})
     front = search(built, SearchSettings(population=40, generations=15, neighbours=200_000))
     assert len(front) > 20
     for index in range(len(front)):

@@ -8,20 +8,11 @@ import pytest
 from synthetic import at_fraction, problem
 
 from hwmodel.errors import InputError
-from mpsearch.search.baselines import (
-    answers,
-    branch_and_bound,
-    brute_force,
-    brute_force_front,
-    exact_additive,
-    exact_front,
-    greedy,
-    hull,
-    knapsack_front,
-    local_search,
-    lower_bound,
-    uniform,
-)
+from mpsearch.search.baselines import answers, exact_additive, greedy, hull, uniform
+from mpsearch.search.build import with_budgets
+from mpsearch.search.knapsack import exact_front, knapsack_front
+from mpsearch.search.local import local_search
+from mpsearch.search.proof import branch_and_bound, brute_force, brute_force_front, lower_bound
 
 FRACTIONS = (0.02, 0.2, 0.45, 0.8, 1.0)
 
@@ -58,7 +49,7 @@ def test_milp_meets_several_budgets_at_once():
     built = problem(8, additive=True)
     ends = built.values(np.stack([built.sizes * 0, built.sizes - 1]).astype(np.int16))
     limits = {"size_bytes": ends[:, 1] @ [0.6, 0.4], "bops": ends[:, 3] @ [0.8, 0.2], "mean_bits": 5.0}
-    built = built.with_budgets(limits)
+    built = with_budgets(built, limits)
     assert loss(built, exact_additive(built)) == pytest.approx(loss(built, brute_force(built)), rel=1e-9)
     assert built.feasible(np.array([greedy(built), exact_additive(built)])).all()
 
@@ -79,12 +70,12 @@ def test_branch_and_bound_with_strong_interactions_and_two_budgets():
         built, tables=type(built.tables).build(built.sizes, np.vstack([built.linear, built.costs]), built.pair)
     )
     ends = built.values(np.stack([built.sizes * 0, built.sizes - 1]).astype(np.int16))
-    built = built.with_budgets({"size_bytes": ends[:, 1] @ [0.6, 0.4], "bops": ends[:, 3] @ [0.8, 0.2]})
+    built = with_budgets(built, {"size_bytes": ends[:, 1] @ [0.6, 0.4], "bops": ends[:, 3] @ [0.8, 0.2]})
     assert loss(built, branch_and_bound(built)) == pytest.approx(loss(built, brute_force(built)), rel=1e-9)
 
 
 def test_branch_and_bound_says_where_it_ends(monkeypatch):
-    monkeypatch.setattr("mpsearch.search.baselines._BRANCHES", 1000)
+    monkeypatch.setattr("mpsearch.search.proof._BRANCHES", 1000)
     with pytest.raises(InputError, match="about 12 free layers"):
         branch_and_bound(at_fraction(problem(40), 0.3))
 

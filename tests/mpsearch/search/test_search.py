@@ -11,18 +11,16 @@ import pytest
 from synthetic import at_fraction, problem
 
 from hwmodel.errors import InputError
-from mpsearch.search.baselines import (
-    brute_force,
-    brute_force_front,
-    exact_additive,
-    exact_front,
-    greedy,
-    local_search,
-    uniform,
-)
+from mpsearch.search.baselines import exact_additive, greedy, uniform
+from mpsearch.search.box import hypervolume
+from mpsearch.search.build import with_budgets
 from mpsearch.search.front import ParetoFront
-from mpsearch.search.nsga2 import SearchSettings, best_at_budget, course, hypervolume, search
+from mpsearch.search.knapsack import exact_front
+from mpsearch.search.local import local_search
+from mpsearch.search.nsga2 import best_at_budget, course, search
+from mpsearch.search.proof import brute_force, brute_force_front
 from mpsearch.search.refine import fill_by_tangents
+from mpsearch.search.settings import SearchSettings
 
 QUICK = SearchSettings(population=60, generations=25, neighbours=1_000_000)
 
@@ -100,7 +98,7 @@ def test_budgets_on_other_costs_hold_everywhere():
     built = problem()
     ends = built.values(np.stack([built.sizes * 0, built.sizes - 1]).astype(np.int16))
     limits = {"size_bytes": ends[:, 1] @ [0.6, 0.4], "bops": ends[:, 3] @ [0.7, 0.3]}
-    built = built.with_budgets(limits)
+    built = with_budgets(built, limits)
     found = search(built, QUICK)
     values = built.values(built.genomes(found.choices))
     assert (values[:, 3] <= limits["bops"]).all()
@@ -161,7 +159,7 @@ def test_a_killed_search_goes_on_bit_for_bit(tmp_path, stop_at, constrained):
     built = at_fraction(problem(16), 0.4)
     if constrained:
         ends = built.values(np.stack([built.sizes * 0, built.sizes - 1]).astype(np.int16))
-        built = built.with_budgets({"bops": ends[:, 3] @ [0.8, 0.2]})
+        built = with_budgets(built, {"bops": ends[:, 3] @ [0.8, 0.2]})
     checkpoint = tmp_path / "search.npz"
 
     def kill(progress):
