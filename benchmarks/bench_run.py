@@ -53,11 +53,13 @@ def embedded_uniform(folder: Path) -> list[dict[str, Any]]:
     names, rows = job.table.names, []
     for bits in (4, 3, 2):
         config = uniform(names, Precision(bits), (names[0], names[-1]), Precision(8))
-        plain = job.measure(quantized(job.network, plainly_rounded(job.network, job.calibration, config)).model)
+        plain = job.loaded.measure(
+            quantized(job.loaded.network, plainly_rounded(job.loaded.network, job.loaded.calibration, config)).model
+        )
         begin = time.perf_counter()
-        learned = reconstruct(job.network, job.calibration, config, Settings())
+        learned = reconstruct(job.loaded.network, job.loaded.calibration, config, Settings())
         seconds = time.perf_counter() - begin
-        done = job.measure(quantized(job.network, learned.layers).model)
+        done = job.loaded.measure(quantized(job.loaded.network, learned.layers).model)
         rows.append(
             {
                 "bits": bits,

@@ -43,8 +43,8 @@ def fresh(layers: int, candidates: int, images: int) -> dict[str, Any]:
     job = start("mobilenetv2", samples=images)
     spread = np.linspace(0, LAYERS - 1, layers).round().astype(int)
     table = replace(job.table, layers=tuple(job.table[index] for index in spread))
-    network = replace(job.network, table=table)
-    x, precisions = job.calibration, [Precision(w) for w in WBITS[:candidates]]
+    network = replace(job.loaded.network, table=table)
+    x, precisions = job.loaded.calibration, [Precision(w) for w in WBITS[:candidates]]
     began = time.perf_counter()
     measure(network, x, precisions, 0, "bench")
     return {
@@ -61,7 +61,7 @@ def fresh(layers: int, candidates: int, images: int) -> dict[str, Any]:
 def grown() -> dict[str, float]:
     """Seconds of a fresh cache, of one candidate more, and of as many images more."""
     job, seconds = start("mobilenetv2"), {}
-    network, x, precisions = job.network, job.calibration, job.precisions
+    network, x, precisions = job.loaded.network, job.loaded.calibration, job.candidates.precisions
 
     def timed(name: str, count: int, widths: tuple[Precision, ...], known: Any = None) -> Any:
         began = time.perf_counter()

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from hwmodel.errors import InputError
 from hwmodel.layer import LayerTable
-from hwmodel.precision import Precision
+from hwmodel.precision import BitConfig, Precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,3 +52,11 @@ def layer_costs(
         "energy_j": costs.energy_j,
     }
     return {name: array[:, columns].astype(np.float64) for name, array in arrays.items() if array is not None}
+
+
+def total_costs(table: LayerTable, costs: CostTable, config: BitConfig) -> dict[str, float]:
+    """What a configuration costs, by the names that budgets have."""
+    choice = [costs.precisions.index(precision) for precision in config.precisions]
+    arrays = layer_costs(table, costs, costs.precisions)
+    sums = {name: float(array[range(len(choice)), choice].sum()) for name, array in arrays.items()}
+    return {**sums, "size_bytes": sums["size_bytes"] + costs.fixed_bytes}

@@ -129,7 +129,7 @@ def test_public_names_are_there(package: str) -> None:
 
 
 def test_help_does_not_wait_for_torch() -> None:
-    code = "import sys, mpsearch.cli.commands; sys.exit('torch' in sys.modules)"
+    code = "import sys, mpsearch.cli.main; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -11,12 +10,6 @@ from typing import Any
 from hwmodel import InputError
 
 Json = dict[str, Any]
-
-
-def fingerprint(*parts: object) -> str:
-    """A short digest of anything JSON can hold, the same for the same values."""
-    text = json.dumps(parts, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 class RunFolder:

@@ -6,9 +6,14 @@ from collections.abc import Mapping
 
 from hwmodel import CostTable, LayerTable
 from hwmodel.cost import layer_costs
-from mpsearch.request.options import EdgePolicy
+from mpsearch.request.parse import EdgePolicy
 
 LARGEST_SHARE = 0.25
+
+
+def edge_layers(table: LayerTable) -> tuple[str, ...]:
+    """The first and the last layer."""
+    return tuple(table.names[i] for i in dict.fromkeys((0, len(table) - 1)))
 
 
 def pinned_edges(
@@ -21,9 +26,9 @@ def pinned_edges(
     """
     if policy == "free":
         return ()
-    edges = dict.fromkeys((0, len(table) - 1))
-    if policy == "auto":
-        alone = layer_costs(table, costs, costs.precisions)
-        largest = {i: max(float(alone[name][i, 0]) / limit for name, limit in budgets.items()) for i in edges}
-        edges = dict.fromkeys(i for i in edges if largest[i] <= LARGEST_SHARE)
-    return tuple(table.names[i] for i in edges)
+    edges = edge_layers(table)
+    if policy == "8":
+        return edges
+    alone, at = layer_costs(table, costs, costs.precisions), [table.names.index(name) for name in edges]
+    largest = [max(float(alone[cost][i, 0]) / limit for cost, limit in budgets.items()) for i in at]
+    return tuple(name for name, share in zip(edges, largest, strict=True) if share <= LARGEST_SHARE)

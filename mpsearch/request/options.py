@@ -1,69 +1,162 @@
-"""What a run was asked for: the record behind `config.toml`."""
+"""What the user asks for: frozen records of options, and `config.toml`, which keeps those of a run."""
 
 from __future__ import annotations
 
-import json
 import tomllib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Self
+
+import tomli_w
 
 from hwmodel import FLOAT_BITS, WEIGHT_BITS, InputError, Precision
-from hwmodel.device import load_device
-from mpsearch.request.budgets import COSTS, FRONT, NEED_DEVICE
+from mpsearch.request.budgets import COSTS, NEED_DEVICE
+from mpsearch.request.flags import Flag
+from mpsearch.request.parse import (
+    EdgePolicy,
+    device_abits,
+    edge_policy,
+    listed,
+    parse_abits,
+    parse_bits,
+    parse_objectives,
+)
 from mpsearch.request.rules import parse_rule, parse_tie
+from mpsearch.request.units import (
+    parse_duration,
+    parse_energy,
+    parse_mean_bits,
+    parse_operations,
+    parse_size,
+)
 
 EDGE_BITS = 8
-EdgePolicy = Literal["auto", "8", "free"]
+WBITS = (2, 3, 4, 5, 6, 8)
+
+BUDGETS = "Budgets"
+MODEL = "Model and data"
+SEARCH = "Search"
+RECONSTRUCTION = "Reconstruction"
+PLACE = "Where it runs"
+PANELS = (BUDGETS, MODEL, SEARCH, RECONSTRUCTION, PLACE)
+
+# A field's default stands in the record; the command line shows it as people write it.
+_SIZE = Flag(BUDGETS, "What the packed file may take: 1.5MB, 900kB, 2MiB.", parse_size, None, "--size-budget", "SIZE")
+_LATENCY = Flag(
+    BUDGETS, "Seconds an image on the device: 3ms, 250us.", parse_duration, None, "--latency-budget", "TIME"
+)
+_ENERGY = Flag(BUDGETS, "Joules an image on the device: 1mJ, 800uJ.", parse_energy, None, "--energy-budget", "ENERGY")
+_BOPS = Flag(BUDGETS, "Bit operations an image: 34G.", parse_operations, None, "--bops-budget", "COUNT")
+_MEAN_BITS = Flag(BUDGETS, "Mean bits of a weight: 3.5.", parse_mean_bits, None, "--mean-bits", "BITS")
+_OBJECTIVES = "What the front spans beside the loss, one or two of size, latency, energy (default: what is budgeted)."
+_ABITS = "Candidate activation bits: 8, 4,8 or 8,32 (32: float) (default: float; on a device, its widest)."
+_STEPS = "Most reconstruction steps a block; up to four times as many where much is to be done."
+_MEMORY = "Memory for the inputs and outputs of blocks; what is beyond it is kept in files."
 
 
-@dataclass(frozen=True, slots=True)
-class RunOptions:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOptions:
+    """Which network: a name or a factory, its `weights`, and the `data` that it is for."""
+
+    model: Annotated[
+        str, Flag(MODEL, "A torchvision classifier, file.py:factory or package.module:factory.", metavar="MODEL")
+    ] = "mobilenetv2"
+    weights: Annotated[
+        str | None, Flag(MODEL, "safetensors or a torch checkpoint; a JSON may stand beside it.", metavar="PATH")
+    ] = None
+    data: Annotated[
+        str | None,
+        Flag(MODEL, "A folder with calib/ and val/, a .npz, file.py:factory, or distilled: none.", metavar="DATA"),
+    ] = None
+
+    @property
+    def demo(self) -> bool:
+        """Neither weights nor data were given: the embedded default."""
+        return self.weights is None and self.data is None
+
+    @classmethod
+    def from_flags(cls, given: Mapping[str, Any]) -> Self:
+        """The record of the fields that were `given` on the command line, defaults for the others."""
+        return cls(**given)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishOptions(ModelOptions):
+    """How a configuration is finished: on which images, and how it is reconstructed.
+
+    `symmetric` grids of weights have their zero-point in the middle. `edges` says what becomes of the first and the
+    last layer: 8 bits (`8`), or like any other (`free`). `granularity` is what is reconstructed at once: layer, block,
+    stage or network. Beyond `cache_memory_bytes` the inputs and outputs of blocks are kept in files, with no other
+    effect.
+    """
+
+    samples: Annotated[int, Flag(MODEL, "Calibration images.")] = 512
+    val_samples: Annotated[int, Flag(MODEL, "Validation images; 0 for all.")] = 0
+    seed: Annotated[int, Flag(PLACE, "Seed of everything random.")] = 0
+    edges: Annotated[
+        EdgePolicy,
+        Flag(RECONSTRUCTION, "First and last layer where all get the same bits: 8 or free.", edge_policy, "8"),
+    ] = "8"
+    symmetric: Annotated[bool, Flag(RECONSTRUCTION, "Weights on grids with the zero-point in the middle.")] = False
+    steps: Annotated[int, Flag(RECONSTRUCTION, _STEPS)] = 40
+    granularity: Annotated[str, Flag(RECONSTRUCTION, "What is fitted at once: layer, block, stage or network.")] = (
+        "block"
+    )
+    cache_memory_bytes: Annotated[int, Flag(PLACE, _MEMORY, parse_size, "2GiB", "--cache-memory", "SIZE")] = 2 * 2**30
+
+    def __post_init__(self) -> None:
+        edge_policy(self.edges)
+        for name, least in (("samples", 1), ("val_samples", 0), ("seed", 0), ("cache_memory_bytes", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions(FinishOptions):
     """Everything that determines a run's result.
 
     Budgets are upper bounds in the units of their names; at least one is needed. `size_budget_bytes` is what the packed
     file may take; latency and energy are those of `device`, a name or a file. `objectives` are the costs that the front
     spans beside the loss, those of `default_objectives` where none is named. Without `abits` activations stay float,
-    32 among them is float. `symmetric` grids of weights have their zero-point in the middle.
-    `edges` says what becomes of the first and the last layer: 8 bits (`8`), like any other (`free`), or 8 bits unless
-    that takes more than a quarter of a budget (`auto`). `fix` and `tie` are rules about single layers, as on the
-    command line. `granularity` is what is reconstructed at once: layer, block, stage or network. Beyond
-    `cache_memory_bytes` the inputs and outputs of blocks are kept in files, with no other effect.
+    32 among them is float. `edges` are those of `FinishOptions`, or 8 bits unless that takes more than a quarter of a
+    budget (`auto`). `fix` and `tie` are rules about single layers, as on the command line.
     """
 
-    model: str
-    size_budget_bytes: int | None = None
-    latency_budget_s: float | None = None
-    energy_budget_j: float | None = None
-    bops_budget: float | None = None
-    mean_bits_budget: float | None = None
-    device: str | None = None
-    objectives: tuple[str, ...] = ()
-    weights: str | None = None
-    data: str | None = None
-    wbits: tuple[int, ...] = (2, 3, 4, 5, 6, 8)
-    abits: tuple[int, ...] = ()
-    symmetric: bool = False
-    edges: EdgePolicy = "auto"
-    fix: tuple[str, ...] = ()
-    tie: tuple[str, ...] = ()
-    samples: int = 512
-    val_samples: int = 0
-    seed: int = 0
-    population: int = 200
-    generations: int = 200
-    steps: int = 40
-    granularity: str = "block"
-    cache_memory_bytes: int = 2 * 2**30
+    size_budget_bytes: Annotated[int | None, _SIZE] = None
+    latency_budget_s: Annotated[float | None, _LATENCY] = None
+    energy_budget_j: Annotated[float | None, _ENERGY] = None
+    bops_budget: Annotated[float | None, _BOPS] = None
+    mean_bits_budget: Annotated[float | None, _MEAN_BITS] = None
+    device: Annotated[
+        str | None, Flag(BUDGETS, "A device's name, its TOML, or a lookup table (.csv, .json).", metavar="DEVICE")
+    ] = None
+    objectives: Annotated[tuple[str, ...], Flag(BUDGETS, _OBJECTIVES, parse_objectives, metavar="COSTS")] = ()
+    wbits: Annotated[
+        tuple[int, ...],
+        Flag(SEARCH, "Candidate weight bits.", parse_bits, listed(WBITS).replace(" ", ""), metavar="BITS"),
+    ] = WBITS
+    abits: Annotated[tuple[int, ...], Flag(SEARCH, _ABITS, parse_abits, metavar="BITS")] = ()
+    edges: Annotated[
+        EdgePolicy,
+        Flag(SEARCH, "First and last layer: 8, free, or auto (8 where the budget has room).", edge_policy, "auto"),
+    ] = "auto"
+    fix: Annotated[
+        tuple[str, ...], Flag(SEARCH, "LAYER=8, LAYER=4,8 or LAYER!=2; may be repeated.", metavar="RULE")
+    ] = ()
+    tie: Annotated[
+        tuple[str, ...], Flag(SEARCH, "LAYER,LAYER,… that get the same bits; may be repeated.", metavar="LAYERS")
+    ] = ()
+    population: Annotated[int, Flag(SEARCH, "Configurations a generation.")] = 200
+    generations: Annotated[int, Flag(SEARCH, "Generations at most.")] = 200
 
     def __post_init__(self) -> None:
         unknown = [bits for bits in self.wbits if bits not in WEIGHT_BITS]
         unknown += [bits for bits in self.abits if bits not in (*WEIGHT_BITS, FLOAT_BITS)]
         if unknown or not self.wbits:
             raise InputError(
-                f"candidate bits must be among {_list(WEIGHT_BITS)}, got {_list(tuple(unknown)) or 'none'}"
+                f"candidate bits must be among {listed(WEIGHT_BITS)}, got {listed(tuple(unknown)) or 'none'}"
             )
-        edge_policy(self.edges)
         for text in self.fix:
             parse_rule(text)
         for text in self.tie:
@@ -79,20 +172,21 @@ class RunOptions:
             raise InputError(
                 f"{COSTS[wanted].title} is that of a device; name one with --device (see mpsearch devices)"
             )
-        for name, least in (("samples", 1), ("val_samples", 0), ("seed", 0), ("cache_memory_bytes", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
+        FinishOptions.__post_init__(self)  # super() does not know a class that slots made anew
+
+    @classmethod
+    def from_flags(cls, given: Mapping[str, Any]) -> Self:
+        """As above; on a device, activations that nobody asked for are the widest that it runs."""
+        values = dict(given)
+        if values.get("device") is not None and "abits" not in values:
+            values["abits"] = device_abits(values["device"], values.get("wbits", WBITS))
+        return cls(**values)
 
     @property
     def budgets(self) -> dict[str, float]:
         """The upper bounds by the name of the cost."""
         limits = {name: getattr(self, cost.field) for name, cost in COSTS.items()}
         return {name: float(limit) for name, limit in limits.items() if limit is not None}
-
-    @property
-    def demo(self) -> bool:
-        """Neither weights nor data were given: the embedded default."""
-        return self.weights is None and self.data is None
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
@@ -102,12 +196,12 @@ class RunOptions:
     @property
     def edge(self) -> Precision:
         """What the first and last layer have where they are held."""
-        return Precision(EDGE_BITS, EDGE_BITS if self.abits else FLOAT_BITS)
+        return edge_precision(bool(self.abits))
 
     def to_toml(self) -> str:
         """The text of `config.toml`."""
-        lines = [f"{name} = {json.dumps(value)}" for name, value in asdict(self).items() if value not in (None, ())]
-        return "\n".join(["# mpsearch run options; budgets in the units of their names", *lines, ""])
+        values = {name: value for name, value in asdict(self).items() if value not in (None, ())}
+        return f"# mpsearch run options; budgets in the units of their names\n{tomli_w.dumps(values)}"
 
     @classmethod
     def from_toml(cls, path: Path) -> RunOptions:
@@ -127,50 +221,6 @@ class RunOptions:
             raise InputError(f"{path} is damaged: {error}") from None
 
 
-def edge_policy(text: str) -> EdgePolicy:
-    """Reads `--edges`. Raises InputError for what it does not take."""
-    for policy in get_args(EdgePolicy):
-        if text == policy:
-            return text  # type: ignore[return-value]
-    raise InputError(f"--edges must be one of {_list(get_args(EdgePolicy))}, got {text!r}")
-
-
-def parse_objectives(text: str) -> tuple[str, ...]:
-    """Reads `size,latency`: one or two of size, latency, energy. Raises InputError for anything else."""
-    titles = {COSTS[name].title: name for name in FRONT}
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part in titles for part in parts) or len(set(parts)) != len(parts) or len(parts) > 2:
-        raise InputError(f"--objectives takes one or two of {', '.join(titles)}, got {text!r}")
-    return tuple(titles[part] for part in parts)
-
-
-def device_abits(device: str, wbits: tuple[int, ...]) -> tuple[int, ...]:
-    """Candidate activation bits where none are asked for: the widest that the device runs with any of `wbits`.
-
-    Float activations are candidates too where it runs them as they are, as a measured table may say.
-    """
-    runs = load_device(device).precisions
-    widths = {precision.a for precision in runs if precision.w in wbits} or {precision.a for precision in runs}
-    quantized = widths - {FLOAT_BITS}
-    return (max(quantized), *sorted(widths & {FLOAT_BITS})) if quantized else ()
-
-
-def _list(values: tuple[object, ...]) -> str:
-    return ", ".join(map(str, values))
-
-
-def parse_abits(text: str) -> tuple[int, ...]:
-    """Reads `4,8` or `8,32`, 32 for float; float alone is no candidate bits. Raises InputError for anything else."""
-    parts = [part.strip() for part in text.split(",")]
-    quantized = [part for part in parts if part != str(FLOAT_BITS)]
-    if not quantized:
-        return ()
-    return (*parse_bits(",".join(quantized)), *([FLOAT_BITS] if len(quantized) < len(parts) else []))
-
-
-def parse_bits(text: str) -> tuple[int, ...]:
-    """Reads `2,3,4,8`, ascending and without repeats. Raises InputError for anything else."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) in WEIGHT_BITS for part in parts):
-        raise InputError(f"candidate bits look like 2,3,4,8, each among {_list(WEIGHT_BITS)}; got {text!r}")
-    return tuple(sorted({int(part) for part in parts}))
+def edge_precision(quantized_inputs: bool) -> Precision:
+    """What edge layers have where they are held: 8 bits, for their inputs too where inputs are quantized."""
+    return Precision(EDGE_BITS, EDGE_BITS if quantized_inputs else FLOAT_BITS)

@@ -1,8 +1,10 @@
-"""Reading a run folder back, without its model or its data."""
+"""What a run folder holds beside fronts and models: written, and read back without its model or its data."""
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +12,65 @@ import numpy as np
 from hwmodel import BitConfig, CostTable, InputError, LayerTable, Precision
 from mpsearch.files.folder import Json, RunFolder
 from mpsearch.request.assignment import read_assignment
+from mpsearch.request.budgets import NEED_DEVICE
 from mpsearch.search.build import build_problem
 from mpsearch.search.front import ParetoFront
 from mpsearch.search.picks import picked
 from mpsearch.search.problem import BitProblem
 from mpsearch.sensitivity.cache import load_table
+from mpsearch.sources.models import LoadedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a run is of, the contents of `layers.json`.
+
+    `key` is of the options that it was made from, `model` the fingerprint of the weights, `images` that of the
+    calibration images; a packed file has `fixed_bytes` beside the layers of `table`.
+    """
+
+    key: str
+    model: str
+    images: str
+    fixed_bytes: int
+    table: LayerTable
+
+    def to_json(self) -> Json:
+        """A JSON-ready mapping."""
+        return {
+            "key": self.key,
+            "fingerprint": self.model,
+            "images": self.images,
+            "fixed_bytes": self.fixed_bytes,
+            "table": self.table.to_json(),
+        }
+
+
+def read_origin(folder: RunFolder) -> Origin | None:
+    """What the folder's run is of; None where no layers step has written it."""
+    if not folder.file("layers.json").is_file():
+        return None
+    data = folder.read_json("layers.json")
+    if "key" not in data:  # written by `reconstruct`, which searches nothing
+        return None
+    try:
+        model, images, fixed_bytes = str(data["fingerprint"]), str(data["images"]), int(data["fixed_bytes"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{folder.file('layers.json')} is damaged ({error}); delete it to make it again") from None
+    return Origin(str(data["key"]), model, images, fixed_bytes, read_layers(folder))
+
+
+def require_same_model(folder: RunFolder, model: LoadedModel) -> None:
+    """Makes the folder and refuses one that holds another model's run."""
+    folder.prepare()
+    if folder.file("layers.json").is_file():
+        there = folder.read_json("layers.json")
+        if there.get("fingerprint") != model.fingerprint:
+            name = there.get("table", {}).get("model", "another model")
+            raise InputError(
+                f"{folder.path} holds a run of {name} with other weights, not of {model.reference} as given; name "
+                "another folder with --out"
+            )
 
 
 def read_front(folder: RunFolder) -> ParetoFront:
@@ -41,6 +97,22 @@ def read_configs(finished: list[tuple[str, Json]]) -> dict[str, BitConfig]:
     if not finished:
         raise InputError("no configuration is finished here: run `mpsearch finalize RUN` first")
     return {name: BitConfig.from_json(entry["config"]) for name, entry in finished}
+
+
+def costs_json(costs: CostTable, allowed: Mapping[str, Sequence[Precision]], device: str | None) -> Json:
+    """The contents of `costs.json`: costs per layer and precision, and what every layer may have."""
+    arrays = {name: getattr(costs, name) for name in NEED_DEVICE}
+    return {
+        "layers": list(costs.layers),
+        "precisions": [str(precision) for precision in costs.precisions],
+        "allowed": [[str(precision) for precision in allowed[name]] for name in costs.layers],
+        "fixed_bytes": costs.fixed_bytes,
+        "weight_bytes": costs.weight_bytes.tolist(),
+        "code_bits": costs.code_bits.tolist(),
+        "bops": costs.bops.tolist(),
+        **({} if device is None else {"device": device}),
+        **{name: array.tolist() for name, array in arrays.items() if array is not None},
+    }
 
 
 def read_costs(folder: RunFolder) -> tuple[CostTable, dict[str, tuple[Precision, ...]]]:

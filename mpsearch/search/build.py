@@ -80,6 +80,18 @@ def _require_known(name: str, known: Collection[str], what: str) -> None:
         raise InputError(f"{what} {name!r} is not known here; did you mean {', '.join(near)}?")
 
 
+def with_sensitivity(problem: BitProblem, table: LayerTable, sensitivity: SensitivityTable) -> BitProblem:
+    """The same choices and costs of the layers of `table` with the loss that `sensitivity` predicts.
+
+    Raises InputError where it is of other layers or precisions.
+    """
+    if (sensitivity.layers, sensitivity.precisions) != (problem.layers, problem.precisions):
+        raise InputError("the sensitivity table is of other layers or candidates than the problem; measure it again")
+    linear, pair = _gene_loss(table, sensitivity, problem.choices)
+    tables = QuadraticTables.build(problem.sizes, np.vstack([linear, problem.costs]), pair)
+    return replace(problem, linear=linear, pair=pair, tables=tables, fingerprint=sensitivity.fingerprint)
+
+
 def with_budgets(problem: BitProblem, budgets: Mapping[str, float]) -> BitProblem:
     """The same problem under other budgets. Raises BudgetError where they cannot be met."""
     changed = replace(problem, budgets=_checked_budgets(budgets, problem.cost_names))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpsearch.files.folder import fingerprint
+from mpsearch.files.fingerprint import fingerprint
 from mpsearch.sources.images import DataSource, make_images
 from mpsearch.sources.models import LoadedModel
 from recon.distill import distill

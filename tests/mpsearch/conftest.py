@@ -12,11 +12,10 @@ import pytest
 import torch
 from commandline import Command, Result
 
-from mpsearch.cli.commands import main
+from mpsearch.cli.main import main
 
 FACTORY = """
 import torch
-from commandline import Command, Result
 from torch import Tensor, nn
 
 class Residual(nn.Module):

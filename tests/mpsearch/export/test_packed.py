@@ -61,7 +61,7 @@ def test_files_have_the_predicted_size_and_give_the_model_back(
 
     layout = layout_of(network, reference, abits != (32,))
     assert path.stat().st_size == written == layout.file_bytes(config)
-    costs = cost_table(layout, choices)
+    costs = cost_table(network.table, choices, layout.fixed_bytes())
     assert written == costs.fixed_bytes + int(costs.weight_bytes[np.arange(len(network.table)), columns].sum())
 
     loaded = mpsearch.load_packed(path)

@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from hwmodel import BitConfig, LayerTable
 from mpsearch.search.front import ParetoFront
 from mpsearch.sensitivity.cache import load_table
 from mpsearch.sources.images import normalize
+from recon.fit.checkpoint import Progress
 
 QUICK = ("--steps", 40, "--population", 40, "--generations", 30)
 BUDGET = 5_200
@@ -104,14 +106,19 @@ def test_a_second_start_finds_everything_current(finished: Path, tiny: Path, com
     assert before == {path: path.read_bytes() for path in before}
 
 
-def test_what_another_version_finished_is_made_again(
+def test_what_another_version_measured_and_finished_is_made_again(
     finished: Path, tiny: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(finished, tmp_path / "kept")
-    monkeypatch.setattr("mpsearch.run.steps.version", lambda name: "0.0.0")
+    monkeypatch.setattr("mpsearch.run.keys.version", lambda name: "0.0.0")
     again = command(*arguments(tiny, tmp_path / "kept"))
-    assert "front is current" in again.err
-    assert "model-budget.safetensors is current" not in again.err
+    assert "of another version of mpsearch" in again.err
+    assert "is current" not in again.err
+    fresh = command("sensitivity", *arguments(tiny, tmp_path / "fresh")[1:])
+    assert fresh.code == 0
+    name = "sensitivity.safetensors"
+    assert (tmp_path / "kept" / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes()
+    assert (tmp_path / "kept" / name).read_bytes() != (finished / name).read_bytes()
 
 
 def test_one_seed_one_result(finished: Path, tiny: Path, tmp_path: Path, command: Command) -> None:
@@ -238,7 +245,7 @@ def test_rules_reach_the_finished_file(finished: Path, tiny: Path, tmp_path: Pat
         assert config["2.two"] == config["3.two"]
     chosen = json.loads((tmp_path / "out" / "chosen" / "budget.json").read_text())
     assert chosen["config"]["2.one"] == "W6A32"
-    assert 'fix = ["2.one=6", "3.one!=2,3"]' in (tmp_path / "out" / "config.toml").read_text()
+    assert tomllib.loads((tmp_path / "out" / "config.toml").read_text())["fix"] == ["2.one=6", "3.one!=2,3"]
     for step in json.loads(command("why", tmp_path / "out", "budget", "--json").out)["layers"]:
         if step["layer"] == "2.one":
             assert step["up"] is None
@@ -273,19 +280,17 @@ def test_weights_replace_those_of_the_factory(finished: Path, tiny: Path, tmp_pa
 def test_an_interrupted_run_goes_on(
     finished: Path, tiny: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import recon.fit.checkpoint
-
     out, saves = tmp_path / "out", []
-    save = recon.checkpoint.Progress.save
+    save = Progress.save
 
-    def interrupted(self: recon.checkpoint.Progress, *rest: object) -> None:
+    def interrupted(self: Progress, *rest: object) -> None:
         save(self, *rest)  # type: ignore[arg-type]
         saves.append(rest)
         if len(saves) == 2:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(recon.checkpoint.Progress, "save", interrupted)
+        patch.setattr(Progress, "save", interrupted)
         result = command(*arguments(tiny, out))
     assert result.code == 130
     assert "interrupted; the same command goes on" in result.err
