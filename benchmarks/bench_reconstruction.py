@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 import statistics
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from scipy.stats import studentized_range
 
 from hwmodel import FLOAT_BITS, BitConfig, LayerTable, Precision
 from mpsearch.finish.evaluate import logits, score
+from mpsearch.run.memory import peak_rss_bytes
 from mpsearch.run.summary import versions
 from recon.compute.arithmetic import channels_last, fast
 from recon.compute.store import Store
@@ -116,7 +116,7 @@ def measure(row: str) -> dict[str, Any]:
         quantized(job.loaded.network, layers).model, job.loaded.data.val, job.loaded.model.mean, job.loaded.model.std
     )
     found = score(outputs, labels, job.loaded.float_logits)
-    memory = {"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    memory = {"peak_rss_bytes": peak_rss_bytes()}
     if torch.cuda.is_available():
         memory = {"gpu": torch.cuda.get_device_name(), "peak_gpu_bytes": torch.cuda.max_memory_allocated()}
     return {

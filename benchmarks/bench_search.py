@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import platform
-import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from synthetic import at_fraction, network, problem
 
 from mpsearch.files.folder import RunFolder
 from mpsearch.run.artifacts import read_costs, read_layers
+from mpsearch.run.memory import peak_rss_bytes
 from mpsearch.search.baselines import answers, exact_additive, greedy
 from mpsearch.search.box import hypervolume
 from mpsearch.search.build import build_problem, with_budgets
@@ -216,7 +216,7 @@ def large() -> dict[str, float]:
         "found": float(front.objectives[front.best(), 0]),
         "greedy": rows["greedy"],
         "exact_additive": rows["exact additive"],
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_rss_bytes": peak_rss_bytes(),
     }
 
 

@@ -9,7 +9,6 @@ own. Writes benchmarks/results/bench_sensitivity.json.
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from networks import ROOT, WBITS, start
 from scipy.optimize import nnls
 
 from hwmodel import Precision
+from mpsearch.run.memory import peak_rss_bytes
 from mpsearch.run.summary import versions
 from mpsearch.sensitivity.measure import measure, split
 
@@ -53,7 +53,7 @@ def fresh(layers: int, candidates: int, images: int) -> dict[str, Any]:
         "images": images,
         "macs": table.macs,
         "seconds": time.perf_counter() - began,
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_rss_bytes": peak_rss_bytes(),
         "threads": torch.get_num_threads(),
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -131,6 +132,26 @@ def test_public_names_are_there(package: str) -> None:
 def test_help_does_not_wait_for_torch() -> None:
     code = "import sys, mpsearch.cli.main; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_every_module_is_there_without_what_windows_lacks() -> None:
+    names = [name for package in PACKAGES for name in modules(package) if not name.endswith("__main__")]
+    code = f"""
+import importlib, psutil, sys  # psutil asks for it by itself where it is there
+sys.modules["resource"] = None
+for name in {names}:
+    importlib.import_module(name)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in ROOT.glob("docs/*.md")))
+def test_files_that_pages_name_are_there(page: str) -> None:
+    for name in re.findall(
+        rf"`((?:{'|'.join(PACKAGES)}|tests|benchmarks)/[^` ]*)`", (ROOT / "docs" / page).read_text("utf-8")
+    ):
+        assert (ROOT / name).exists(), name
 
 
 def test_committed_files_are_small() -> None:

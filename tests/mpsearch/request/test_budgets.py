@@ -233,16 +233,6 @@ def test_the_front_spans_what_is_budgeted() -> None:
             parse_objectives(text)
 
 
-def test_options_come_back_from_their_file(tmp_path: Path) -> None:
-    options = RunOptions(
-        model="m", size_budget_bytes=10, latency_budget_s=3e-3, energy_budget_j=1e-7, bops_budget=3.4e10,
-        mean_bits_budget=3.5, device="npu-int4", objectives=("size_bytes", "energy_j"),
-    )  # fmt: skip
-    (tmp_path / "config.toml").write_text(options.to_toml())
-    assert RunOptions.from_toml(tmp_path / "config.toml") == options
-    assert list(options.budgets) == ["size_bytes", "mean_bits", "bops", "latency_s", "energy_j"]
-
-
 def test_activation_bits_that_a_device_runs(toy: Path) -> None:
     assert device_abits("npu-int4", (4, 8)) == (8,)
     assert device_abits(str(toy), (3, 6)) == (8,)

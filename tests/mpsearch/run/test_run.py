@@ -18,7 +18,8 @@ from commandline import Command, Result
 from PIL import Image
 
 import mpsearch
-from hwmodel import BitConfig, LayerTable
+from hwmodel import BitConfig, InputError, LayerTable
+from mpsearch.search.build import build_problem
 from mpsearch.search.front import ParetoFront
 from mpsearch.sensitivity.cache import load_table
 from mpsearch.sources.images import normalize
@@ -149,6 +150,46 @@ def test_step_by_step_gives_the_same_as_run(finished: Path, tiny: Path, tmp_path
     assert (tmp_path / "alone" / "sensitivity.safetensors").read_bytes() == (
         out / "sensitivity.safetensors"
     ).read_bytes()
+
+
+def test_a_search_needs_neither_model_nor_images(
+    finished: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise InputError("the model is loaded")
+
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    for name in ("front.json", "costs.json"):
+        (out / name).unlink()
+    monkeypatch.setattr("mpsearch.run.loaded.load_model", refuse)
+    monkeypatch.setattr("mpsearch.run.loaded.load_data", refuse)
+    done = command("search", out)
+    assert done.code == 0, done.err
+    assert "sensitivity: cache is current" in done.err
+    for name in ("front.json", "costs.json", "layers.json", "config.toml"):
+        assert (out / name).read_bytes() == (finished / name).read_bytes()
+
+    config = (out / "config.toml").read_text()
+    for old, new in (("seed = 0", "seed = 1"), ("samples = 512", "samples = 48"), ("\n    3,\n", "\n")):
+        assert old in config
+        (out / "config.toml").write_text(config.replace(old, new, 1))
+        assert "the model is loaded" in command("search", out).err
+    (out / "config.toml").write_text(config)
+    layers = json.loads((out / "layers.json").read_text())
+    (out / "layers.json").write_text(json.dumps({name: layers[name] for name in ("fingerprint", "table")}))
+    assert "the model is loaded" in command("search", out).err
+    (out / "layers.json").write_text(json.dumps({**layers, "fixed_bytes": None}))
+    assert "layers.json is damaged" in command("search", out).err
+
+
+def test_the_problem_is_built_once(
+    tiny: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = []
+    monkeypatch.setattr("mpsearch.run.steps.build_problem", lambda *a, **k: built.append(1) or build_problem(*a, **k))
+    assert command(*arguments(tiny, tmp_path / "out")).code == 0
+    assert len(built) == 1
 
 
 def test_a_cache_of_other_options_is_grown_and_says_so(
