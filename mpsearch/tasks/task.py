@@ -1,0 +1,65 @@
+"""A task: what outputs mean, and what they are judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from hwmodel.errors import InputError
+from mpsearch.tasks.metric import Metric, kl_metric
+from recon.graph.samples import named_parts
+from recon.likelihood.likelihood import Likelihood
+
+Recognize = Callable[[Mapping[str, Tensor]], Likelihood]  # from example outputs by part
+MetricsOf = Callable[[Likelihood, bool], tuple[Metric, ...]]  # from the likelihood, and whether there are targets
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a network is for.
+
+    `likelihood` is fixed, or found in example outputs. `metrics` are fixed (those against targets are left out where
+    the data have none), or made for a likelihood and for data with targets or without. KL is always added.
+    """
+
+    name: str
+    likelihood: Likelihood | Recognize
+    metrics: tuple[Metric, ...] | MetricsOf = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.likelihood, Likelihood) and not callable(self.likelihood):
+            raise InputError(f"task {self.name!r}: likelihood must be a Likelihood, got {self.likelihood!r}")
+        if not callable(self.metrics):
+            _checked(self.name, self.metrics)
+
+    def likelihood_of(self, outputs: Any) -> Likelihood:
+        """The likelihood of a network, from its outputs (any pytree) on calibration samples.
+
+        Raises InputError where they are not what the task expects.
+        """
+        parts = named_parts(outputs)
+        found = self.likelihood if isinstance(self.likelihood, Likelihood) else self.likelihood(parts)
+        if not isinstance(found, Likelihood):
+            raise InputError(f"task {self.name!r}: its function must give a Likelihood, got a {type(found).__name__}")
+        found.check(parts)
+        return found
+
+    def metrics_of(self, likelihood: Likelihood, labelled: bool) -> tuple[Metric, ...]:
+        """The metrics for a likelihood and data with targets or without, KL last."""
+        metrics = self.metrics(likelihood, labelled) if callable(self.metrics) else self.metrics
+        usable = tuple(metric for metric in metrics if labelled or metric.against == "reference")
+        return _checked(self.name, (*usable, kl_metric(likelihood)))
+
+
+def _checked(task: str, metrics: tuple[Metric, ...]) -> tuple[Metric, ...]:
+    """Raises InputError unless all are metrics of different names."""
+    for metric in metrics:
+        if not isinstance(metric, Metric):
+            raise InputError(f"task {task!r}: metrics must be Metric records, as mean_metric makes, got {metric!r}")
+    names = [metric.name for metric in metrics]
+    if len(set(names)) < len(names):
+        raise InputError(f"task {task!r}: metrics need different names ('kl' is taken), got {', '.join(names)}")
+    return metrics

@@ -1,0 +1,76 @@
+"""A likelihood: the heads that the outputs of a network have, independent of each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hwmodel.errors import InputError
+from recon.likelihood.heads import Head, signs
+
+
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """Heads over parts of the outputs, by path as `named_parts` gives them. Parts without a head do not count.
+
+    Raises InputError where there is no head, or two have the same part.
+    """
+
+    heads: tuple[Head, ...]
+
+    def __post_init__(self) -> None:
+        parts = [head.part for head in self.heads]
+        if not parts:
+            raise InputError(
+                "a likelihood needs at least one head; name the output that counts, as Categorical('logits')"
+            )
+        if len(set(parts)) < len(parts):
+            raise InputError(f"each output may have one head, got heads for {', '.join(map(repr, parts))}")
+
+    def check(self, outputs: Mapping[str, Tensor]) -> None:
+        """Raises InputError where a part is missing, or a head does not fit its output."""
+        for head in self.heads:
+            if head.part not in outputs:
+                wanted = repr(head.part) if head.part else "a single tensor"
+                raise InputError(
+                    f"the task expects output {wanted}, the network gives {describe(outputs)}; name one of these"
+                )
+            head.check(outputs[head.part])
+
+    def probe(self, outputs: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+        """Σ_n ⟨v_n, outputs_n⟩, a scalar whose gradients have the Fisher information as second moment, per sample.
+
+        With it, E[½ ⟨v_n, Δ⟩²] is the divergence in nats that a small error Δ of the outputs of sample n causes.
+        `generator` is one of the CPU: the same draws on every device.
+        """
+        first, *others = self.heads
+        total = first.probe(outputs[first.part], generator).sum()
+        for head in others:  # E[v] need not be zero: without signs, heads would seem to depend on each other
+            by_sample = head.probe(outputs[head.part], generator)
+            total = total + (by_sample * signs((len(by_sample),), generator).to(by_sample)).sum()
+        return total
+
+    def divergence(self, reference: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> Tensor:
+        """KL(reference ‖ outputs) (N,) in nats per sample, float64: the sum of the heads'.
+
+        Raises InputError where the shapes of a part differ.
+        """
+        total = torch.zeros((), dtype=torch.float64)
+        for head in self.heads:
+            known, z = reference[head.part], outputs[head.part]
+            if known.shape != z.shape:
+                raise InputError(
+                    f"outputs must have the shape of the reference, {list(known.shape)}, got {list(z.shape)}"
+                    + (f" for {head.part!r}" if head.part else "")
+                )
+            total = total.to(z.device) + head.divergence(known, z)
+        return total
+
+
+def describe(outputs: Mapping[str, Tensor]) -> str:
+    """Parts with their shapes, for messages: "'out' [8, 21, 32, 32], 'aux' [8, 21, 32, 32]"."""
+    named = [f"{part!r} {list(z.shape)}" if part else f"a single tensor {list(z.shape)}" for part, z in outputs.items()]
+    return ", ".join(named) or "no tensor"
