@@ -42,16 +42,17 @@ def call_factory(reference: str) -> Any:
     the module or the factory is missing, or either raises.
     """
     source, _, name = reference.rpartition(":")
-    factory = getattr(_import(source), name, None)
+    factory = getattr(import_source(source), name, None)
     if not callable(factory):
         raise InputError(f"{reference}: {source} has no function {name!r}")
-    return _guarded(factory, f"{reference}: the factory raised")
+    return guarded(factory, f"{reference}: the factory raised")
 
 
-def _import(source: str) -> ModuleType:
+def import_source(source: str) -> ModuleType:
+    """The module that a reference names before its colon: a file, or a module by its dotted name."""
     if not source.endswith(".py"):
         with _on_import_path(Path.cwd()):
-            return _guarded(lambda: importlib.import_module(source), f"module {source!r} cannot be imported:")
+            return guarded(lambda: importlib.import_module(source), f"module {source!r} cannot be imported:")
     path = Path(source)
     if not path.is_file():
         raise InputError(f"no such file: {path}; a factory is given as file.py:name or package.module:name")
@@ -64,7 +65,7 @@ def _import(source: str) -> ModuleType:
     sys.modules[name] = module
     loader = spec.loader
     with _on_import_path(path.parent):
-        _guarded(lambda: loader.exec_module(module), f"{path} cannot be imported:")
+        guarded(lambda: loader.exec_module(module), f"{path} cannot be imported:")
     return module
 
 
@@ -77,7 +78,7 @@ def _on_import_path(folder: Path) -> Iterator[None]:
         sys.path.remove(str(folder))
 
 
-def _guarded(call: Callable[[], T], what: str) -> T:
+def guarded(call: Callable[[], T], what: str) -> T:
     """Runs the user's code; whatever it raises becomes one line, with the cause kept for `--debug`."""
     try:
         return call()

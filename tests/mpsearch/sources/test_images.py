@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import os
 from pathlib import Path
@@ -281,9 +280,6 @@ def test_normalize_is_the_formula_in_channels_last() -> None:
     assert x.dtype == torch.uint8
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("mpsearch.sources.demo") is None, reason="the embedded data set is not there yet"
-)
 def test_embedded_data() -> None:
     from mpsearch.sources import demo
 

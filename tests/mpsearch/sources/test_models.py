@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import pickle
@@ -363,9 +362,6 @@ def test_published_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     _refused("published weights of squeezenet1_1 cannot be had", "squeezenet1_1")
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("mpsearch.sources.demo") is None, reason="the embedded model is not there yet"
-)
 def test_embedded_model() -> None:
     from mpsearch.sources import demo
 
