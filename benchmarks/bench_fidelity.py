@@ -27,12 +27,13 @@ from predictors import Predictor, predictors
 from scipy.stats import kendalltau, spearmanr
 
 from hwmodel import BitConfig, Precision
-from mpsearch.data import make_images
-from mpsearch.evaluate import evaluate, logits
-from mpsearch.pipeline import Run
-from mpsearch.problem import BitProblem, Genomes, build_problem
-from mpsearch.sensitivity_table import SensitivityTable
-from mpsearch.summary import versions
+from mpsearch.finish.evaluate import evaluate, logits
+from mpsearch.run.steps import Run
+from mpsearch.run.summary import versions
+from mpsearch.search.build import build_problem
+from mpsearch.search.problem import BitProblem, Genomes
+from mpsearch.sensitivity.table import SensitivityTable
+from mpsearch.sources.images import make_images
 from recon.compute.arithmetic import mixed_order
 from recon.quantizers.quantized import plainly_rounded, quantized
 from recon.reconstruct import reconstruct
@@ -60,14 +61,14 @@ class Measurer:
         torch.set_num_threads(1)
         self.job = start(network)
         count, runs = FINALIZED[network]
-        order = mixed_order(self.job.calibration)
-        self.images = [self.job.calibration[order[run * count : (run + 1) * count]] for run in range(runs)]
-        val = self.job.data.val
+        order = mixed_order(self.job.loaded.calibration)
+        self.images = [self.job.loaded.calibration[order[run * count : (run + 1) * count]] for run in range(runs)]
+        val = self.job.loaded.data.val
         assert val is not None
         assert val.y is not None
         self.val = [make_images(val.x[run::PARTS].contiguous(), val.y[run::PARTS].contiguous()) for run in range(runs)]
-        model = self.job.model
-        self.reference = [logits(self.job.network.model, part, model.mean, model.std) for part in self.val]
+        model = self.job.loaded.model
+        self.reference = [logits(self.job.loaded.network.model, part, model.mean, model.std) for part in self.val]
 
     def config(self, bits: str) -> BitConfig:
         """What `as_bits` wrote."""
@@ -76,8 +77,8 @@ class Measurer:
     def finish(self, bits: str, seed: int) -> Found:
         """What a user gets."""
         job = self.job
-        layers = reconstruct(job.network, job.calibration, self.config(bits), Settings(seed=seed)).layers
-        found = job.measure(quantized(job.network, layers).model)
+        layers = reconstruct(job.loaded.network, job.loaded.calibration, self.config(bits), Settings(seed=seed)).layers
+        found = job.loaded.measure(quantized(job.loaded.network, layers).model)
         return {"kl": found.kl_nats or 0.0, "top1": found.top1 or 0.0}
 
     def __call__(self, bits: str, run: int) -> Found:
@@ -85,13 +86,13 @@ class Measurer:
         config = self.config(bits)
         settings = Settings(steps=0, seed=run)
         layers = {
-            "plain": plainly_rounded(job.network, images, config),
-            "finalized": reconstruct(job.network, images, config, settings).layers,
+            "plain": plainly_rounded(job.loaded.network, images, config),
+            "finalized": reconstruct(job.loaded.network, images, config, settings).layers,
         }
         found: Found = {}
         for state, made in layers.items():
-            model = quantized(job.network, made).model
-            result = evaluate(model, self.val[run], job.model.mean, job.model.std, self.reference[run])
+            model = quantized(job.loaded.network, made).model
+            result = evaluate(model, self.val[run], job.loaded.model.mean, job.loaded.model.std, self.reference[run])
             found[f"kl_{state}"], found[f"top1_{state}"] = result.kl_nats or 0.0, result.top1 or 0.0
         return found
 
@@ -152,14 +153,14 @@ def ranking(predicted: NDArray[np.float64], measured: NDArray[np.float64]) -> di
 
 def as_bits(job: Run, genome: Genomes) -> str:
     """One digit a layer."""
-    return "".join(str(job.precisions[choice].w) for choice in genome)
+    return "".join(str(job.candidates.precisions[choice].w) for choice in genome)
 
 
 def study(network: str, results: dict[str, Any]) -> None:
     """Everything about one network; `results` are kept after every configuration."""
     job = start(network)
     known = predictors(job)
-    free = SensitivityTable.unmeasured(job.table.names, job.precisions)
+    free = SensitivityTable.unmeasured(job.table.names, job.candidates.precisions)
     kept, finished = (results[key].setdefault(network, {}) for key in ("measured", "finished"))
     todo: list[tuple[int, BitProblem, list[Genomes | None], Genomes]] = []
     for budget in BUDGETS[network]:

@@ -21,13 +21,13 @@ from scipy.stats import spearmanr
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-import published as p  # noqa: E402
+import published as p
 
-from hwmodel.breakdown import DeviceCosts  # noqa: E402
-from hwmodel.device import DeviceSpec, Quantity, load_device  # noqa: E402
-from hwmodel.latency import device_costs  # noqa: E402
-from hwmodel.layer import LayerTable  # noqa: E402
-from hwmodel.precision import Precision  # noqa: E402
+from hwmodel.breakdown import DeviceCosts
+from hwmodel.device import DeviceSpec, Quantity, load_device
+from hwmodel.latency import device_costs
+from hwmodel.layer import LayerTable
+from hwmodel.precision import Precision
 
 W8A8, W4A4 = Precision(8, 8), Precision(4, 4)
 PAGE, RESULT = ROOT / "docs" / "hardware.md", ROOT / "benchmarks" / "results" / "bench_hardware.json"

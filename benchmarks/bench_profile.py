@@ -25,13 +25,13 @@ import torchvision
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from machine import machine  # noqa: E402
+from machine import machine
 
-from hwmodel.device import lookup_device  # noqa: E402
-from hwmodel.latency import device_costs  # noqa: E402
-from hwmodel.precision import Precision  # noqa: E402
-from mpsearch.profile import FLOAT, profile_layers  # noqa: E402
-from recon.graph.network import trace  # noqa: E402
+from hwmodel.device import lookup_device
+from hwmodel.latency import device_costs
+from hwmodel.precision import Precision
+from mpsearch.hardware.profile import FLOAT, profile_layers
+from recon.graph.network import trace
 
 NETWORKS = ("mobilenet_v2", "resnet18", "regnet_x_400mf")
 INTEGER = Precision(8, 8)

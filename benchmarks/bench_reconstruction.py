@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 import statistics
 import subprocess
 import sys
@@ -30,8 +29,9 @@ from networks import ROOT, start
 from scipy.stats import studentized_range
 
 from hwmodel import FLOAT_BITS, BitConfig, LayerTable, Precision
-from mpsearch.evaluate import logits, score
-from mpsearch.summary import versions
+from mpsearch.finish.evaluate import logits, score
+from mpsearch.run.memory import peak_rss_bytes
+from mpsearch.run.summary import versions
 from recon.compute.arithmetic import channels_last, fast
 from recon.compute.store import Store
 from recon.fit.start import nearest_start
@@ -100,21 +100,23 @@ def measure(row: str) -> dict[str, Any]:
     """One row's figures; `right` holds a bit an image, set where the network finds its label."""
     network, bits, method, seed = row.split(" ")
     job = start(network)
-    assert job.data.val is not None
-    labels = job.data.val.y
+    assert job.loaded.data.val is not None
+    labels = job.loaded.data.val.y
     assert labels is not None
-    truth = score(job.float_logits, labels)
+    truth = score(job.loaded.float_logits, labels)
     asked = config(job.table, bits)
-    images = job.calibration
+    images = job.loaded.calibration
     started = time.perf_counter()
     if method == "plain":
-        layers = plainly_rounded(job.network, images, asked)
+        layers = plainly_rounded(job.loaded.network, images, asked)
     else:
-        layers = reconstruct(job.network, images, asked, settings(network, method, int(seed))).layers
+        layers = reconstruct(job.loaded.network, images, asked, settings(network, method, int(seed))).layers
     seconds = time.perf_counter() - started
-    outputs = logits(quantized(job.network, layers).model, job.data.val, job.model.mean, job.model.std)
-    found = score(outputs, labels, job.float_logits)
-    memory = {"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    outputs = logits(
+        quantized(job.loaded.network, layers).model, job.loaded.data.val, job.loaded.model.mean, job.loaded.model.std
+    )
+    found = score(outputs, labels, job.loaded.float_logits)
+    memory = {"peak_rss_bytes": peak_rss_bytes()}
     if torch.cuda.is_available():
         memory = {"gpu": torch.cuda.get_device_name(), "peak_gpu_bytes": torch.cuda.max_memory_allocated()}
     return {
@@ -132,13 +134,13 @@ def measure(row: str) -> dict[str, Any]:
 def measure_steps(network: str) -> dict[str, Any]:
     """Per block, the time of a reconstruction step over that of the float forward and backward of the same batch."""
     job = start(network)
-    images, how = job.calibration[:64], Settings(weighting="mse")
+    images, how = job.loaded.calibration[:64], Settings(weighting="mse")
     ratios: dict[str, dict[str, float]] = {}
     for bits in ("W4A32", "W4A4"):
         asked = config(job.table, bits)
-        work = quantize_inputs(job.network, input_bits(asked))
+        work = quantize_inputs(job.loaded.network, input_bits(asked))
         with Store(2**40, work.device) as store:
-            tasks = walk(work, job.network, images, how, Fisher(), store)
+            tasks = walk(work, job.loaded.network, images, how, Fisher(), store)
             ratios[bits] = {task.name: step_ratio(task, asked, how) for task in tasks}
     return {"ratios": ratios}
 

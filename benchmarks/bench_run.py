@@ -21,15 +21,15 @@ from typing import Any
 from machine import machine
 
 from hwmodel import Precision
-from mpsearch.assignment import uniform
-from mpsearch.console import Console
-from mpsearch.data import load_data
-from mpsearch.evaluate import logits, score
-from mpsearch.folder import RunFolder
-from mpsearch.models import load_model
-from mpsearch.options import RunOptions
-from mpsearch.packed import load_packed
-from mpsearch.pipeline import Run
+from mpsearch.export.packed import load_packed
+from mpsearch.files.folder import RunFolder
+from mpsearch.finish.evaluate import logits, score
+from mpsearch.request.assignment import uniform
+from mpsearch.request.options import RunOptions
+from mpsearch.run.steps import Run
+from mpsearch.show.console import Console
+from mpsearch.sources.images import load_data
+from mpsearch.sources.models import load_model
 from recon.quantizers.quantized import plainly_rounded, quantized
 from recon.reconstruct import reconstruct
 from recon.settings import Settings
@@ -53,11 +53,13 @@ def embedded_uniform(folder: Path) -> list[dict[str, Any]]:
     names, rows = job.table.names, []
     for bits in (4, 3, 2):
         config = uniform(names, Precision(bits), (names[0], names[-1]), Precision(8))
-        plain = job.measure(quantized(job.network, plainly_rounded(job.network, job.calibration, config)).model)
+        plain = job.loaded.measure(
+            quantized(job.loaded.network, plainly_rounded(job.loaded.network, job.loaded.calibration, config)).model
+        )
         begin = time.perf_counter()
-        learned = reconstruct(job.network, job.calibration, config, Settings())
+        learned = reconstruct(job.loaded.network, job.loaded.calibration, config, Settings())
         seconds = time.perf_counter() - begin
-        done = job.measure(quantized(job.network, learned.layers).model)
+        done = job.loaded.measure(quantized(job.loaded.network, learned.layers).model)
         rows.append(
             {
                 "bits": bits,

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import platform
-import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -25,23 +24,23 @@ import scipy
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "mpsearch")]
 
-from machine import machine  # noqa: E402
-from synthetic import at_fraction, network, problem  # noqa: E402
+from machine import machine
+from synthetic import at_fraction, network, problem
 
-from mpsearch.exact import (  # noqa: E402
-    answers,
-    branch_and_bound,
-    exact_additive,
-    exact_front,
-    greedy,
-    local_search,
-    lower_bound,
-)
-from mpsearch.folder import RunFolder  # noqa: E402
-from mpsearch.front import ParetoFront, non_dominated  # noqa: E402
-from mpsearch.problem import BitProblem, Genomes, build_problem  # noqa: E402
-from mpsearch.search import SearchSettings, hypervolume, search  # noqa: E402
-from mpsearch.view import load_table, read_costs, read_layers  # noqa: E402
+from mpsearch.files.folder import RunFolder
+from mpsearch.run.artifacts import read_costs, read_layers
+from mpsearch.run.memory import peak_rss_bytes
+from mpsearch.search.baselines import answers, exact_additive, greedy
+from mpsearch.search.box import hypervolume
+from mpsearch.search.build import build_problem, with_budgets
+from mpsearch.search.front import ParetoFront, non_dominated
+from mpsearch.search.knapsack import exact_front
+from mpsearch.search.local import local_search
+from mpsearch.search.nsga2 import search
+from mpsearch.search.problem import BitProblem, Genomes
+from mpsearch.search.proof import branch_and_bound, lower_bound
+from mpsearch.search.settings import SearchSettings
+from mpsearch.sensitivity.cache import load_table
 
 SEEDS = range(10)
 FRACTIONS = (0.1, 0.3, 0.6)
@@ -217,7 +216,7 @@ def large() -> dict[str, float]:
         "found": float(front.objectives[front.best(), 0]),
         "greedy": rows["greedy"],
         "exact_additive": rows["exact additive"],
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_rss_bytes": peak_rss_bytes(),
     }
 
 
@@ -262,7 +261,7 @@ def main() -> None:
                                                for f in FRACTIONS]),
         ):  # fmt: skip
             for limit in limits:
-                tight = built.with_budgets({"size_bytes": limit})
+                tight = with_budgets(built, {"size_bytes": limit})
                 front = search(tight, SearchSettings(seed=seed))
                 bound = bounds[limit] if limit in bounds else lower_bound(tight)
                 if name == "MobileNetV2":

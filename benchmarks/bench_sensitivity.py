@@ -9,7 +9,6 @@ own. Writes benchmarks/results/bench_sensitivity.json.
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -23,8 +22,9 @@ from networks import ROOT, WBITS, start
 from scipy.optimize import nnls
 
 from hwmodel import Precision
-from mpsearch.sensitivity import measure, split
-from mpsearch.summary import versions
+from mpsearch.run.memory import peak_rss_bytes
+from mpsearch.run.summary import versions
+from mpsearch.sensitivity.measure import measure, split
 
 RESULTS = ROOT / "benchmarks" / "results" / "bench_sensitivity.json"
 RUNS = 2  # of which the fastest counts: other work on the machine only ever adds to the time
@@ -43,8 +43,8 @@ def fresh(layers: int, candidates: int, images: int) -> dict[str, Any]:
     job = start("mobilenetv2", samples=images)
     spread = np.linspace(0, LAYERS - 1, layers).round().astype(int)
     table = replace(job.table, layers=tuple(job.table[index] for index in spread))
-    network = replace(job.network, table=table)
-    x, precisions = job.calibration, [Precision(w) for w in WBITS[:candidates]]
+    network = replace(job.loaded.network, table=table)
+    x, precisions = job.loaded.calibration, [Precision(w) for w in WBITS[:candidates]]
     began = time.perf_counter()
     measure(network, x, precisions, 0, "bench")
     return {
@@ -53,7 +53,7 @@ def fresh(layers: int, candidates: int, images: int) -> dict[str, Any]:
         "images": images,
         "macs": table.macs,
         "seconds": time.perf_counter() - began,
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_rss_bytes": peak_rss_bytes(),
         "threads": torch.get_num_threads(),
     }
 
@@ -61,7 +61,7 @@ def fresh(layers: int, candidates: int, images: int) -> dict[str, Any]:
 def grown() -> dict[str, float]:
     """Seconds of a fresh cache, of one candidate more, and of as many images more."""
     job, seconds = start("mobilenetv2"), {}
-    network, x, precisions = job.network, job.calibration, job.precisions
+    network, x, precisions = job.loaded.network, job.loaded.calibration, job.candidates.precisions
 
     def timed(name: str, count: int, widths: tuple[Precision, ...], known: Any = None) -> Any:
         began = time.perf_counter()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mpsearch.console import Console
-from mpsearch.folder import RunFolder
-from mpsearch.options import RunOptions
-from mpsearch.pipeline import Run
+from mpsearch.files.folder import RunFolder
+from mpsearch.request.options import RunOptions
+from mpsearch.run.steps import Run
+from mpsearch.show.console import Console
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("MPSEARCH_DATA") or ROOT.parent / "shared" / "data")

@@ -11,12 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mpsearch.exact import exact_additive
-from mpsearch.pipeline import Run
-from mpsearch.problem import BitProblem, Genomes, build_problem
-from mpsearch.search import best_at_budget
-from mpsearch.sensitivity import change, measure, split
-from mpsearch.sensitivity_table import SensitivityTable
+from mpsearch.run.steps import Run
+from mpsearch.search.baselines import exact_additive
+from mpsearch.search.build import build_problem
+from mpsearch.search.nsga2 import best_at_budget
+from mpsearch.search.problem import BitProblem, Genomes
+from mpsearch.sensitivity.measure import change, measure, split
+from mpsearch.sensitivity.table import SensitivityTable
 from recon.compute.arithmetic import batches, device_of, fast
 from recon.fit.rescale import kl_divergence
 from recon.graph.network import Network, Unit
@@ -39,8 +40,12 @@ class Predictor:
 
 def predictors(job: Run) -> list[Predictor]:
     """All predictors; but for size and weight error, from the same weight roundings and the same images."""
-    network, images, precisions = balanced(job.network), split(job.calibration)[1], job.precisions
-    scores = measure(job.network, job.calibration, precisions, 0, "bench")  # balances by itself
+    network, images, precisions = (
+        balanced(job.loaded.network),
+        split(job.loaded.calibration)[1],
+        job.candidates.precisions,
+    )
+    scores = measure(job.loaded.network, job.loaded.calibration, precisions, 0, "bench")  # balances by itself
     table, believed = scores.table(precisions, 0, "bench"), scores.shrinkage(precisions)
     errors: dict[str, Errors] = {
         name: [change(network, name, rounded) for rounded in scores.rounded.values()]  # type: ignore[misc]
@@ -82,7 +87,7 @@ def weight_mse(network: Network, job: Run) -> NDArray[np.float64]:
     """‖Q(W) − W‖² of every layer at every precision (L, C), plainly rounded."""
     weights = [network.layer(name).weight.detach() for name in job.table.names]
     return np.array(
-        [[float((nearest(w, p.w).dequantize() - w).square().sum()) for p in job.precisions] for w in weights]
+        [[float((nearest(w, p.w).dequantize() - w).square().sum()) for p in job.candidates.precisions] for w in weights]
     )
 
 

@@ -30,8 +30,8 @@ import torchvision
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mpsearch import demo
-from mpsearch.data import normalize
+from mpsearch.sources import demo
+from mpsearch.sources.images import normalize
 from recon.compute.arithmetic import keep_freed_memory
 
 HALVES = 2

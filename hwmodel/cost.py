@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodel.errors import InputError
-from hwmodel.precision import Precision
+from hwmodel.layer import LayerTable
+from hwmodel.precision import BitConfig, Precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,3 +37,26 @@ class CostTable:
             array = getattr(self, name)
             if array is not None and array.shape != shape:
                 raise InputError(f"cost table: {name} must have shape {shape}, got {array.shape}")
+
+
+def layer_costs(
+    table: LayerTable, costs: CostTable, precisions: tuple[Precision, ...]
+) -> dict[str, NDArray[np.float64]]:
+    """Additive costs (L, C) by the names that budgets and objectives have, at the columns of `precisions`."""
+    columns = [costs.precisions.index(precision) for precision in precisions]
+    arrays = {
+        "size_bytes": costs.weight_bytes,
+        "mean_bits": costs.code_bits / max(table.n_weights, 1),
+        "bops": costs.bops,
+        "latency_s": costs.latency_s,
+        "energy_j": costs.energy_j,
+    }
+    return {name: array[:, columns].astype(np.float64) for name, array in arrays.items() if array is not None}
+
+
+def total_costs(table: LayerTable, costs: CostTable, config: BitConfig) -> dict[str, float]:
+    """What a configuration costs, by the names that budgets have."""
+    choice = [costs.precisions.index(precision) for precision in config.precisions]
+    arrays = layer_costs(table, costs, costs.precisions)
+    sums = {name: float(array[range(len(choice)), choice].sum()) for name, array in arrays.items()}
+    return {**sums, "size_bytes": sums["size_bytes"] + costs.fixed_bytes}

@@ -128,9 +128,11 @@ def bops(layer: LayerSpec, precision: Precision) -> float:
     return float(layer.macs * precision.w * precision.a)
 
 
-def cost_table(layout: PackedLayout, precisions: Sequence[Precision]) -> CostTable:
-    """Sizes and bit operations of every layer at every candidate precision, arrays (L, C)."""
-    table = layout.table
+def cost_table(table: LayerTable, precisions: Sequence[Precision], fixed_bytes: int) -> CostTable:
+    """Sizes and bit operations of every layer at every candidate precision, arrays (L, C).
+
+    `fixed_bytes` are those of the layout of the layers' packed file.
+    """
     size = [[layer_bytes(layer, precision) for precision in precisions] for layer in table]
     codes = [[layer.n_weights * precision.w for precision in precisions] for layer in table]
     operations = [[bops(layer, precision) for precision in precisions] for layer in table]
@@ -140,5 +142,5 @@ def cost_table(layout: PackedLayout, precisions: Sequence[Precision]) -> CostTab
         np.array(size, np.int64),
         np.array(codes, np.int64),
         np.array(operations, np.float64),
-        layout.fixed_bytes(),
+        fixed_bytes,
     )

@@ -7,12 +7,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mpsearch.packed import load_packed
+    from mpsearch.export.packed import load_packed
 
 __all__ = ["load_packed"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "load_packed":
-        return import_module("mpsearch.packed").load_packed
+        return import_module("mpsearch.export.packed").load_packed
     raise AttributeError(f"module 'mpsearch' has no attribute {name!r}")

@@ -1,5 +1,5 @@
 """`python -m mpsearch`."""
 
-from mpsearch.cli import main
+from mpsearch.cli.main import main
 
 main()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hwmodel.errors import InputError
-from mpsearch.factory import _guarded, _import, is_factory
+from mpsearch.sources.factory import guarded, import_source, is_factory
 from mpsearch.tasks.classification import TASK as CLASSIFICATION
 from mpsearch.tasks.embedding import TASK as EMBEDDING
 from mpsearch.tasks.regression import TASK as REGRESSION
@@ -23,8 +23,8 @@ def load_task(reference: str) -> Task:
     if not is_factory(reference):
         raise InputError(f"no task {reference!r}: expected {', '.join(TASKS)}, or FILE.py:task for one of your own")
     source, _, name = reference.rpartition(":")
-    named: object = getattr(_import(source), name, None)
-    found: object = _guarded(named, f"{reference}: the function raised") if callable(named) else named
+    named: object = getattr(import_source(source), name, None)
+    found: object = guarded(named, f"{reference}: the function raised") if callable(named) else named
     if not isinstance(found, Task):
         seen = "nothing of that name" if found is None else f"a {type(found).__name__}"
         raise InputError(f"{reference} must be a Task, or a function that returns one; got {seen}")

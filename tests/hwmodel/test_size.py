@@ -81,7 +81,7 @@ def test_the_cost_table_adds_up_to_the_file() -> None:
     table = LayerTable("m", (4, 8, 8), (small(), small(name="b", tie="b", out_channels=8)))
     layout = PackedLayout("file.py:m", table, (("norm.weight", (6,)),), inputs=True)
     candidates = (Precision(2), Precision(3, 4), Precision(8, 8))
-    costs = cost_table(layout, candidates)
+    costs = cost_table(table, candidates, layout.fixed_bytes())
     for i, first in enumerate(candidates):
         for k, second in enumerate(candidates):
             config = BitConfig(table.names, (first, second))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from commandline import Command, Result
 
-from mpsearch import cli
+from mpsearch.cli.main import main
 
 FACTORY = """
 import torch
@@ -52,18 +52,6 @@ def nan_images():
 PATH_LENGTH = 40  # of the folder: the model's path stands in a packed file, so its length decides the file's
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a command line left behind."""
-
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Result]
-
-
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
     """Runs `mpsearch ARGUMENTS…` in this process."""
@@ -73,7 +61,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
         capfd.readouterr()
         code = 0
         try:
-            cli.main()
+            main()
         except SystemExit as stop:
             code = int(stop.code or 0)
         captured = capfd.readouterr()

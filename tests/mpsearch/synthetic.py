@@ -9,8 +9,9 @@ import numpy as np
 from hwmodel.cost import CostTable
 from hwmodel.layer import LayerSpec, LayerTable
 from hwmodel.precision import Precision
-from mpsearch.problem import BitProblem, build_problem
-from mpsearch.sensitivity_table import SensitivityTable
+from mpsearch.search.build import build_problem, with_budgets
+from mpsearch.search.problem import BitProblem
+from mpsearch.sensitivity.table import SensitivityTable
 
 BITS = (2, 3, 4, 6, 8)
 SAMPLES = 256
@@ -74,4 +75,4 @@ def problem(
 def at_fraction(built: BitProblem, fraction: float) -> BitProblem:
     """The problem with a size budget `fraction` of the way from the smallest to the largest configuration."""
     ends = built.evaluate(np.stack([np.zeros(len(built.genes)), built.sizes - 1]).astype(np.int16))[:, 1]
-    return built.with_budgets({"size_bytes": float(np.floor(ends[0] + fraction * (ends[1] - ends[0])))})
+    return with_budgets(built, {"size_bytes": float(np.floor(ends[0] + fraction * (ends[1] - ends[0])))})

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mpsearch.data import load_data, normalize
-from mpsearch.models import load_model
+from mpsearch.sources.images import load_data, normalize
+from mpsearch.sources.models import load_model
 from recon.fit.rescale import kl_divergence
 from recon.graph.network import capture
 from recon.statistics.fisher import fisher_diagonal, fisher_probe

@@ -1,0 +1,66 @@
+"""Options of commands: `takes` makes them of a record's fields, so that a command gets one record."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar, get_origin
+
+import typer
+
+from mpsearch.request.flags import Given, flags_of
+from mpsearch.request.options import PANELS, PLACE, ModelOptions
+
+Record = TypeVar("Record", bound=ModelOptions)
+Rest = ParamSpec("Rest")
+
+Out = Annotated[Path | None, typer.Option(help="The run folder (default: runs/MODEL).", rich_help_panel=PLACE)]
+Json = Annotated[bool, typer.Option("--json", help="Only JSON to stdout.")]
+Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+
+
+def takes(record: type[Record]) -> Callable[[Callable[Concatenate[Record, Rest], None]], Callable[..., None]]:
+    """Gives a command, in place of its first parameter, an option for every field of `record` that has a flag."""
+    given = sorted(flags_of(record), key=lambda field: PANELS.index(field.flag.panel))
+
+    def decorate(command: Callable[Concatenate[Record, Rest], None]) -> Callable[..., None]:
+        own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+
+        @wraps(command)
+        def call(**values: Any) -> None:
+            texts = {field.name: values.pop(field.name) for field in given}
+            fields = {field.name: _value(field, texts[field.name]) for field in given if texts[field.name] is not None}
+            command(record.from_flags(fields), **values)  # type: ignore[call-arg]
+
+        parameters = [_parameter(field) for field in given]
+        needed = [one for one in own if one.default is inspect.Parameter.empty]
+        others = [one for one in own if one.default is not inspect.Parameter.empty]
+        everything = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*needed, *parameters, *others)]
+        call.__signature__ = inspect.Signature(everything)  # type: ignore[attr-defined]
+        call.__annotations__ = {one.name: one.annotation for one in everything}
+        return call
+
+    return decorate
+
+
+def _value(field: Given, given: Any) -> Any:
+    if field.flag.read is not None:
+        return field.flag.read(given)
+    return tuple(given) if isinstance(given, list) else given
+
+
+def _parameter(field: Given) -> inspect.Parameter:
+    """The field as a parameter that typer reads: text where the flag reads it, else of the field's own type."""
+    flag = field.flag
+    kind, default = field.type, field.default
+    if flag.read is not None:
+        kind, default = (str, flag.shown) if flag.shown is not None else (str | None, None)
+    elif get_origin(kind) is tuple:
+        kind, default = list[str] | None, None
+    name = flag.name or f"--{field.name.replace('_', '-')}"
+    option = typer.Option(name, help=flag.help, metavar=flag.metavar, rich_help_panel=flag.panel)
+    return inspect.Parameter(
+        field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
+    )

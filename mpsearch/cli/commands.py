@@ -1,0 +1,146 @@
+"""The commands that make something: a whole run, its steps one by one, and a model at given bits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mpsearch.cli.arguments import Folder, Json, Out, takes
+from mpsearch.cli.common import console, draw, run_folder
+from mpsearch.request.budgets import COSTS, NEED_DEVICE
+from mpsearch.request.options import FinishOptions, RunOptions, edge_precision
+
+
+@takes(RunOptions)
+def run(options: RunOptions, out: Out = None, as_json: Json = False) -> None:
+    """The main job: sensitivity, search, and the finished model at the budget. Any number of budgets may be given."""
+    from mpsearch.run.finalize import finalize_step
+    from mpsearch.run.steps import Run
+    from mpsearch.search.baselines import answers
+    from mpsearch.show import tables
+
+    job = Run(options, run_folder(out, options.model), console())
+    table = job.layers_step()
+    problem = job.problem(job.sensitivity_step())
+    front = job.search_step(problem)
+    best = front.best()
+    chosen = finalize_step(job.loaded, front.config(best), "budget")
+    summary = job.summary_step(chosen)
+    beside = answers(problem, problem.genomes(front.choices[best : best + 1])[0])
+    comparison = tables.answer_rows(beside, options.budgets)
+    job.folder.write(
+        "report.txt",
+        tables.as_text(
+            f"mpsearch {version('mpsearch')}: {job.loaded.model.reference}",
+            tables.summary_rows(summary),
+            comparison,
+            tables.bit_rows(table, [("bits", front.config(best))]),
+        ),
+    )
+    draw(job.folder, front, table, beside)
+    if as_json:
+        print(json.dumps(summary, indent=1))
+        return
+    job.console.out.print(comparison)
+    job.console.out.print(tables.summary_rows(summary))
+    job.console.note(f"everything is in {job.folder.path}; look at front.png, or run: mpsearch front {job.folder.path}")
+
+
+@takes(FinishOptions)
+def reconstruct(
+    options: FinishOptions,
+    bits: Annotated[str, typer.Option(help="W4 or W4A8 for all layers, or a JSON file of bits by layer.")],
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Finishes a model at the bits that you give, without a search: a low-bit model with measured accuracy."""
+    from hwmodel import FLOAT_BITS
+    from mpsearch.request.assignment import parse_precision, read_assignment, uniform
+    from mpsearch.request.edges import edge_layers
+    from mpsearch.run.artifacts import require_same_model
+    from mpsearch.run.finalize import finalize_step
+    from mpsearch.run.loaded import Loaded
+
+    path = Path(bits)
+    precision = None if path.suffix == ".json" else parse_precision(bits)
+    loaded = Loaded(options, run_folder(out, options.model), console())
+    table = loaded.network.table
+    if precision is None:
+        name, config = path.stem, read_assignment(path, table.names)
+    else:
+        edges = () if options.edges == "free" else edge_layers(table)
+        edge = edge_precision(precision.a != FLOAT_BITS)
+        name, config = str(precision), uniform(table.names, precision, edges, edge)
+    folder = loaded.folder
+    require_same_model(folder, loaded.model)
+    folder.write_json("layers.json", {"fingerprint": loaded.model.fingerprint, "table": table.to_json()})
+    done = finalize_step(loaded, config, name)
+    if as_json:
+        print(json.dumps(done, indent=1))
+        return
+    loaded.console.out.print(_finished_line(name, [COSTS["size_bytes"].text(done["size_bytes"])], done))
+    loaded.console.note(f"the model is {folder.file(f'model-{name}.safetensors')}")
+
+
+@takes(RunOptions)
+def sensitivity(options: RunOptions, out: Out = None) -> None:
+    """Measures the sensitivity cache of a run folder, which `search` and `finalize` go on from."""
+    from mpsearch.run.steps import Run
+
+    job = Run(options, run_folder(out, options.model), console())
+    job.layers_step()
+    job.sensitivity_step()
+    job.console.note(f"the cache is in {job.folder.path}; go on with: mpsearch search {job.folder.path}")
+
+
+def search(folder: Folder) -> None:
+    """Searches the Pareto front of a run folder."""
+    from mpsearch.files.folder import RunFolder
+    from mpsearch.run.steps import resume
+    from mpsearch.search.baselines import answers
+    from mpsearch.show import tables
+
+    job = resume(RunFolder(folder), console())
+    problem = job.problem(job.sensitivity_step())
+    front = job.search_step(problem)
+    found = problem.genomes(front.choices[front.best() : front.best() + 1])[0]
+    job.console.out.print(tables.answer_rows(answers(problem, found), job.options.budgets))
+
+
+def finalize(
+    folder: Folder,
+    pick: Annotated[
+        str, typer.Option(help="Which points: budget, knee, a point's number, or all:N for N of them.")
+    ] = "budget",
+    as_json: Json = False,
+) -> None:
+    """Finishes points of a run folder's front: low-bit models with measured accuracy."""
+    from mpsearch.files.folder import RunFolder
+    from mpsearch.run.finalize import finalize_step
+    from mpsearch.run.steps import Run
+    from mpsearch.search.picks import picked
+
+    job = Run(RunOptions.from_toml(folder / "config.toml"), RunFolder(folder), console())
+    job.layers_step()
+    front = job.search_step(job.problem(job.sensitivity_step()))
+    everything = {}
+    for name, index in picked(front, pick):
+        done = everything[name] = finalize_step(job.loaded, front.config(index), name)
+        if as_json:
+            continue
+        costs = job.costs_of(front.config(index))
+        spent = [COSTS[cost].text(costs[cost]) for cost in ("size_bytes", *NEED_DEVICE) if cost in costs]
+        job.console.out.print(_finished_line(name, spent, done))
+    if as_json:
+        print(json.dumps(everything, indent=1))
+
+
+def _finished_line(name: str, spent: Sequence[str], done: Mapping[str, Any]) -> str:
+    """What a finished configuration costs and what is left of its accuracy."""
+    top1 = "" if done["top1_reconstructed"] is None else f", top-1 {done['top1_reconstructed']:.2f} %"
+    return f"{name}: {', '.join(spent)}, KL {done['kl_reconstructed']:.4f} nats{top1}"

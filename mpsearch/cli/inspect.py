@@ -1,0 +1,142 @@
+"""The commands that look at what is there: fronts, comparisons, explanations, bit assignments, the embedded data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hwmodel import InputError
+from mpsearch.cli.arguments import Folder, Json
+from mpsearch.cli.common import console, draw, writing
+
+
+def front(
+    folder: Folder,
+    points: Annotated[int, typer.Option(min=4, help="Points shown.")] = 12,
+    plot: Annotated[bool, typer.Option("--plot", help="Draw front.png again.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Shows a run's front beside plain answers: as a table, as a picture, and who got which bits."""
+    from mpsearch.files.folder import RunFolder
+    from mpsearch.run.artifacts import finished_configs, read_front, read_layers, read_problem
+    from mpsearch.search.baselines import answers
+    from mpsearch.show import tables
+    from mpsearch.show.compare import measured_points
+
+    place = RunFolder(folder)
+    found, table = read_front(place), read_layers(place)
+    if as_json:
+        print(found.to_json(), end="")
+        return
+    finished = finished_configs(place)
+    beside = answers(read_problem(place))
+    done = {point.index for point in measured_points(found, finished)}
+    shown = sorted({*found.thin(points), *done})
+    terminal = console()
+    terminal.out.print(tables.front_rows(found, shown, [entry for _, entry in finished], beside))
+    terminal.out.print(tables.bit_rows(table, [(str(index), found.config(index)) for index in shown]))
+    if plot:
+        draw(place, found, table, beside)
+        terminal.note(f"the picture is {folder / 'front.png'}")
+
+
+def compare(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN RUN…", help="Two or more run folders.")],
+    plot: Annotated[Path | None, typer.Option(help="Draw them over each other into this .png.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Lays the fronts of several runs over each other: losses within the same costs, and what was measured."""
+    from mpsearch.files.folder import RunFolder
+    from mpsearch.run.artifacts import finished_configs, read_front, read_layers
+    from mpsearch.show import tables
+    from mpsearch.show.compare import compare as compared
+    from mpsearch.show.plots import draw_comparison
+
+    if len(folders) < 2:
+        raise InputError("compare takes two or more run folders")
+    if plot is not None and plot.suffix != ".png":
+        raise InputError(f"--plot must name a .png file, got {plot}")
+    runs = []
+    for folder, name in zip(folders, _short_names(folders), strict=True):
+        place = RunFolder(folder)
+        found = read_front(place)
+        runs.append((name, read_layers(place).model, found, finished_configs(place)))
+    comparison = compared(runs)
+    if plot is not None:
+        with writing(plot, "--plot"):
+            draw_comparison(comparison, plot)
+    if as_json:
+        print(json.dumps(comparison.to_json(), indent=1))
+        return
+    terminal = console()
+    for part in tables.comparison_rows(comparison):
+        terminal.out.print(part, markup=False)
+    if plot is not None:
+        terminal.note(f"the picture is {plot}")
+
+
+def why(
+    folder: Folder,
+    config: Annotated[str, typer.Argument(help="A finished name, budget, knee, a point's number, or a JSON of bits.")],
+    strongest: Annotated[int, typer.Option(min=0, help="Interactions listed.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """Explains a configuration: bits, bytes and predicted loss by layer, interactions, and what the next bit brings."""
+    from mpsearch.files.folder import RunFolder
+    from mpsearch.run.artifacts import read_config, read_costs, read_layers
+    from mpsearch.sensitivity.cache import load_table
+    from mpsearch.show import tables
+    from mpsearch.show.why import explain
+
+    place = RunFolder(folder)
+    name, bits = read_config(place, config)
+    costs, allowed = read_costs(place)
+    table = load_table(place.file("sensitivity.safetensors"))
+    found = explain(name, bits, read_layers(place), costs, table, allowed, strongest)
+    if as_json:
+        print(json.dumps(found.to_json(), indent=1))
+        return
+    for part in tables.why_rows(found):
+        console().out.print(part, markup=False)
+
+
+def export(
+    folder: Folder,
+    form: Annotated[str, typer.Option("--format", help="json or csv.")] = "json",
+    out: Annotated[Path | None, typer.Option(help="A file (default: stdout).")] = None,
+) -> None:
+    """Writes the bit assignments of a run's finished configurations."""
+    from mpsearch.export.bits import export as exported
+    from mpsearch.files.folder import RunFolder
+    from mpsearch.run.artifacts import finished_configs, read_configs, read_layers
+
+    if form not in ("json", "csv"):
+        raise InputError(f"--format must be json or csv, got {form!r}")
+    place = RunFolder(folder)
+    configs = read_configs(finished_configs(place))
+    text = exported(read_layers(place), configs, "csv" if form == "csv" else "json")
+    if out is None:
+        print(text, end="")
+    else:
+        with writing(out, "--out"):
+            out.write_text(text, encoding="utf-8")
+
+
+def demo_data(out: Annotated[Path, typer.Option(help="A folder for the contact sheet.")]) -> None:
+    """Writes a contact sheet of the embedded data set, to look at."""
+    from mpsearch.files.folder import RunFolder
+    from mpsearch.sources.demo import contact_sheet
+
+    RunFolder(out).prepare(())
+    contact_sheet(out / "contact_sheet.png")
+    typer.echo(out / "contact_sheet.png")
+
+
+def _short_names(folders: Sequence[Path]) -> list[str]:
+    """The folders' names, or their paths where names repeat."""
+    names = [folder.resolve().name for folder in folders]
+    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]

@@ -1,0 +1,1 @@
+"""Finishing a configuration: reconstruction, the packed file, and what it measures."""

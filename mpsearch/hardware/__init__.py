@@ -1,0 +1,1 @@
+"""Measuring what layers cost on this machine."""

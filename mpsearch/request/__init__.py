@@ -1,0 +1,1 @@
+"""What the user asks for: options, budgets, rules about layers, given bits."""

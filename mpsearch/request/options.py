@@ -1,0 +1,226 @@
+"""What the user asks for: frozen records of options, and `config.toml`, which keeps those of a run."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import tomli_w
+
+from hwmodel import FLOAT_BITS, WEIGHT_BITS, InputError, Precision
+from mpsearch.request.budgets import COSTS, NEED_DEVICE
+from mpsearch.request.flags import Flag
+from mpsearch.request.parse import (
+    EdgePolicy,
+    device_abits,
+    edge_policy,
+    listed,
+    parse_abits,
+    parse_bits,
+    parse_objectives,
+)
+from mpsearch.request.rules import parse_rule, parse_tie
+from mpsearch.request.units import (
+    parse_duration,
+    parse_energy,
+    parse_mean_bits,
+    parse_operations,
+    parse_size,
+)
+
+EDGE_BITS = 8
+WBITS = (2, 3, 4, 5, 6, 8)
+
+BUDGETS = "Budgets"
+MODEL = "Model and data"
+SEARCH = "Search"
+RECONSTRUCTION = "Reconstruction"
+PLACE = "Where it runs"
+PANELS = (BUDGETS, MODEL, SEARCH, RECONSTRUCTION, PLACE)
+
+# A field's default stands in the record; the command line shows it as people write it.
+_SIZE = Flag(BUDGETS, "What the packed file may take: 1.5MB, 900kB, 2MiB.", parse_size, None, "--size-budget", "SIZE")
+_LATENCY = Flag(
+    BUDGETS, "Seconds an image on the device: 3ms, 250us.", parse_duration, None, "--latency-budget", "TIME"
+)
+_ENERGY = Flag(BUDGETS, "Joules an image on the device: 1mJ, 800uJ.", parse_energy, None, "--energy-budget", "ENERGY")
+_BOPS = Flag(BUDGETS, "Bit operations an image: 34G.", parse_operations, None, "--bops-budget", "COUNT")
+_MEAN_BITS = Flag(BUDGETS, "Mean bits of a weight: 3.5.", parse_mean_bits, None, "--mean-bits", "BITS")
+_OBJECTIVES = "What the front spans beside the loss, one or two of size, latency, energy (default: what is budgeted)."
+_ABITS = "Candidate activation bits: 8, 4,8 or 8,32 (32: float) (default: float; on a device, its widest)."
+_STEPS = "Most reconstruction steps a block; up to four times as many where much is to be done."
+_MEMORY = "Memory for the inputs and outputs of blocks; what is beyond it is kept in files."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOptions:
+    """Which network: a name or a factory, its `weights`, and the `data` that it is for."""
+
+    model: Annotated[
+        str, Flag(MODEL, "A torchvision classifier, file.py:factory or package.module:factory.", metavar="MODEL")
+    ] = "mobilenetv2"
+    weights: Annotated[
+        str | None, Flag(MODEL, "safetensors or a torch checkpoint; a JSON may stand beside it.", metavar="PATH")
+    ] = None
+    data: Annotated[
+        str | None,
+        Flag(MODEL, "A folder with calib/ and val/, a .npz, file.py:factory, or distilled: none.", metavar="DATA"),
+    ] = None
+
+    @property
+    def demo(self) -> bool:
+        """Neither weights nor data were given: the embedded default."""
+        return self.weights is None and self.data is None
+
+    @classmethod
+    def from_flags(cls, given: Mapping[str, Any]) -> Self:
+        """The record of the fields that were `given` on the command line, defaults for the others."""
+        return cls(**given)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishOptions(ModelOptions):
+    """How a configuration is finished: on which images, and how it is reconstructed.
+
+    `symmetric` grids of weights have their zero-point in the middle. `edges` says what becomes of the first and the
+    last layer: 8 bits (`8`), or like any other (`free`). `granularity` is what is reconstructed at once: layer, block,
+    stage or network. Beyond `cache_memory_bytes` the inputs and outputs of blocks are kept in files, with no other
+    effect.
+    """
+
+    samples: Annotated[int, Flag(MODEL, "Calibration images.")] = 512
+    val_samples: Annotated[int, Flag(MODEL, "Validation images; 0 for all.")] = 0
+    seed: Annotated[int, Flag(PLACE, "Seed of everything random.")] = 0
+    edges: Annotated[
+        EdgePolicy,
+        Flag(RECONSTRUCTION, "First and last layer where all get the same bits: 8 or free.", edge_policy, "8"),
+    ] = "8"
+    symmetric: Annotated[bool, Flag(RECONSTRUCTION, "Weights on grids with the zero-point in the middle.")] = False
+    steps: Annotated[int, Flag(RECONSTRUCTION, _STEPS)] = 40
+    granularity: Annotated[str, Flag(RECONSTRUCTION, "What is fitted at once: layer, block, stage or network.")] = (
+        "block"
+    )
+    cache_memory_bytes: Annotated[int, Flag(PLACE, _MEMORY, parse_size, "2GiB", "--cache-memory", "SIZE")] = 2 * 2**30
+
+    def __post_init__(self) -> None:
+        edge_policy(self.edges)
+        for name, least in (("samples", 1), ("val_samples", 0), ("seed", 0), ("cache_memory_bytes", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions(FinishOptions):
+    """Everything that determines a run's result.
+
+    Budgets are upper bounds in the units of their names; at least one is needed. `size_budget_bytes` is what the packed
+    file may take; latency and energy are those of `device`, a name or a file. `objectives` are the costs that the front
+    spans beside the loss, those of `default_objectives` where none is named. Without `abits` activations stay float,
+    32 among them is float. `edges` are those of `FinishOptions`, or 8 bits unless that takes more than a quarter of a
+    budget (`auto`). `fix` and `tie` are rules about single layers, as on the command line.
+    """
+
+    size_budget_bytes: Annotated[int | None, _SIZE] = None
+    latency_budget_s: Annotated[float | None, _LATENCY] = None
+    energy_budget_j: Annotated[float | None, _ENERGY] = None
+    bops_budget: Annotated[float | None, _BOPS] = None
+    mean_bits_budget: Annotated[float | None, _MEAN_BITS] = None
+    device: Annotated[
+        str | None, Flag(BUDGETS, "A device's name, its TOML, or a lookup table (.csv, .json).", metavar="DEVICE")
+    ] = None
+    objectives: Annotated[tuple[str, ...], Flag(BUDGETS, _OBJECTIVES, parse_objectives, metavar="COSTS")] = ()
+    wbits: Annotated[
+        tuple[int, ...],
+        Flag(SEARCH, "Candidate weight bits.", parse_bits, listed(WBITS).replace(" ", ""), metavar="BITS"),
+    ] = WBITS
+    abits: Annotated[tuple[int, ...], Flag(SEARCH, _ABITS, parse_abits, metavar="BITS")] = ()
+    edges: Annotated[
+        EdgePolicy,
+        Flag(SEARCH, "First and last layer: 8, free, or auto (8 where the budget has room).", edge_policy, "auto"),
+    ] = "auto"
+    fix: Annotated[
+        tuple[str, ...], Flag(SEARCH, "LAYER=8, LAYER=4,8 or LAYER!=2; may be repeated.", metavar="RULE")
+    ] = ()
+    tie: Annotated[
+        tuple[str, ...], Flag(SEARCH, "LAYER,LAYER,… that get the same bits; may be repeated.", metavar="LAYERS")
+    ] = ()
+    population: Annotated[int, Flag(SEARCH, "Configurations a generation.")] = 200
+    generations: Annotated[int, Flag(SEARCH, "Generations at most.")] = 200
+
+    def __post_init__(self) -> None:
+        unknown = [bits for bits in self.wbits if bits not in WEIGHT_BITS]
+        unknown += [bits for bits in self.abits if bits not in (*WEIGHT_BITS, FLOAT_BITS)]
+        if unknown or not self.wbits:
+            raise InputError(
+                f"candidate bits must be among {listed(WEIGHT_BITS)}, got {listed(tuple(unknown)) or 'none'}"
+            )
+        for text in self.fix:
+            parse_rule(text)
+        for text in self.tie:
+            parse_tie(text)
+        if not self.budgets:
+            options = ", ".join(cost.option for cost in COSTS.values())
+            raise InputError(f"a budget is needed, say --size-budget 1.5MB; there are {options}")
+        for name, limit in self.budgets.items():
+            if not 0 < limit < float("inf"):
+                raise InputError(f"{COSTS[name].option} must be above zero, got {limit}")
+        wanted = next((name for name in (*self.budgets, *self.objectives) if name in NEED_DEVICE), None)
+        if wanted and self.device is None:
+            raise InputError(
+                f"{COSTS[wanted].title} is that of a device; name one with --device (see mpsearch devices)"
+            )
+        FinishOptions.__post_init__(self)  # super() does not know a class that slots made anew
+
+    @classmethod
+    def from_flags(cls, given: Mapping[str, Any]) -> Self:
+        """As above; on a device, activations that nobody asked for are the widest that it runs."""
+        values = dict(given)
+        if values.get("device") is not None and "abits" not in values:
+            values["abits"] = device_abits(values["device"], values.get("wbits", WBITS))
+        return cls(**values)
+
+    @property
+    def budgets(self) -> dict[str, float]:
+        """The upper bounds by the name of the cost."""
+        limits = {name: getattr(self, cost.field) for name, cost in COSTS.items()}
+        return {name: float(limit) for name, limit in limits.items() if limit is not None}
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """What every layer may have, in ascending order."""
+        return tuple(Precision(w, a) for w in sorted(self.wbits) for a in sorted(self.abits) or (FLOAT_BITS,))
+
+    @property
+    def edge(self) -> Precision:
+        """What the first and last layer have where they are held."""
+        return edge_precision(bool(self.abits))
+
+    def to_toml(self) -> str:
+        """The text of `config.toml`."""
+        values = {name: value for name, value in asdict(self).items() if value not in (None, ())}
+        return f"# mpsearch run options; budgets in the units of their names\n{tomli_w.dumps(values)}"
+
+    @classmethod
+    def from_toml(cls, path: Path) -> RunOptions:
+        """The inverse of `to_toml`. Raises InputError where the file is missing or not ours."""
+        if not path.is_file():
+            raise InputError(f"{path.parent} is no run folder: it has no {path.name}; make one with `mpsearch run`")
+        try:
+            data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+            known = {field.name for field in fields(cls)}
+            if not known >= set(data):
+                raise ValueError(f"unknown key {sorted(set(data) - known)[0]!r}")
+            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+            return cls(**values)
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, TypeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{path} is damaged: {error}") from None
+
+
+def edge_precision(quantized_inputs: bool) -> Precision:
+    """What edge layers have where they are held: 8 bits, for their inputs too where inputs are quantized."""
+    return Precision(EDGE_BITS, EDGE_BITS if quantized_inputs else FLOAT_BITS)

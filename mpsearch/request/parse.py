@@ -1,0 +1,61 @@
+"""Options as people write them: candidate bits, objectives, what becomes of the edges."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from hwmodel import FLOAT_BITS, WEIGHT_BITS, InputError
+from hwmodel.device import load_device
+from mpsearch.request.budgets import COSTS, FRONT
+
+EdgePolicy = Literal["auto", "8", "free"]
+
+
+def edge_policy(text: str) -> EdgePolicy:
+    """Reads `--edges`. Raises InputError for what it does not take."""
+    for policy in get_args(EdgePolicy):
+        if text == policy:
+            return text  # type: ignore[return-value]
+    raise InputError(f"--edges must be one of {listed(get_args(EdgePolicy))}, got {text!r}")
+
+
+def parse_objectives(text: str) -> tuple[str, ...]:
+    """Reads `size,latency`: one or two of size, latency, energy. Raises InputError for anything else."""
+    titles = {COSTS[name].title: name for name in FRONT}
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part in titles for part in parts) or len(set(parts)) != len(parts) or len(parts) > 2:
+        raise InputError(f"--objectives takes one or two of {', '.join(titles)}, got {text!r}")
+    return tuple(titles[part] for part in parts)
+
+
+def device_abits(device: str, wbits: tuple[int, ...]) -> tuple[int, ...]:
+    """Candidate activation bits where none are asked for: the widest that the device runs with any of `wbits`.
+
+    Float activations are candidates too where it runs them as they are, as a measured table may say.
+    """
+    runs = load_device(device).precisions
+    widths = {precision.a for precision in runs if precision.w in wbits} or {precision.a for precision in runs}
+    quantized = widths - {FLOAT_BITS}
+    return (max(quantized), *sorted(widths & {FLOAT_BITS})) if quantized else ()
+
+
+def parse_abits(text: str) -> tuple[int, ...]:
+    """Reads `4,8` or `8,32`, 32 for float; float alone is no candidate bits. Raises InputError for anything else."""
+    parts = [part.strip() for part in text.split(",")]
+    quantized = [part for part in parts if part != str(FLOAT_BITS)]
+    if not quantized:
+        return ()
+    return (*parse_bits(",".join(quantized)), *([FLOAT_BITS] if len(quantized) < len(parts) else []))
+
+
+def parse_bits(text: str) -> tuple[int, ...]:
+    """Reads `2,3,4,8`, ascending and without repeats. Raises InputError for anything else."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) in WEIGHT_BITS for part in parts):
+        raise InputError(f"candidate bits look like 2,3,4,8, each among {listed(WEIGHT_BITS)}; got {text!r}")
+    return tuple(sorted({int(part) for part in parts}))
+
+
+def listed(values: tuple[object, ...]) -> str:
+    """Values for a message: `2, 3, 4`."""
+    return ", ".join(map(str, values))

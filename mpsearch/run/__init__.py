@@ -1,0 +1,1 @@
+"""A run: its steps, the keys of what they write, and reading a run folder back."""

@@ -1,0 +1,170 @@
+"""What a run folder holds beside fronts and models: written, and read back without its model or its data."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hwmodel import BitConfig, CostTable, InputError, LayerTable, Precision
+from mpsearch.files.folder import Json, RunFolder
+from mpsearch.request.assignment import read_assignment
+from mpsearch.request.budgets import NEED_DEVICE
+from mpsearch.search.build import build_problem
+from mpsearch.search.front import ParetoFront
+from mpsearch.search.picks import picked
+from mpsearch.search.problem import BitProblem
+from mpsearch.sensitivity.cache import load_table
+from mpsearch.sources.models import LoadedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a run is of, the contents of `layers.json`.
+
+    `key` is of the options that it was made from, `model` the fingerprint of the weights, `images` that of the
+    calibration images; a packed file has `fixed_bytes` beside the layers of `table`.
+    """
+
+    key: str
+    model: str
+    images: str
+    fixed_bytes: int
+    table: LayerTable
+
+    def to_json(self) -> Json:
+        """A JSON-ready mapping."""
+        return {
+            "key": self.key,
+            "fingerprint": self.model,
+            "images": self.images,
+            "fixed_bytes": self.fixed_bytes,
+            "table": self.table.to_json(),
+        }
+
+
+def read_origin(folder: RunFolder) -> Origin | None:
+    """What the folder's run is of; None where no layers step has written it."""
+    if not folder.file("layers.json").is_file():
+        return None
+    data = folder.read_json("layers.json")
+    if "key" not in data:  # written by `reconstruct`, which searches nothing
+        return None
+    try:
+        model, images, fixed_bytes = str(data["fingerprint"]), str(data["images"]), int(data["fixed_bytes"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{folder.file('layers.json')} is damaged ({error}); delete it to make it again") from None
+    return Origin(str(data["key"]), model, images, fixed_bytes, read_layers(folder))
+
+
+def require_same_model(folder: RunFolder, model: LoadedModel) -> None:
+    """Makes the folder and refuses one that holds another model's run."""
+    folder.prepare()
+    if folder.file("layers.json").is_file():
+        there = folder.read_json("layers.json")
+        if there.get("fingerprint") != model.fingerprint:
+            name = there.get("table", {}).get("model", "another model")
+            raise InputError(
+                f"{folder.path} holds a run of {name} with other weights, not of {model.reference} as given; name "
+                "another folder with --out"
+            )
+
+
+def read_front(folder: RunFolder) -> ParetoFront:
+    """The folder's front. Raises InputError where there is none."""
+    path = folder.file("front.json")
+    if not path.is_file():
+        raise InputError(f"{folder.path} has no front.json: search first, with `mpsearch run` or `mpsearch search`")
+    return ParetoFront.from_json(path.read_text(encoding="utf-8"))
+
+
+def read_layers(folder: RunFolder) -> LayerTable:
+    """The folder's layer table."""
+    return LayerTable.from_json(folder.read_json("layers.json").get("table", {}))
+
+
+def finished_configs(folder: RunFolder) -> list[tuple[str, Json]]:
+    """Name and record of every finished configuration, by name."""
+    paths = sorted(folder.file("chosen").glob("*.json"))
+    return [(path.stem, folder.read_json(f"chosen/{path.name}")) for path in paths]
+
+
+def read_configs(finished: list[tuple[str, Json]]) -> dict[str, BitConfig]:
+    """Their bit assignments. Raises InputError where nothing is finished."""
+    if not finished:
+        raise InputError("no configuration is finished here: run `mpsearch finalize RUN` first")
+    return {name: BitConfig.from_json(entry["config"]) for name, entry in finished}
+
+
+def costs_json(costs: CostTable, allowed: Mapping[str, Sequence[Precision]], device: str | None) -> Json:
+    """The contents of `costs.json`: costs per layer and precision, and what every layer may have."""
+    arrays = {name: getattr(costs, name) for name in NEED_DEVICE}
+    return {
+        "layers": list(costs.layers),
+        "precisions": [str(precision) for precision in costs.precisions],
+        "allowed": [[str(precision) for precision in allowed[name]] for name in costs.layers],
+        "fixed_bytes": costs.fixed_bytes,
+        "weight_bytes": costs.weight_bytes.tolist(),
+        "code_bits": costs.code_bits.tolist(),
+        "bops": costs.bops.tolist(),
+        **({} if device is None else {"device": device}),
+        **{name: array.tolist() for name, array in arrays.items() if array is not None},
+    }
+
+
+def read_costs(folder: RunFolder) -> tuple[CostTable, dict[str, tuple[Precision, ...]]]:
+    """The costs that the folder's front was searched with, and the precisions that each layer may have."""
+    data = folder.read_json("costs.json")
+    try:
+        arrays = {name: np.array(data[name], np.float64) for name in ("latency_s", "energy_j") if name in data}
+        layers = tuple(data["layers"])
+        allowed = [tuple(map(Precision.parse, precisions)) for precisions in data["allowed"]]
+        costs = CostTable(
+            layers,
+            tuple(map(Precision.parse, data["precisions"])),
+            np.array(data["weight_bytes"], np.int64),
+            np.array(data["code_bits"], np.int64),
+            np.array(data["bops"], np.float64),
+            int(data["fixed_bytes"]),
+            **arrays,
+        )
+        return costs, dict(zip(layers, allowed, strict=True))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{folder.file('costs.json')} is damaged ({error}); search again") from None
+
+
+def read_problem(folder: RunFolder) -> BitProblem:
+    """The problem that the folder's front answers. Raises InputError where the cache has been measured anew since."""
+    front, (costs, allowed) = read_front(folder), read_costs(folder)
+    sensitivity = load_table(folder.file("sensitivity.safetensors"))
+    if sensitivity.fingerprint != front.fingerprint:
+        raise InputError(
+            f"{folder.path}: the front is of an older sensitivity cache; run `mpsearch search {folder.path}`"
+        )
+    return build_problem(read_layers(folder), costs, sensitivity, allowed, dict(front.budgets), front.names)
+
+
+def read_config(folder: RunFolder, text: str) -> tuple[str, BitConfig]:
+    """Name and bit assignment of a finished name, budget, knee, a point's number, or a JSON file of bits by layer.
+
+    Raises InputError for anything else.
+    """
+    finished = dict(finished_configs(folder))
+    if text in finished:
+        return text, BitConfig.from_json(finished[text]["config"])
+    if text in ("budget", "knee") or text.isdecimal():
+        front = read_front(folder)
+        name, index = picked(front, text)[0]
+        return name, front.config(index)
+    if Path(text).is_file():
+        return Path(text).stem, read_assignment(Path(text), read_layers(folder).names)
+    known = ["budget", "knee", *finished]
+    near = difflib.get_close_matches(text, known, 3, 0.4)
+    hint = f"; did you mean {', '.join(near)}?" if near else ""
+    raise InputError(
+        f"a configuration is one of {', '.join(dict.fromkeys(known))}, a point's number or a JSON file, "
+        f"got {text!r}{hint}"
+    )

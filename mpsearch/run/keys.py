@@ -1,0 +1,57 @@
+"""What the files of a run folder depend on: a file is current while its key is the same."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from importlib.metadata import version
+
+from hwmodel import BitConfig, Precision
+from mpsearch.files.fingerprint import fingerprint
+from mpsearch.request.options import FinishOptions, RunOptions
+from mpsearch.run.artifacts import Origin
+from mpsearch.run.loaded import Loaded
+from mpsearch.search.problem import BitProblem
+from mpsearch.search.settings import SearchSettings
+from mpsearch.sensitivity.scores import METRIC
+
+
+def origin_key(options: RunOptions) -> str:
+    """The options that `layers.json` depends on."""
+    names = ("model", "weights", "data", "samples", "seed", "tie")
+    return fingerprint(*[getattr(options, name) for name in names], bool(options.abits))
+
+
+def scores_key(model: str, options: FinishOptions) -> str:
+    """What sensitivity scores depend on beside images and bits; `model` is the fingerprint of the weights."""
+    return fingerprint(METRIC, version("mpsearch"), model, options.seed, options.symmetric)
+
+
+def sensitivity_key(origin: Origin, options: FinishOptions, precisions: tuple[Precision, ...]) -> str:
+    """What the sensitivity cache depends on."""
+    return fingerprint(scores_key(origin.model, options), origin.images, [str(precision) for precision in precisions])
+
+
+def front_key(problem: BitProblem, settings: SearchSettings) -> str:
+    """What a front depends on; the sensitivity cache is in the problem's fingerprint."""
+    return fingerprint(
+        problem.fingerprint,
+        asdict(settings),
+        problem.budgets,
+        problem.choices,
+        problem.genes,
+        problem.objectives,
+        problem.costs.tolist(),
+        problem.fixed.tolist(),
+    )
+
+
+def finished_key(loaded: Loaded, config: BitConfig) -> str:
+    """What a finished configuration depends on. What changes no result, such as memory, is not in it."""
+    return fingerprint(
+        loaded.model.fingerprint,
+        loaded.data.calib.fingerprint,
+        loaded.validation.fingerprint,
+        config.to_json(),
+        asdict(loaded.settings),
+        version("mpsearch"),
+    )

@@ -1,0 +1,250 @@
+"""The steps of a run up to its front: each writes one file into the run folder and is skipped when that is current."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from hwmodel import BitConfig, BudgetError, CostTable, LayerTable, Precision
+from hwmodel.cost import total_costs
+from hwmodel.device import DeviceSpec, load_device
+from mpsearch.export.packed import layout_of
+from mpsearch.files.folder import Json, RunFolder
+from mpsearch.request.budgets import COSTS, NEED_DEVICE, default_objectives, describe
+from mpsearch.request.candidates import Candidates, candidates, priced
+from mpsearch.request.options import RunOptions
+from mpsearch.request.rules import parse_tie, tied
+from mpsearch.run.artifacts import Origin, costs_json, read_front, read_origin, require_same_model
+from mpsearch.run.clock import Clock
+from mpsearch.run.keys import front_key, origin_key, scores_key, sensitivity_key
+from mpsearch.run.loaded import Loaded
+from mpsearch.run.memory import peak_rss_bytes
+from mpsearch.run.summary import summarize
+from mpsearch.search.build import build_problem, with_budgets, with_sensitivity
+from mpsearch.search.front import LOSS, ParetoFront
+from mpsearch.search.nsga2 import course, search
+from mpsearch.search.problem import BitProblem, cheapest
+from mpsearch.search.settings import SearchSettings
+from mpsearch.sensitivity.cache import load_scores, load_table, save_cache
+from mpsearch.sensitivity.measure import measure, split
+from mpsearch.sensitivity.table import SensitivityTable
+from mpsearch.show.console import Console
+
+CACHE = "sensitivity.safetensors"
+
+
+def resume(folder: RunFolder, console: Console) -> Run:
+    """The run of a folder, for the steps behind sensitivity.
+
+    Where layers and sensitivity cache are current by what the folder says, neither the model nor the images are loaded;
+    else the layers step is made again.
+    """
+    options = RunOptions.from_toml(folder.file("config.toml"))
+    origin = read_origin(folder)
+    if origin is not None and origin.key == origin_key(options):
+        job = Run(options, folder, console, origin)
+        if job.stored_sensitivity() is not None:
+            return job
+    job = Run(options, folder, console)
+    job.layers_step()
+    return job
+
+
+@dataclass
+class Run:
+    """One run: its options, its folder, and what its steps share.
+
+    With `stored`, what the folder says of the network and the images is believed; without, they are loaded.
+    """
+
+    options: RunOptions
+    folder: RunFolder
+    console: Console
+    stored: Origin | None = None
+    clock: Clock = field(default_factory=Clock)
+    loaded: Loaded = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.loaded = Loaded(self.options, self.folder, self.console, self.clock)
+
+    @cached_property
+    def table(self) -> LayerTable:
+        """The layer table, layers tied as asked for."""
+        if self.stored is not None:
+            return self.stored.table
+        return tied(self.loaded.network.table, map(parse_tie, self.options.tie))
+
+    @cached_property
+    def fixed_bytes(self) -> int:
+        """What a packed file holds beside its layers."""
+        if self.stored is not None:
+            return self.stored.fixed_bytes
+        reference = self.loaded.model.reference
+        return layout_of(self.loaded.network, reference, bool(self.options.abits)).fixed_bytes()
+
+    @cached_property
+    def origin(self) -> Origin:
+        """What the run is of: the network and the images."""
+        if self.stored is not None:
+            return self.stored
+        model, images = self.loaded.model.fingerprint, self.loaded.data.calib.fingerprint
+        return Origin(origin_key(self.options), model, images, self.fixed_bytes, self.table)
+
+    @cached_property
+    def device(self) -> DeviceSpec | None:
+        """The device whose latency and energy count."""
+        return None if self.options.device is None else load_device(self.options.device)
+
+    @cached_property
+    def candidates(self) -> Candidates:
+        """What every layer may have."""
+        return candidates(self.options, self.table, self.fixed_bytes, self.device)
+
+    @cached_property
+    def costs(self) -> CostTable:
+        """Sizes, bit operations and, where there is a device, latency and energy per layer and candidate."""
+        return priced(self.options, self.table, self.fixed_bytes, self.device, self.candidates.precisions)
+
+    def costs_of(self, config: BitConfig) -> dict[str, float]:
+        """What a configuration costs, by the names that budgets have."""
+        return total_costs(self.table, self.costs, config)
+
+    @cached_property
+    def _choices(self) -> BitProblem:
+        """The search problem under the budgets, before any loss is known.
+
+        Raises BudgetError where no configuration fits; it names the nearest.
+        """
+        precisions, budgets = self.candidates.precisions, self.options.budgets
+        unmeasured = SensitivityTable.unmeasured(self.table.names, precisions)
+        objectives = self.options.objectives or default_objectives(budgets, self.device is not None)
+        free = build_problem(
+            self.table, self.costs, unmeasured, self.candidates.allowed, objectives=(LOSS, *objectives)
+        )
+        for name, limit in budgets.items():
+            self._require_reachable(free, name, limit)
+        return with_budgets(free, budgets)
+
+    def _require_reachable(self, problem: BitProblem, name: str, limit: float) -> None:
+        genome = cheapest(problem, name)
+        least = float(problem.pick(problem.values(genome[None]), [name])[0, 0])
+        if least <= limit * (1 + 1e-12):
+            return
+        cost = COSTS[name]
+        on = f" on {self.device.name}" if self.device is not None and name in NEED_DEVICE else ""
+        what = "smallest file" if name == "size_bytes" else f"{cost.least} configuration"
+        raise BudgetError(
+            f"the {cost.title} budget is {cost.text(limit)}, but the {what} that candidate bits "
+            f"{', '.join(map(str, self.candidates.offered))} can reach{on} has {cost.text(least)} "
+            f"({describe(problem.config(genome))}); raise {cost.option} or allow fewer bits with --wbits"
+        )
+
+    def problem(self, sensitivity: SensitivityTable) -> BitProblem:
+        """The search problem under the budgets."""
+        return with_sensitivity(self._choices, self.table, sensitivity)
+
+    def layers_step(self) -> LayerTable:
+        """Writes options and layer table, once it is clear that the folder is free and the budgets can be met."""
+        require_same_model(self.folder, self.loaded.model)
+        self._note_refused(self._choices.precisions)  # there are no choices where the budgets cannot be met
+        origin = self.origin
+        self.folder.write("config.toml", self.options.to_toml())
+        self.folder.write_json("layers.json", origin.to_json())
+        return origin.table
+
+    def _note_refused(self, precisions: tuple[Precision, ...]) -> None:
+        if self.device is None:
+            return
+        refused = [str(precision) for precision in self.options.precisions if precision not in self.candidates.offered]
+        if refused:
+            self.console.note(f"device {self.device.name} does not run {', '.join(refused)}: not offered to the search")
+        missing = [] if self.device.table is None else self.device.table.missing(self.table, precisions)
+        if missing:
+            self.console.note(
+                f"{len(missing)} of {len(self.table) * len(precisions)} costs have no row in {self.device.name} and "
+                f"are fitted; see which: mpsearch layers --device {self.options.device}"
+            )
+
+    def stored_sensitivity(self) -> SensitivityTable | None:
+        """The sensitivity cache where it is there and current."""
+        path = self.folder.file(CACHE)
+        table = load_table(path) if path.is_file() else None
+        return table if table is not None and table.fingerprint == self._sensitivity_key else None
+
+    @property
+    def _sensitivity_key(self) -> str:
+        return sensitivity_key(self.origin, self.options, self.candidates.precisions)
+
+    def sensitivity_step(self) -> SensitivityTable:
+        """The sensitivity cache: read when current, else measured, or grown from what is there, and written."""
+        current = self.stored_sensitivity()
+        if current is not None:
+            self.console.current("sensitivity", "cache is current")
+            return current
+        path, loaded, options = self.folder.file(CACHE), self.loaded, self.options
+        precisions = self.candidates.precisions
+        known = None
+        if path.is_file():
+            self.console.note(f"{CACHE} is of other {self._difference(load_table(path))}: what is new is measured")
+            known = load_scores(path, loaded.network)
+        count = len(split(loaded.calibration)[1])
+        with self.clock.timed("sensitivity"), self.console.progress("sensitivity", count) as advance:
+            scores = measure(
+                loaded.network,
+                loaded.calibration,
+                precisions,
+                options.seed,
+                scores_key(self.origin.model, options),
+                known,
+                lambda done, total: advance(done),
+                symmetric=options.symmetric,
+            )
+        table = scores.table(precisions, options.seed, self._sensitivity_key)
+        save_cache(path, table, scores)
+        return table
+
+    def _difference(self, table: SensitivityTable) -> str:
+        if table.precisions != self.candidates.precisions:
+            return f"candidate bits ({', '.join(map(str, table.precisions))})"
+        if table.samples != len(split(self.loaded.calibration)[1]):
+            return f"images ({table.samples} of them judged)"
+        if table.seed != self.options.seed:
+            return f"seed ({table.seed})"
+        return "images, weights or quantizer, or of another version of mpsearch"
+
+    def search_step(self, problem: BitProblem) -> ParetoFront:
+        """The Pareto front: read when current, else searched and written, with the costs it was searched with."""
+        options = self.options
+        settings = SearchSettings(population=options.population, generations=options.generations, seed=options.seed)
+        key = front_key(problem, settings)
+        if self.folder.current("costs.json", key) is not None and self.folder.file("front.json").is_file():
+            self.console.current("search", "front is current")
+            return read_front(self.folder)
+        with self.clock.timed("search"), self.console.progress("search", settings.generations) as advance:
+            checkpoint = self.folder.file(f"search-{key}.npz")
+            front = search(problem, settings, checkpoint, lambda seen: advance(seen.generation, str(seen)))
+        self.console.note(f"search: {course(front.hypervolume, settings)}, {len(front):,} points")
+        self.folder.write("front.json", front.to_json())
+        name = None if self.device is None else self.device.name
+        self.folder.write_json("costs.json", {"key": key, **costs_json(self.costs, self.candidates.allowed, name)})
+        return front
+
+    def summary_step(self, chosen: Json) -> Json:
+        """Writes `summary.json`; seconds of steps that were current are kept from the run that made them."""
+        old = self.folder.read_json("summary.json") if self.folder.file("summary.json").is_file() else {}
+        if not self.clock.seconds and old:
+            return old
+        seconds = {**old.get("seconds", {}), **{step: round(s, 2) for step, s in self.clock.seconds.items()}}
+        summary = summarize(
+            self.options,
+            self.loaded.model,
+            self.loaded.data,
+            self.candidates.pinned,
+            chosen,
+            self.costs_of(BitConfig.from_json(chosen["config"])),
+            None if self.device is None else self.device.name,
+            seconds,
+            max(peak_rss_bytes(), old.get("peak_rss_bytes", 0)),
+        )
+        self.folder.write_json("summary.json", summary)
+        return summary

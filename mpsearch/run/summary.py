@@ -1,0 +1,78 @@
+"""The summary of a run: what was asked, what came out, and how long it took."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+
+import numpy
+import pymoo
+import torch
+import torchvision
+
+from mpsearch.files.folder import Json
+from mpsearch.request.budgets import COSTS, NEED_DEVICE
+from mpsearch.request.options import RunOptions
+from mpsearch.sources.images import DataSource
+from mpsearch.sources.models import LoadedModel
+
+
+def summarize(
+    options: RunOptions,
+    model: LoadedModel,
+    data: DataSource,
+    pinned: tuple[str, ...],
+    chosen: Json,
+    costs: dict[str, float],
+    device: str | None,
+    seconds: dict[str, float],
+    peak_rss_bytes: int,
+) -> Json:
+    """The contents of `summary.json`. Top-1 in percent, KL in nats, sizes in bytes.
+
+    `costs` are those of the chosen configuration; the ones shown are the budgeted and, on a device, latency and energy.
+    """
+    measured = (
+        "size_bytes",
+        "weights_only_bytes",
+        "mean_weight_bits",
+        "top1_float",
+        "top1_nearest",
+        "top1_reconstructed",
+        "kl_nearest",
+        "kl_reconstructed",
+        "validation_images",
+    )
+    return {
+        "model": model.reference,
+        "weights": model.source,
+        "data": data.source,
+        **{COSTS[name].field: getattr(options, COSTS[name].field) for name in options.budgets},
+        **{name: chosen[name] for name in measured},
+        **({} if device is None else {"device": device}),
+        **({"activation_bits": list(options.abits)} if options.abits else {}),
+        **({"symmetric": True} if options.symmetric else {}),
+        **{name: value for name, value in costs.items() if name not in measured and _shown(name, options)},
+        "edge_layers_at_8_bits": list(pinned),
+        "calibration_images": len(data.calib.x),
+        "seed": options.seed,
+        "seconds": seconds,
+        "peak_rss_bytes": peak_rss_bytes,
+        "versions": versions(),
+    }
+
+
+def _shown(name: str, options: RunOptions) -> bool:
+    return name in NEED_DEVICE or name in options.budgets
+
+
+def versions() -> dict[str, str]:
+    """Versions of what determines a result."""
+    return {
+        "mpsearch": version("mpsearch"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "pymoo": pymoo.__version__,
+        "numpy": numpy.__version__,
+    }

@@ -1,0 +1,1 @@
+"""The sensitivity cache: what each choice of bits costs in expected KL divergence."""

@@ -1,0 +1,201 @@
+"""Pictures of a front: an info record first, a thin renderer that draws it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwmodel import BitConfig, LayerTable
+from mpsearch.files.folder import Json
+from mpsearch.request.budgets import COSTS, Cost
+from mpsearch.search.baselines import Answer
+from mpsearch.search.front import ParetoFront
+from mpsearch.show.compare import Comparison, Measured, measured_points
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BIT_COLOURS = {2: "#440154", 3: "#3b528b", 4: "#21918c", 5: "#3aa876", 6: "#5ec962", 7: "#a5db36", 8: "#fde725"}
+RUN_COLOURS = ("#3b528b", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#a6761d", "#666666")
+
+
+@dataclass(frozen=True, slots=True)
+class FrontInfo:
+    """What the picture of a front shows: a cost, the loss in nats, and the bits of the chosen configuration.
+
+    `cost` is in the unit of `axis`, `scale` of which make one of the cost's own; `other` is a third objective, in the
+    unit of `other_axis`, that colours the points. Their budgets are None where they have none. `measured` are the
+    finished points, `history` the hypervolume by generation.
+    """
+
+    title: str
+    axis: str
+    scale: float
+    cost: NDArray[np.float64]
+    loss: NDArray[np.float64]
+    other_axis: str
+    other: NDArray[np.float64] | None
+    other_budget: float | None
+    budget: float | None
+    budget_text: str
+    chosen: tuple[float, float]
+    references: tuple[tuple[str, float, float], ...]
+    measured: tuple[Measured, ...]
+    history: tuple[float, ...]
+    layers: tuple[str, ...]
+    bits: tuple[int, ...]
+    weights: tuple[int, ...]
+
+
+def front_info(
+    front: ParetoFront,
+    index: int,
+    budgets: Mapping[str, float],
+    table: LayerTable,
+    answers: Sequence[Answer],
+    finished: Sequence[tuple[str, Json]] = (),
+) -> FrontInfo:
+    """The picture of `front` with point `index` chosen."""
+    name, *others = front.names[1:]
+    cost = COSTS[name]
+    loss, values = front.objectives[:, 0], front.objectives[:, 1] * cost.scale
+    config: BitConfig = front.config(index)
+    other = COSTS[others[0]] if others else None
+    limit = budgets[name] * cost.scale if name in budgets else None
+    return FrontInfo(
+        model_title(table.model),
+        _axis(cost),
+        cost.scale,
+        values,
+        loss,
+        _axis(other) if other else "",
+        front.objectives[:, 2] * other.scale if other else None,
+        budgets[other.name] * other.scale if other and other.name in budgets else None,
+        limit,
+        "" if limit is None else f"budget {limit:g} {cost.shown}",
+        (float(values[index]), float(loss[index])),
+        tuple(
+            (answer.name, dict(answer.costs)[name] * cost.scale, answer.loss)
+            for answer in answers
+            if answer.name.startswith("uniform")  # greedy and exact answers would hide behind the chosen point
+        ),
+        measured_points(front, finished, name),
+        front.hypervolume,
+        table.names,
+        config.wbits,
+        tuple(layer.n_weights for layer in table),
+    )
+
+
+def model_title(reference: str) -> str:
+    """A model's reference as people say it."""
+    return reference.split("?")[0].removeprefix("torchvision:").rsplit("/", 1)[-1]
+
+
+def _axis(cost: Cost) -> str:
+    return f"{'packed file' if cost.name == 'size_bytes' else cost.title}, {cost.shown}"
+
+
+def draw_front(info: FrontInfo, path: Path) -> None:
+    """Writes the front above the chosen configuration's bits per layer, as a PNG."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    figure = Figure(figsize=(9, 7), dpi=120, layout="constrained")
+    top, bottom = figure.subplots(2, 1, height_ratios=[3, 1.5])
+    if info.other is None:
+        top.plot(info.cost, info.loss, ".-", color="#3b528b", ms=4, lw=1, label="Pareto front")
+    else:
+        points = top.scatter(info.cost, info.loss, c=info.other, s=6, cmap="viridis", label="Pareto front")
+        bar = figure.colorbar(points, ax=top, label=info.other_axis)
+        if info.other_budget is not None:
+            bar.ax.axhline(info.other_budget, color="#d62728", lw=2, ls="--")
+    for name, cost, loss in info.references:
+        top.plot(cost, loss, "s", ms=6, color="#999999", zorder=3)
+        beside = {"textcoords": "offset points", "xytext": (0, 8), "ha": "center", "fontsize": 8, "color": "#555555"}
+        top.annotate(name.removesuffix("A32"), (cost, loss), **beside)
+    if info.budget is not None:
+        top.axvline(info.budget, color="#d62728", lw=1, ls="--", label=info.budget_text)
+    top.plot(*info.chosen, "*", color="#d62728", ms=15, zorder=4, label="chosen")
+    _draw_measured(top, info.measured, info.scale, "#e08214", "measured, finished")
+    top.margins(y=0.12)  # room for the words above the highest point
+    top.set(yscale="log", xlabel=info.axis, ylabel="KL divergence, nats", title=info.title)
+    top.grid(alpha=0.3, which="both")
+    top.legend(loc="upper right", framealpha=0.95)
+    _draw_history(top, info.history)
+    bars = range(len(info.layers))
+    bottom.bar(bars, info.bits, color=[BIT_COLOURS[bits] for bits in info.bits], width=0.9)
+    step = max(1, len(info.layers) // 27)
+    bottom.set_xticks(list(bars)[::step], list(info.layers)[::step], rotation=90, fontsize=6)
+    bottom.set(ylabel="weight bits", ylim=(0, 8.5), xlim=(-0.7, len(info.layers) - 0.3))
+    share = {bits: sum(w for w, b in zip(info.weights, info.bits, strict=True) if b == bits) for bits in set(info.bits)}
+    handles = [
+        Patch(color=BIT_COLOURS[bits], label=f"{bits} bits: {100 * count / sum(info.weights):.0f} %")
+        for bits, count in sorted(share.items())
+    ]
+    bottom.legend(
+        handles=handles,
+        title="share of the weights",
+        title_fontsize=7,
+        fontsize=7,
+        ncols=len(handles),
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),
+    )
+    figure.savefig(path, metadata={"Software": None})
+
+
+def _draw_measured(axes: Axes, measured: Sequence[Measured], scale: float, colour: str, name: str) -> None:
+    """Finished points, each with a line from what was predicted and its top-1, on the side away from that."""
+    from matplotlib.patheffects import withStroke
+
+    for number, point in enumerate(measured):
+        cost = point.cost * scale
+        axes.plot([cost, cost], [point.predicted, point.kl], color=colour, lw=0.8, alpha=0.6, zorder=3)
+        once = name if number == 0 else None
+        axes.plot(cost, point.kl, "D", ms=6, color=colour, mec="white", mew=0.7, zorder=5, label=once)
+        if point.top1 is not None:
+            text, at = f"{point.top1:.1f} %", (cost, point.kl)
+            beside = (6, -11 if point.kl < point.predicted else 5)
+            label = axes.annotate(
+                text, at, textcoords="offset points", xytext=beside, fontsize=8, color=colour, zorder=6
+            )
+            label.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
+
+
+def _draw_history(axes: Axes, history: Sequence[float]) -> None:
+    """The hypervolume by generation, small, where a front leaves room; the last value is that of the filled front."""
+    if len(history) < 3:
+        return
+    inset = axes.inset_axes((0.045, 0.08, 0.17, 0.2), zorder=6)
+    inset.plot(range(1, len(history)), history[:-1], color="#3b528b", lw=1)
+    inset.plot(len(history), history[-1], ".", color="#d62728", ms=5)
+    inset.set_title("hypervolume by generation", fontsize=6, pad=2)
+    inset.tick_params(labelsize=5, length=2, pad=1)
+    inset.set_xlim(0, len(history) * 1.05)
+    inset.grid(alpha=0.3)
+
+
+def draw_comparison(comparison: Comparison, path: Path) -> None:
+    """Writes several fronts over each other, and what was measured of them, as a PNG."""
+    from matplotlib.figure import Figure
+
+    cost = COSTS[comparison.cost]
+    figure = Figure(figsize=(9, 5.6), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    for number, front in enumerate(comparison.fronts):
+        colour = RUN_COLOURS[number % len(RUN_COLOURS)]
+        costs = np.array(front.cost) * cost.scale
+        axes.plot(costs, front.loss, "-", drawstyle="steps-post", color=colour, lw=1.4, alpha=0.9, label=front.run)
+        _draw_measured(axes, front.measured, cost.scale, colour, f"{front.run}, measured")
+    titles = dict.fromkeys(model_title(front.model) for front in comparison.fronts)
+    axes.set(yscale="log", xlabel=_axis(cost), ylabel="KL divergence, nats", title=", ".join(titles))
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(loc="upper right", framealpha=0.95)
+    axes.margins(x=0.07)
+    figure.savefig(path, metadata={"Software": None})
