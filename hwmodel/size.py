@@ -38,9 +38,14 @@ def zero_point_bits(bits: int) -> int:
 def layer_bytes(layer: LayerSpec, precision: Precision) -> int:
     """Bytes of one layer's data: codes, scales, zero-points and biases, and the grid of its inputs."""
     channels, bits = layer.out_channels, precision.w
-    inputs = 0 if precision.a == FLOAT_BITS else HALF_BYTES + 1
+    inputs = HALF_BYTES + 1 if quantized_inputs(layer, precision) else 0
     zero_points = packed_bytes(channels, zero_point_bits(bits))
-    return packed_bytes(layer.n_weights, bits) + zero_points + 2 * HALF_BYTES * channels + inputs
+    return packed_bytes(layer.n_weights, bits) + zero_points + HALF_BYTES * (channels + layer.n_biases) + inputs
+
+
+def quantized_inputs(layer: LayerSpec, precision: Precision) -> bool:
+    """The layer's inputs have a grid: an embedding reads ids, which are not quantized."""
+    return precision.a != FLOAT_BITS and layer.kind != "embedding"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +96,12 @@ class PackedLayout:
         zero_points = sum(packed_bytes(layer.out_channels, zero_point_bits(bits)) for layer, bits in layers)
         channels = sum(layer.out_channels for layer in self.table)
         tensors: dict[str, tuple[str, tuple[int, ...]]] = {
-            "biases": ("F16", (channels,)),
+            "biases": ("F16", (sum(layer.n_biases for layer in self.table),)),
             "codes": ("U8", (sum(packed_bytes(layer.n_weights, bits) for layer, bits in layers),)),
             "scales": ("F16", (channels,)),
             "zero_points": ("U8", (zero_points,)),
         }
-        inputs = sum(precision.a != FLOAT_BITS for precision in config.precisions)
+        inputs = sum(map(quantized_inputs, self.table, config.precisions))
         if inputs:
             tensors |= {"input_scales": ("F16", (inputs,)), "input_zero_points": ("U8", (inputs,))}
         tensors |= {f"other.{name}": ("F16", shape) for name, shape in self.others}

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from hwmodel import BitConfig, InputError, LayerTable, Precision
 from hwmodel.size import ALIGNMENT, FORMAT, HEADER_LENGTH_BYTES, PackedLayout, packed_bytes, zero_point_bits
 from mpsearch.sources.models import build_architecture
-from recon.graph.network import Network, trace
+from recon.graph.network import Network, capture
+from recon.graph.samples import Samples
 from recon.quantizers.inputs import InputGrid
 from recon.quantizers.quantized import QuantizedLayers, input_bits, quantized
 from recon.quantizers.weights import Grid, QuantizedWeight
@@ -42,8 +43,8 @@ def layout_of(network: Network, reference: str, inputs: bool = False) -> PackedL
 
 def others(network: Network) -> dict[str, Tensor]:
     """Parameters and buffers that no quantized layer holds, by name: they are stored in half precision."""
-    held = {part.data_ptr() for name in network.table.names for part in network.layer(name).parameters()}
-    state = network.model.state_dict()
+    held = {part.data_ptr() for name in network.table.names for part in network.layer(name).parameters(recurse=False)}
+    state = network.module.state_dict()
     return {name: t for name, t in state.items() if t.is_floating_point() and t.numel() and t.data_ptr() not in held}
 
 
@@ -69,7 +70,7 @@ def save_packed(path: Path, network: Network, reference: str, layers: QuantizedL
     }
     for name, tensor in others(network).items():
         half = tensor.detach().cpu().half()
-        if not torch.isfinite(half).all():
+        if not torch.equal(torch.isfinite(half), torch.isfinite(tensor.cpu())):
             raise InputError(f"{name!r} is not quantized and too large for half precision (65504 at most)")
         tensors[f"other.{name}"] = half.numpy()
     header = layout.header(config, layout.padding(config))
@@ -102,14 +103,16 @@ def load_packed(path: Path | str) -> nn.Module:
         raise InputError(f"{path} is damaged or not a safetensors file ({error}); write it again") from None
     if metadata.get("format") != FORMAT:
         raise InputError(f"{path} is not a packed model: expected format {FORMAT!r}, got {metadata.get('format')!r}")
-    channels, height, width = (int(size) for size in metadata["input"].split("x"))
-    network = trace(build_architecture(metadata["model"]), (channels, height, width), metadata["model"])
+    shapes = [tuple(map(int, text.split("x"))) for text in metadata["input"].split(" ")]
+    network = capture(build_architecture(metadata["model"]), Samples.noise(*shapes), metadata["model"])
     config = _read_config(metadata["layers"])
     layout = layout_of(network, metadata["model"], "input_scales" in tensors)
     expected = layout.tensors(config) if config.layers == network.table.names else {}
     if {name: shape for name, (_, shape) in expected.items()} != {name: t.shape for name, t in tensors.items()}:
         raise InputError(f"{path} does not fit {metadata['model']}: its layers differ from the traced ones")
-    biases = _split(torch.from_numpy(tensors["biases"]).float(), network.table)
+    sizes = [layer.n_biases for layer in network.table]
+    parts = torch.split(torch.from_numpy(tensors["biases"]).float(), sizes)
+    biases = dict(zip(network.table.names, parts, strict=True))
     weights = _read_weights(network.table, network, config, tensors)
     result = quantized(network, QuantizedLayers(weights, biases, _read_inputs(config, tensors)))
     for name, tensor in others(result).items():
@@ -125,7 +128,7 @@ def _read_config(text: str) -> BitConfig:
 
 
 def _read_inputs(config: BitConfig, tensors: Mapping[str, NDArray[np.generic]]) -> dict[str, InputGrid]:
-    bits = input_bits(config)
+    bits = input_bits(config)  # of embeddings, which read ids, the file says that inputs are float
     if not bits:
         return {}
     scales, zeros = tensors["input_scales"].tolist(), tensors["input_zero_points"].tolist()

@@ -78,6 +78,15 @@ class Network:
         ties = Counter(spec.tie for spec in self.table)
         return tuple(spec for spec in self.table if calls[spec.name] == ties[spec.tie] == 1)
 
+    def sample_axes(self) -> dict[str, int | None]:
+        """By layer, the axis of its outputs that grows with the number of samples: None where it reads constants."""
+        shapes = {
+            str(node.target): node.meta["shape"] for node in self.module.graph.nodes if is_layer(self.module, node)
+        }
+        return {
+            name: next((axis for axis, size in enumerate(shape) if size < 0), None) for name, shape in shapes.items()
+        }
+
     def unit_nodes(self) -> Iterator[fx.Node]:
         """The nodes of the graph that belong to units, in order."""
         yield from flow_nodes(self.module.graph)

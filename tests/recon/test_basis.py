@@ -88,7 +88,10 @@ def test_streams_are_found_and_nothing_is_computed_that_was_not_before(how: How)
 @torch.no_grad()
 def test_families(name: str, channels: list[int]) -> None:
     torch.manual_seed(0)
-    net, x = capture(getattr(torchvision.models, name)(weights=None), Samples.noise((3, 64, 64))), torch.randn(2, 3, 64, 64)
+    net, x = (
+        capture(getattr(torchvision.models, name)(weights=None), Samples.noise((3, 64, 64))),
+        torch.randn(2, 3, 64, 64),
+    )
     assert [len(net.layer(stream.writers[0]).weight) for stream in linear_streams(net)] == channels
     expected, other = net.model(x), balanced(net)
     for unit in other.units:

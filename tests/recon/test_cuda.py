@@ -23,7 +23,9 @@ def networks() -> tuple[Network, Network]:
     torch.manual_seed(0)
     body = [nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.ReLU()]
     model = nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
-    return capture(model, Samples.noise((3, 12, 12)), "small"), capture(copy.deepcopy(model).cuda(), Samples.noise((3, 12, 12)), "small")
+    return capture(model, Samples.noise((3, 12, 12)), "small"), capture(
+        copy.deepcopy(model).cuda(), Samples.noise((3, 12, 12)), "small"
+    )
 
 
 def error(net: Network, x: Tensor, bits: str, settings: Settings) -> float:

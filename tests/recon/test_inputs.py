@@ -149,7 +149,10 @@ class Untraceable(nn.Module):
 
 def residual() -> Network:
     torch.manual_seed(0)
-    return capture(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), Residual(4), nn.Flatten(), nn.Linear(144, 5)), Samples.noise((3, 8, 8)))
+    return capture(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), Residual(4), nn.Flatten(), nn.Linear(144, 5)),
+        Samples.noise((3, 8, 8)),
+    )
 
 
 def ready(net: Network, bits: int, x: Tensor) -> Network:

@@ -284,7 +284,9 @@ def test_the_metric_of_logits_has_a_closed_form() -> None:
     p = net.model(x).softmax(1)
     expected = torch.diag(p.mean(0)) - p.T @ p / len(x)
     assert torch.allclose(metric, expected, atol=0.01)
-    grouped = capture(nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Flatten(), nn.Linear(16, 4)), Samples.noise((4, 4, 4)), "grouped")
+    grouped = capture(
+        nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Flatten(), nn.Linear(16, 4)), Samples.noise((4, 4, 4)), "grouped"
+    )
     assert list(output_metrics(grouped, torch.randn(4, 4, 4, 4), 0)) == [grouped.table.names[1]]
 
 
