@@ -88,4 +88,4 @@ class Split:
 def _part(targets: Any, part: slice) -> Any:
     if isinstance(targets, Sequence) and not isinstance(targets, tuple):
         return targets[part]
-    return tree_map(lambda leaf: leaf[part], targets)
+    return None if targets is None else tree_map(lambda leaf: leaf[part], targets)
