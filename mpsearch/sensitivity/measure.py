@@ -218,5 +218,6 @@ def _by_sample(product: Tensor, axis: int | None, count: int, spread: float = 0.
     that its square is right on average, samples being independent.
     """
     if axis is None:
-        return (product.sum() / count**spread).expand(count)
-    return product.movedim(axis, 0).reshape(count, -1).sum(1)
+        return (product.sum() / float(count) ** spread).expand(count)
+    by_sample: Tensor = product.movedim(axis, 0).reshape(count, -1).sum(1)
+    return by_sample

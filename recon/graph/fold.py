@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from recon.graph.capture import aten, constant_nodes, packet_of, value_of
 from recon.graph.layers import Layer, Linear
+from recon.graph.nodes import aten, constant_nodes, packet_of, value_of
 
 _NORM = aten._native_batch_norm_legit_no_training
 
