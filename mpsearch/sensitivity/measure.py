@@ -14,6 +14,7 @@ ignores that a layer's output errors act together, and so judges most layers of 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
@@ -218,6 +219,6 @@ def _by_sample(product: Tensor, axis: int | None, count: int, spread: float = 0.
     that its square is right on average, samples being independent.
     """
     if axis is None:
-        return (product.sum() / float(count) ** spread).expand(count)
+        return (product.sum() / math.pow(count, spread)).expand(count)
     by_sample: Tensor = product.movedim(axis, 0).reshape(count, -1).sum(1)
     return by_sample

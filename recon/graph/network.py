@@ -134,7 +134,7 @@ def capture(model: nn.Module, example: Any, name: str = "model") -> Network:
     if not any(is_layer(module, node) for node in module.graph.nodes):
         raise InputError(f"{name} applies no convolution, linear map or embedding, so there is nothing to quantize")
     partition(module, captured.kinds)
-    _avoid_slow_kernels(module)
+    avoid_slow_kernels(module)
     module.recompile()
     network = _described(captured, units_of(module), samples, unfolded, name)
     with contextlib.redirect_stdout(sys.stderr):  # the user's code runs
@@ -202,7 +202,7 @@ def _spec(name: str, layer: Layer, sizes: list[tuple[Size, Size]], block: str, t
     return LayerSpec(name, layer.kind, *channels, one, one, one, 1, in_size, out_size, block, tie, uses)
 
 
-def _avoid_slow_kernels(module: fx.GraphModule) -> None:
+def avoid_slow_kernels(module: fx.GraphModule) -> None:
     """Keeps convolutions whose bfloat16 gradient is slower than float32 on CPUs in float32.
 
     Measured with oneDNN: three input channels 3.4 times, depthwise with a stride 2.7 times as slow.
