@@ -30,11 +30,10 @@ from recon.fit.start import second_order_rounding
 from recon.graph.layers import Embedding, keep_outputs
 from recon.graph.network import Network
 from recon.graph.samples import Samples
-from recon.likelihood.likelihood import Likelihood
+from recon.likelihood.likelihood import CLASSIFIER, Likelihood
 from recon.quantizers.inputs import InputGrid, round_to_grid
 from recon.quantizers.insert import input_histograms
 from recon.quantizers.weights import QuantizedWeight, nearest
-from recon.reconstruct import CLASSIFIER
 from recon.statistics.activity import activations
 from recon.statistics.fisher import output_metrics
 from recon.statistics.moments import gather_moments
