@@ -11,9 +11,6 @@ import contextlib
 import copy
 import inspect
 import re
-import sys
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +24,7 @@ from hwmodel.errors import InputError
 from recon.graph.layer_calls import layers_as_modules
 from recon.graph.nodes import STACK, note_samples
 from recon.graph.passes import drop_checks, drop_identities, views_of_any_layout
-from recon.graph.refusal import first_line, why_not
+from recon.graph.refusal import first_line, quiet_export, why_not
 from recon.graph.samples import Call, Samples, path_name
 
 
@@ -67,8 +64,10 @@ def export_graph(model: nn.Module, example: Samples, name: str) -> Captured:
     module.graph.eliminate_dead_code()
     used = frozenset(str(node.target) for node in module.graph.nodes if node.op == "get_attr")
     note_samples(module.graph)
-    for tidy in (drop_checks, drop_identities, views_of_any_layout, layers_as_modules):
+    for tidy in (drop_checks, drop_identities, views_of_any_layout):
         tidy(module)
+    aliases = _aliases(model)
+    layers_as_modules(module, aliases)
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     module.recompile()
@@ -83,6 +82,7 @@ def export_graph(model: nn.Module, example: Samples, name: str) -> Captured:
         for key, tensor in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False))
         if tensor.is_floating_point()
     }
+    used = frozenset(alias for path in used for alias in aliases.get(path, (path,)))
     return Captured(module, program.call_spec.in_spec, spec, names, kinds, held, used)
 
 
@@ -114,6 +114,14 @@ def plain_copy(model: nn.Module) -> nn.Module:
     return model.float().requires_grad_(False)
 
 
+def _aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """By path of a parameter, all paths of the same tensor: weights may be shared."""
+    paths: dict[int, list[str]] = {}
+    for path, parameter in model.named_parameters(remove_duplicate=False):
+        paths.setdefault(id(parameter), []).append(path)
+    return {path: tuple(same) for same in paths.values() for path in same}
+
+
 def _computed_tensors(model: nn.Module) -> dict[int, Any]:
     """Copies of tensors that hooks have computed (old weight_norm, pruning), which deepcopy refuses, by identity."""
     values = [value for module in model.modules() for value in vars(module).values()]
@@ -137,20 +145,12 @@ def _export(model: nn.Module, call: Call, name: str) -> torch.export.ExportedPro
     shapes = torch.utils._pytree.tree_map(lambda leaf: {0: torch.export.Dim.DYNAMIC}, (args, kwargs))
     dynamic = _by_parameter(model, shapes)
     try:
-        with _quietly():
+        with quiet_export():
             program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=False)
             result: torch.export.ExportedProgram = program.run_decompositions({})
             return result
     except Exception as error:  # the user's code may raise anything
         raise InputError(why_not(model, call, name, error)) from error
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """The user's code runs: what it prints is no result, what it warns of is known, and modes that it sets end."""
-    with warnings.catch_warnings(), torch.no_grad(), contextlib.redirect_stdout(sys.stderr):
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _by_parameter(model: nn.Module, shapes: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from itertools import chain, count
 from typing import Any
 
@@ -17,8 +18,11 @@ _TRANSPOSED = (aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose
 _COMPUTED = re.compile(r"(\.parametrizations)?\.weight(\.original\d*|_g|_v|_orig|_mask|_u)?$")
 
 
-def layers_as_modules(module: fx.GraphModule) -> None:
-    """Every operation that applies a weight made of parameters calls a `Layer` under the weight's name."""
+def layers_as_modules(module: fx.GraphModule, aliases: Mapping[str, tuple[str, ...]]) -> None:
+    """Every operation that applies a weight made of parameters calls a `Layer` under the weight's name.
+
+    `aliases` are by path of a parameter all paths of the same tensor.
+    """
     constants = constant_nodes(module.graph)
     taken: set[str] = set()
     made: dict[tuple[Any, ...], str] = {}
@@ -34,18 +38,20 @@ def layers_as_modules(module: fx.GraphModule) -> None:
         if key not in made:
             layer = _layer(module, node, weight, bias)
             layer.source = _source(weight)
-            made[key] = _free_name(_COMPUTED.sub("", layer.source), node, taken)
+            names = [_COMPUTED.sub("", path) for path in aliases.get(layer.source, (layer.source,))]
+            made[key] = _free_name(names, node, taken)
             _add(module, made[key], layer)
         source = node.args[1] if packet_of(node) is aten.embedding else node.args[0]
         node.op, node.target, node.args, node.kwargs = "call_module", made[key], (source,), {}
     module.graph.eliminate_dead_code()
 
 
-def _free_name(name: str, node: fx.Node, taken: set[str]) -> str:
-    """The name of a layer: `name` or, where another layer has it, that of the module that calls it, or a number."""
-    inner = next(reversed(node.meta[STACK]), name)
-    names = chain((name, inner), (f"{name}.{k}" for k in count(1)))
-    name = next(found for found in names if found not in taken)
+def _free_name(names: Sequence[str], node: fx.Node, taken: set[str]) -> str:
+    """The name of a layer: of the `names` of its weight that of the module that calls it or the first one; where
+    another layer has it, with a number."""
+    inner = next(reversed(node.meta[STACK]), "")
+    first = inner if inner in names else names[0]
+    name = next(found for found in chain((first,), (f"{first}.{k}" for k in count(1))) if found not in taken)
     taken.add(name)
     return name
 
