@@ -88,7 +88,8 @@ def _quantized(graph: fx.Graph, node: fx.Node, name: str, layer: fx.Node) -> fx.
 
 
 def _last_placeholder(graph: fx.Graph) -> fx.Node:
-    return [node for node in graph.nodes if node.op == "placeholder"][-1]
+    placeholders: list[fx.Node] = [node for node in graph.nodes if node.op == "placeholder"]
+    return placeholders[-1]
 
 
 def _rectify_in_quantizers(module: fx.GraphModule, bits: Mapping[str, int]) -> None:
