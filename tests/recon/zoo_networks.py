@@ -360,6 +360,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(width, 4, 2) for _ in range(2))
         self.norm = RMSNorm(width)
         self.lm_head = nn.Linear(width, words, bias=False)
+        nn.init.normal_(self.embed_tokens.weight, std=0.3)
         self.lm_head.weight = self.embed_tokens.weight
         self.register_buffer("rates", 100.0 ** (-torch.arange(0, 4, 2) / 4), persistent=False)
 
@@ -406,9 +407,10 @@ def settled(model: nn.Module, samples: Any) -> nn.Module:
     with torch.no_grad():
         for _ in range(3):
             model.train()(*call[0], **call[1])
-        last = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)][-1]
-        last.weight *= SHARPER
-    return model.eval()
+        layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+        if not any(isinstance(module, nn.Embedding) and module.weight is layers[-1].weight for module in model.modules()):
+            layers[-1].weight *= SHARPER
+    return model.eval().requires_grad_(False)
 
 
 Zoo = dict[str, tuple[Callable[[], nn.Module], Callable[[int], Any], Likelihood]]
