@@ -18,14 +18,13 @@ _TRANSPOSED = (aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose
 _COMPUTED = re.compile(r"(\.parametrizations)?\.weight(\.original\d*|_g|_v|_orig|_mask|_u)?$")
 
 
-def layers_as_modules(module: fx.GraphModule, aliases: Mapping[str, tuple[str, ...]]) -> None:
-    """Every operation that applies a weight made of parameters calls a `Layer` under the weight's name.
-
-    `aliases` are by path of a parameter all paths of the same tensor.
-    """
+def layers_as_modules(module: fx.GraphModule, shared: Mapping[str, Sequence[str]]) -> None:
+    """Every operation that applies a weight made of parameters calls a `Layer` under the weight's name. `shared` are
+    the paths of parameters that have several, by each of them."""
     constants = constant_nodes(module.graph)
     taken: set[str] = set()
     made: dict[tuple[Any, ...], str] = {}
+    layers: dict[str, Layer] = {}
     for node in list(module.graph.nodes):
         weight = _weight_of(node)
         if weight is None or weight not in constants:
@@ -38,20 +37,23 @@ def layers_as_modules(module: fx.GraphModule, aliases: Mapping[str, tuple[str, .
         if key not in made:
             layer = _layer(module, node, weight, bias)
             layer.source = _source(weight)
-            names = [_COMPUTED.sub("", path) for path in aliases.get(layer.source, (layer.source,))]
-            made[key] = _free_name(names, node, taken)
-            _add(module, made[key], layer)
+            made[key] = _free_name(layer.source, shared.get(layer.source, ()), node, taken)
+            layers[made[key]] = layer
         source = node.args[1] if packet_of(node) is aten.embedding else node.args[0]
         node.op, node.target, node.args, node.kwargs = "call_module", made[key], (source,), {}
+    for name, layer in layers.items():  # now that no layer reads the parameters any more
+        _add(module, name, layer)
     module.graph.eliminate_dead_code()
 
 
-def _free_name(names: Sequence[str], node: fx.Node, taken: set[str]) -> str:
-    """The name of a layer: of the `names` of its weight that of the module that calls it or the first one; where
-    another layer has it, with a number."""
-    inner = next(reversed(node.meta[STACK]), "")
-    first = inner if inner in names else names[0]
-    name = next(found for found in chain((first,), (f"{first}.{k}" for k in count(1))) if found not in taken)
+def _free_name(source: str, paths: Sequence[str], node: fx.Node, taken: set[str]) -> str:
+    """The name of a layer: that of its weight, of a shared one's `paths` that in the module that calls it; where
+    another layer has it, that of the calling module, or a number."""
+    name = _COMPUTED.sub("", source)
+    inner = next(reversed(node.meta[STACK]), name)
+    own = [inner] if inner in {_COMPUTED.sub("", path) for path in paths} else []
+    names = chain((*own, name, inner), (f"{name}.{k}" for k in count(1)))
+    name = next(found for found in names if found not in taken)
     taken.add(name)
     return name
 
@@ -72,7 +74,7 @@ def _add(module: fx.GraphModule, name: str, layer: Layer) -> None:
         layer.add_module(key, child)
     for key, value in () if old is None else old.named_buffers(recurse=False):
         if key not in ("weight", "bias"):
-            layer.register_buffer(key, value)
+            layer.register_buffer(key, value, persistent=key not in old._non_persistent_buffers_set)
     for key, parameter in () if old is None else old.named_parameters(recurse=False):
         if key not in ("weight", "bias"):
             layer.register_parameter(key, parameter)

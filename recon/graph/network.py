@@ -23,7 +23,7 @@ from recon.graph.fold import fold_batch_norms
 from recon.graph.layers import Convolution, Layer, TransposedConvolution
 from recon.graph.partition import partition
 from recon.graph.products import products
-from recon.graph.samples import Samples
+from recon.graph.samples import Samples, single
 from recon.graph.uncounted import uncounted
 from recon.graph.units import Unit, flow_nodes, is_layer, units_of
 
@@ -69,10 +69,10 @@ class Network:
         return dict(zip(self.names, self.module(*leaves), strict=True))
 
     def leaves(self, samples: Samples) -> tuple[Tensor, ...]:
-        """The tensors of samples. Raises InputError where they are not what the network takes."""
+        """The tensors of samples, real ones in single precision. Raises InputError where they are not what the network takes."""
         if samples.spec != self.inputs:
             raise InputError(f"{self.table.model} takes {self.inputs}; got {samples.spec}")
-        return samples.leaves
+        return samples.single().leaves
 
     def lone_layers(self) -> tuple[LayerSpec, ...]:
         """The layers that are called once and have a weight of their own."""
@@ -104,7 +104,8 @@ class Network:
 
 
 class CapturedModel(nn.Module):
-    """A captured module that takes and returns what the model did that it was captured from."""
+    """A captured module that takes and returns what the model did that it was captured from, real numbers in single
+    precision."""
 
     def __init__(self, module: fx.GraphModule, inputs: TreeSpec, outputs: TreeSpec) -> None:
         super().__init__()
@@ -114,7 +115,7 @@ class CapturedModel(nn.Module):
         leaves, spec = tree_flatten((args, kwargs))
         if spec != self.inputs:
             raise InputError(f"expected arguments like {self.inputs}, got {spec}")
-        return tree_unflatten(list(self.module(*leaves)), self.outputs)
+        return tree_unflatten(list(self.module(*map(single, leaves))), self.outputs)
 
 
 def capture(model: nn.Module, example: Any, name: str = "model") -> Network:
@@ -125,7 +126,7 @@ def capture(model: nn.Module, example: Any, name: str = "model") -> Network:
     sizes is described as one use on a map of all their positions × 1 pixels. Raises InputError where the model cannot
     be exported or has no layer that can be quantized.
     """
-    samples = Samples.of(example).to(device_of(model))
+    samples = Samples.of(example).to(device_of(model)).single()
     if len(samples) < 2:
         samples = Samples(tuple(torch.cat([leaf, leaf]) for leaf in samples.leaves), samples.spec)
     captured = export_graph(model, samples[:3], name)
