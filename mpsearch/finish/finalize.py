@@ -10,7 +10,7 @@ from typing import Any
 
 from hwmodel import BitConfig
 from hwmodel.size import weights_only_bytes
-from mpsearch.export.packed import load_packed, save_packed
+from mpsearch.export.packed import fill_packed, save_packed
 from mpsearch.finish.evaluate import Evaluation
 from recon.fit.checkpoint import Progress
 from recon.fit.report import BlockReport
@@ -69,7 +69,7 @@ def finish(
     plain = measure(
         quantized(network, plainly_rounded(network, network.leaves(samples), config, settings.symmetric)).model
     )
-    learned = measure(load_packed(path))
+    learned = measure(fill_packed(path, network).model)
     weights_only = weights_only_bytes(network.table, config.wbits)
     finished = Finished(
         name=name,

@@ -35,14 +35,16 @@ class Network:
     """A captured network in eval mode, batch norms folded, without gradients.
 
     `module` maps the tensors of a call, in pytree order, to a tuple of the tensors of the result; its nodes are
-    labelled with their units. `inputs` and `outputs` are the structures around these tensors, `names` the paths of the
-    output tensors ("" for a single one). Applying the `units` one after another is the network.
+    labelled with their units. `inputs` and `outputs` are the structures around these tensors, `dtypes` the types of the
+    input tensors, `names` the paths of the output tensors ("" for a single one). Applying the `units` one after another
+    is the network.
     """
 
     module: fx.GraphModule
     table: LayerTable
     units: tuple[Unit, ...]
     inputs: TreeSpec
+    dtypes: tuple[torch.dtype, ...]
     outputs: TreeSpec
     names: tuple[str, ...]
 
@@ -157,7 +159,8 @@ def _described(
         specs.append(_spec(layer_name, layer, sizes, blocks[layer_name], tie))
     shapes = tuple(tuple(leaf.shape[1:]) for leaf in samples.leaves)
     table = LayerTable(name, shapes, tuple(specs), uncounted(captured, unfolded), tuple(products(module)))
-    return Network(module, table, units, captured.inputs, captured.outputs, captured.names)
+    dtypes = tuple(leaf.dtype for leaf in samples.leaves)
+    return Network(module, table, units, captured.inputs, dtypes, captured.outputs, captured.names)
 
 
 def _call_sizes(module: fx.GraphModule) -> dict[str, list[tuple[Size, Size]]]:
