@@ -70,14 +70,15 @@ def _add(module: fx.GraphModule, name: str, layer: Layer) -> None:
         holder = holder._modules[part]  # type: ignore[assignment]
     old = holder._modules.pop(leaf, None)
     holder._parameters.pop(leaf, None)
-    for key, child in () if old is None else old._modules.items():
-        layer.add_module(key, child)
-    for key, value in () if old is None else old.named_buffers(recurse=False):
-        if key not in ("weight", "bias"):
-            layer.register_buffer(key, value, persistent=key not in old._non_persistent_buffers_set)
-    for key, parameter in () if old is None else old.named_parameters(recurse=False):
-        if key not in ("weight", "bias"):
-            layer.register_parameter(key, parameter)
+    if old is not None:
+        for key, child in old._modules.items():
+            layer.add_module(key, child)
+        for key, value in old.named_buffers(recurse=False):
+            if key not in ("weight", "bias"):
+                layer.register_buffer(key, value, persistent=key not in old._non_persistent_buffers_set)
+        for key, parameter in old.named_parameters(recurse=False):
+            if key not in ("weight", "bias"):
+                layer.register_parameter(key, parameter)
     holder.add_module(leaf, layer)
 
 

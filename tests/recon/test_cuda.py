@@ -23,13 +23,7 @@ def networks() -> tuple[Network, Network]:
     torch.manual_seed(0)
     body = [nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.ReLU()]
     model = nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
-<<<<<<< HEAD
-    return capture(model, Samples.noise((3, 12, 12)), "small"), capture(
-        copy.deepcopy(model).cuda(), Samples.noise((3, 12, 12)), "small"
-    )
-=======
     return of_images(model, (3, 12, 12), "small"), of_images(copy.deepcopy(model).cuda(), (3, 12, 12), "small")
->>>>>>> recontests
 
 
 def error(net: Network, x: Tensor, bits: str, settings: Settings) -> float:

@@ -267,32 +267,6 @@ def test_the_regulariser_is_off_first_and_pushes_to_integers() -> None:
     assert rounding.regulariser(0.9).item() == 0
 
 
-<<<<<<< HEAD
-def test_the_fisher_diagonal_of_logits_has_a_closed_form() -> None:
-    torch.manual_seed(0)
-    net = _one(nn.Linear(8, 4))
-    x = torch.randn(8000, 8)
-    fisher = fisher_diagonal(net, x, 0)[net.units[-1].name]
-    p = net.model(x).softmax(1)
-    expected = (p * (1 - p)).mean(0)  # E_y[(1{y=i} - p_i)²]
-    assert torch.allclose(fisher, expected, rtol=0.05)
-
-
-def test_the_metric_of_logits_has_a_closed_form() -> None:
-    torch.manual_seed(0)
-    net, x = _one(nn.Linear(8, 4)), torch.randn(8000, 8)
-    (metric,) = output_metrics(net, x, 0).values()
-    p = net.model(x).softmax(1)
-    expected = torch.diag(p.mean(0)) - p.T @ p / len(x)
-    assert torch.allclose(metric, expected, atol=0.01)
-    grouped = capture(
-        nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Flatten(), nn.Linear(16, 4)), Samples.noise((4, 4, 4)), "grouped"
-    )
-    assert list(output_metrics(grouped, torch.randn(4, 4, 4, 4), 0)) == [grouped.table.names[1]]
-
-
-=======
->>>>>>> recontests
 def test_bad_settings_and_too_few_images_are_refused(images: Tensor) -> None:
     net = network()
     with pytest.raises(InputError, match="at least 2 calibration samples"):

@@ -140,14 +140,8 @@ class Residual(nn.Module):
 
 def residual() -> Network:
     torch.manual_seed(0)
-<<<<<<< HEAD:tests/recon/test_inputs.py
-    return capture(
-        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), Residual(4), nn.Flatten(), nn.Linear(144, 5)),
-        Samples.noise((3, 8, 8)),
-=======
     return of_images(
         nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), Residual(4), nn.Flatten(), nn.Linear(144, 5)), (3, 8, 8)
->>>>>>> recontests:tests/recon/quantizers/test_inputs.py
     )
 
 

@@ -51,14 +51,7 @@ def test_smooth_activations_count_by_the_square_of_their_slope() -> None:
 def test_moments_are_those_of_the_patches_that_count() -> None:
     torch.manual_seed(0)
     for layer, groups in ((nn.Conv2d(4, 4, 3, groups=4), 4), (nn.Conv2d(4, 6, 3), 1)):
-<<<<<<< HEAD:tests/recon/test_activity.py
-        net = capture(
-            nn.Sequential(layer, nn.ReLU(), nn.Flatten(), nn.Linear(len(layer.weight) * 16, 2)),
-            Samples.noise((4, 6, 6)),
-        )
-=======
         net = of_images(nn.Sequential(layer, nn.ReLU(), nn.Flatten(), nn.Linear(len(layer.weight) * 16, 2)), (4, 6, 6))
->>>>>>> recontests:tests/recon/statistics/test_activity.py
         x, found = torch.randn(40, 4, 6, 6) + torch.randn(40, 4, 1, 1), activations(net)
         assert list(found) == ["0"]
         moments = gather_moments(net.module, {"0": net.layer("0")}, [x], found)["0"]
