@@ -10,10 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwmodel.errors import InputError
-from mpsearch.sources.images import Images, normalize
+from mpsearch.sources.split import Split
 from recon.compute.arithmetic import device_of
-
-Triple = tuple[float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,22 +27,20 @@ class Evaluation:
     count: int
 
 
-def logits(model: Callable[[Tensor], Tensor], images: Images, mean: Triple, std: Triple, batch: int = 64) -> Tensor:
+def logits(model: Callable[..., Tensor], images: Split, batch: int = 64) -> Tensor:
     """Logits (N, classes) float32 in main memory, in the images' order, of a model in eval mode on any device."""
     device = device_of(model) if isinstance(model, nn.Module) else torch.device("cpu")
     parts = []
     with torch.inference_mode():
-        for start in range(0, len(images.x), batch):
-            x = images.x[start : start + batch].to(device)
-            parts.append(model(normalize(x, mean, std)).float().cpu())
+        for samples, _ in images.batches(batch):
+            args, kwargs = samples.to(device).call
+            parts.append(model(*args, **kwargs).float().cpu())
     return torch.cat(parts)  # outside inference mode, so that autograd may use them
 
 
 def evaluate(
-    model: Callable[[Tensor], Tensor],
-    images: Images,
-    mean: Triple,
-    std: Triple,
+    model: Callable[..., Tensor],
+    images: Split,
     reference_logits: Tensor | None = None,
     batch: int = 64,
 ) -> Evaluation:
@@ -52,7 +48,7 @@ def evaluate(
 
     Raises InputError where the model gives NaN or infinite logits.
     """
-    return score(logits(model, images, mean, std, batch), images.y, reference_logits)
+    return score(logits(model, images, batch), images.targets, reference_logits)
 
 
 def score(outputs: Tensor, labels: Tensor | None, reference_logits: Tensor | None = None) -> Evaluation:

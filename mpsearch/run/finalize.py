@@ -38,7 +38,7 @@ def finalize_step(loaded: Loaded, config: BitConfig, name: str) -> Json:
             loaded.measure,
             watch.block,
         )
-    truth = score(loaded.float_logits, loaded.validation.y)
+    truth = score(loaded.float_logits, loaded.validation.targets)
     data = {"key": key, "top1_float": truth.top1, "validation_images": truth.count, **finished.to_json()}
     folder.write_json(f"chosen/{name}.json", data)
     return data

@@ -17,7 +17,7 @@ from mpsearch.sensitivity.scores import METRIC
 
 def origin_key(options: RunOptions) -> str:
     """The options that `layers.json` depends on."""
-    names = ("model", "weights", "data", "samples", "seed", "tie")
+    names = ("model", "weights", "weights_key", "input_size", "data", "samples", "seed", "tie")
     return fingerprint(*[getattr(options, name) for name in names], bool(options.abits))
 
 

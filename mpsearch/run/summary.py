@@ -13,7 +13,7 @@ import torchvision
 from mpsearch.files.folder import Json
 from mpsearch.request.budgets import COSTS, NEED_DEVICE
 from mpsearch.request.options import RunOptions
-from mpsearch.sources.images import DataSource
+from mpsearch.sources.data import DataSource
 from mpsearch.sources.models import LoadedModel
 
 
@@ -54,7 +54,7 @@ def summarize(
         **({"symmetric": True} if options.symmetric else {}),
         **{name: value for name, value in costs.items() if name not in measured and _shown(name, options)},
         "edge_layers_at_8_bits": list(pinned),
-        "calibration_images": len(data.calib.x),
+        "calibration_images": len(data.calib),
         "seed": options.seed,
         "seconds": seconds,
         "peak_rss_bytes": peak_rss_bytes,
