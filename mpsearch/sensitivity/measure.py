@@ -219,4 +219,5 @@ def _by_sample(product: Tensor, axis: int | None, count: int, spread: float = 0.
     """
     if axis is None:
         return (product.sum() / count**spread).expand(count)
-    return product.movedim(axis, 0).reshape(count, -1).sum(1)
+    sums: Tensor = product.movedim(axis, 0).reshape(count, -1).sum(1)
+    return sums
