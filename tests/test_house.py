@@ -83,14 +83,7 @@ def test_no_file_imports_itself_in_a_circle(package: str) -> None:
     _require_no_circle(file_graph(package))
 
 
-@pytest.mark.parametrize(
-    "package",
-    [
-        "hwmodel",
-        pytest.param("recon", marks=pytest.mark.xfail(reason="graph/run.py reads quantizers/insert.py", strict=True)),
-        "mpsearch",
-    ],
-)
+@pytest.mark.parametrize("package", PACKAGES)
 def test_no_folder_imports_itself_in_a_circle(package: str) -> None:
     _require_no_circle(folder_graph(package))
 

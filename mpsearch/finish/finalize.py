@@ -10,7 +10,7 @@ from typing import Any
 
 from hwmodel import BitConfig
 from hwmodel.size import weights_only_bytes
-from mpsearch.export.packed import load_packed, save_packed
+from mpsearch.export.packed import fill_packed, save_packed
 from mpsearch.finish.evaluate import Judge
 from mpsearch.tasks.figure import Figure
 from recon.fit.checkpoint import Progress
@@ -71,7 +71,7 @@ def finish(
     metrics = {
         "float": judge.truth,
         "plain": judge.measure(quantized(network, plain).model),
-        "finished": judge.measure(load_packed(path)),
+        "finished": judge.measure(fill_packed(path, network).model),
     }
     weights_only = weights_only_bytes(network.table, config.wbits)
     finished = Finished(

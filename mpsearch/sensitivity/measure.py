@@ -14,6 +14,7 @@ ignores that a layer's output errors act together, and so judges most layers of 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
@@ -29,11 +30,10 @@ from recon.fit.start import second_order_rounding
 from recon.graph.layers import Embedding, keep_outputs
 from recon.graph.network import Network
 from recon.graph.samples import Samples
-from recon.likelihood.likelihood import Likelihood
+from recon.likelihood.likelihood import CLASSIFIER, Likelihood
 from recon.quantizers.inputs import InputGrid, round_to_grid
 from recon.quantizers.insert import input_histograms
 from recon.quantizers.weights import QuantizedWeight, nearest
-from recon.reconstruct import CLASSIFIER
 from recon.statistics.activity import activations
 from recon.statistics.fisher import output_metrics
 from recon.statistics.moments import gather_moments
@@ -76,7 +76,7 @@ def measure(
     are measured, and the result is the same as if nothing had been known. `on_batch` is called with samples done and in
     all. Grids of weights are `symmetric` or not; `key` says so where both are in use.
     """
-    network = balanced(network)
+    network, samples = balanced(network), samples.single()
     first, judging = split(samples)
     key = "-".join([key, *_digests(Samples(tuple(leaf.flatten()[None] for leaf in first.leaves), first.spec))])
     names, digests, terms = network.table.names, _digests(judging), widths(*precisions)
@@ -218,6 +218,6 @@ def _by_sample(product: Tensor, axis: int | None, count: int, spread: float = 0.
     that its square is right on average, samples being independent.
     """
     if axis is None:
-        return (product.sum() / count**spread).expand(count)
-    sums: Tensor = product.movedim(axis, 0).reshape(count, -1).sum(1)
-    return sums
+        return (product.sum() / math.pow(count, spread)).expand(count)
+    by_sample: Tensor = product.movedim(axis, 0).reshape(count, -1).sum(1)
+    return by_sample

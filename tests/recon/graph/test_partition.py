@@ -5,10 +5,10 @@ from functools import cache
 import pytest
 import torch
 import torchvision
+from captured import of_images
 from torch import Tensor, nn
 
-from recon.graph.network import Network, capture
-from recon.graph.samples import Samples
+from recon.graph.network import Network
 
 
 @cache
@@ -16,7 +16,7 @@ def family(name: str) -> tuple[nn.Module, Network]:
     torch.manual_seed(0)
     options = {"init_weights": False} if name in ("googlenet", "vgg11") else {}
     model = getattr(torchvision.models, name)(weights=None, **options).eval()
-    return model, capture(model, Samples.noise((3, 64, 64)), name)
+    return model, of_images(model, (3, 64, 64), name)
 
 
 def numbered(pattern: str, *counts: int) -> list[str]:
@@ -107,7 +107,7 @@ def test_chained_units_are_the_model(name: str) -> None:
 def test_vit_blocks_are_encoder_layers() -> None:
     torch.manual_seed(0)
     model = torchvision.models.VisionTransformer(32, 8, 3, 2, 16, 32, num_classes=5)
-    network = capture(model, Samples.noise((3, 32, 32)))
+    network = of_images(model, (3, 32, 32))
     assert [(unit.name, len(unit.layers)) for unit in network.units] == [
         ("conv_proj", 1),
         *((f"encoder.layers.encoder_layer_{i}", 2) for i in range(3)),
@@ -153,7 +153,7 @@ class HandWritten(nn.Module):
 
 
 def check_chain(model: nn.Module, size: tuple[int, int, int], expected: list[tuple[str, ...]]) -> Network:
-    network = capture(model, size)
+    network = of_images(model, size)
     assert network.chained
     assert [(unit.name, *unit.layers) for unit in network.units] == expected
     x = z = torch.randn(3, *size)
