@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +10,7 @@ import typer
 
 from hwmodel import InputError
 from mpsearch.cli.arguments import Json, takes
-from mpsearch.cli.common import console, writing
+from mpsearch.cli.common import console, emit_json, writing
 from mpsearch.request.options import ModelOptions
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def layers(
     spec = None if device is None else load_device(device)
     table = captured_alone(options, terminal)[1].table
     if as_json:
-        print(json.dumps(table.to_json(), indent=1))
+        emit_json(table.to_json())
         return
     if spec is not None:
         for part in tables.cost_rows(device_costs(table, spec.precisions, spec)):

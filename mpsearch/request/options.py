@@ -54,6 +54,7 @@ _OBJECTIVES = "What the front spans beside the loss, one or two of size, latency
 _ABITS = "Candidate activation bits: 8, 4,8 or 8,32 (32: float) (default: float; on a device, its widest)."
 _INPUT = "What the model takes, where nothing says it: 3x224x224."
 _STEPS = "Most reconstruction steps a block; up to four times as many where much is to be done."
+_TASK = "What the network is for: classification, regression, segmentation, embedding or FILE.py:task."
 _MEMORY = "Memory for the inputs and outputs of blocks; what is beyond it is kept in files."
 
 
@@ -92,7 +93,7 @@ class ModelOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishOptions(ModelOptions):
-    """How a configuration is finished: on which images, and how it is reconstructed.
+    """How a configuration is finished: on which images, what is measured, and how it is reconstructed.
 
     `symmetric` grids of weights have their zero-point in the middle. `edges` says what becomes of the first and the
     last layer: 8 bits (`8`), or like any other (`free`). `granularity` is what is reconstructed at once: layer, block,
@@ -100,6 +101,7 @@ class FinishOptions(ModelOptions):
     effect.
     """
 
+    task: Annotated[str, Flag(MODEL, _TASK, metavar="TASK")] = "classification"
     samples: Annotated[int, Flag(MODEL, "Calibration images.")] = 512
     val_samples: Annotated[int, Flag(MODEL, "Validation images; 0 for all.")] = 0
     seed: Annotated[int, Flag(PLACE, "Seed of everything random.")] = 0

@@ -10,7 +10,8 @@ import torch
 
 from hwmodel import InputError
 from mpsearch.files.folder import RunFolder
-from mpsearch.finish.evaluate import Evaluation, evaluate, logits
+from mpsearch.finish.evaluate import Judge
+from mpsearch.finish.examples import example_outputs, is_random, require_finite
 from mpsearch.request.options import FinishOptions, ModelOptions
 from mpsearch.run.clock import Clock
 from mpsearch.show.console import Console
@@ -19,9 +20,13 @@ from mpsearch.sources.data import MIN_CALIBRATION, DataSource, load_data
 from mpsearch.sources.distilled import DISTILLED, MEASURED, make_distilled, read_distilled
 from mpsearch.sources.models import LoadedModel, load_model
 from mpsearch.sources.split import Split
+from mpsearch.tasks.ending import endings
+from mpsearch.tasks.registry import load_task
+from mpsearch.tasks.task import Task
 from recon.compute.arithmetic import best_device, keep_freed_memory
 from recon.graph.network import Network, capture
 from recon.graph.samples import Samples
+from recon.likelihood.likelihood import Likelihood
 from recon.settings import Settings
 
 EXAMPLE = 3  # samples that a network is captured with
@@ -141,7 +146,7 @@ class Loaded:
 
     @cached_property
     def calibration(self) -> Samples:
-        """The calibration samples, as the model takes them."""
+        """The calibration samples, as the network takes them."""
         return self.data.calib.samples
 
     @cached_property
@@ -156,10 +161,30 @@ class Loaded:
         return self.data.val
 
     @cached_property
-    def float_logits(self) -> torch.Tensor:
-        """The float model's logits on the validation images, what quantized ones are measured against."""
-        return logits(self.network.model, self.validation)
+    def task(self) -> Task:
+        """What the network is for."""
+        return load_task(self.options.task)
 
-    def measure(self, model: torch.nn.Module) -> Evaluation:
-        """Accuracy and KL divergence from the float model on the validation images."""
-        return evaluate(model, self.validation, reference_logits=self.float_logits)
+    @cached_property
+    def likelihood(self) -> Likelihood:
+        """What the outputs mean, by the task, from the graph and the float outputs on calibration samples.
+
+        Raises InputError where these are not what the task expects, or NaN or infinite.
+        """
+        outputs = example_outputs(self.network, self.data.calib)
+        found = self.task.likelihood_of(outputs, endings(self.network))
+        require_finite(found, outputs)
+        if is_random(self.network, self.data.calib):
+            self.console.note(
+                "the network is random in eval mode (the same input gives different outputs): no two runs give the "
+                "same, and figures are those of single draws; is there a dropout that is always on?"
+            )
+        return found
+
+    @cached_property
+    def judge(self) -> Judge:
+        """What measures networks on the validation samples; doubts about the float network are noted."""
+        made = Judge.of(self.network, self.task, self.likelihood, self.validation)
+        for doubt in made.doubts:
+            self.console.note(doubt)
+        return made
