@@ -5,17 +5,20 @@ Cai et al., "ZeroQ: A Novel Zero Shot Quantization Framework", CVPR 2020, arXiv 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor, fx, nn
 
 from hwmodel import InputError
-from recon.compute.arithmetic import best_device, channels_last, fast
+from recon.compute.arithmetic import best_device, channels_last, device_of, fast
 from recon.fit.optimizer import Annealed
+from recon.graph.capture import export_graph
+from recon.graph.fold import NORM
+from recon.graph.network import avoid_slow_kernels
+from recon.graph.nodes import packet_of
+from recon.graph.samples import Samples
 
 STEPS = 150
 RATE = 0.1
@@ -25,7 +28,7 @@ COARSE = 8  # images start as noise on a grid of this many pixels a cell: of the
 
 def distill(
     model: nn.Module,
-    input_size: tuple[int, int, int],
+    input_size: tuple[int, ...],
     mean: Sequence[float],
     std: Sequence[float],
     count: int,
@@ -38,23 +41,16 @@ def distill(
     is called with images done and in all. Raises InputError where the model has no batch norm with running statistics.
     """
     where = best_device()
-    model = copy.deepcopy(model).to(where).to(memory_format=torch.channels_last).eval().requires_grad_(False)
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.running_var is not None]
-    if not norms:
-        raise InputError("--data distilled needs a model with batch norms that keep running statistics; give images")
-    errors: list[Tensor] = []
-    for norm in norms:
-        norm.register_forward_pre_hook(lambda norm, args: errors.append(_mismatch(norm, args[0])))
-    shift, scale = (torch.tensor(values).view(1, 3, 1, 1).to(where) for values in (mean, std))
+    network = _norm_errors(model.to(where), input_size)
+    shift, scale = (torch.tensor(values).view(1, -1, 1, 1).to(where) for values in (mean, std))
     generator = torch.Generator().manual_seed(seed)
     images: list[Tensor] = []
     while len(images) * BATCH < count:
         x = _noise(input_size, generator).to(where)
         optimizer = Annealed([([x], RATE)])
         for step in range(STEPS):
-            errors.clear()
             with fast(where):
-                model(channels_last(x))
+                errors = network(channels_last(x))
             prior = x.mean((0, 2, 3)).square().mean() + (x.var((0, 2, 3)) - 1).square().mean()
             optimizer.step(prior + torch.stack(errors).sum(), step / STEPS)
         pixels = (255 * (x.detach() * scale + shift)).round().clamp(0, 255)
@@ -63,7 +59,26 @@ def distill(
     return torch.cat(images)[:count].contiguous()
 
 
-def _noise(size: tuple[int, int, int], generator: torch.Generator) -> Tensor:
+def _norm_errors(model: nn.Module, input_size: tuple[int, ...]) -> fx.GraphModule:
+    """A module that gives, for images, how far the input of every batch norm is from what the norm remembers."""
+    module = export_graph(model, Samples.noise(input_size).to(device_of(model)), "the model").module
+    norms = [node for node in module.graph.nodes if packet_of(node) is NORM]
+    if not norms:
+        raise InputError("--data distilled needs a model with batch norms that keep running statistics; give images")
+    (output,) = (node for node in module.graph.nodes if node.op == "output")
+    with module.graph.inserting_before(output):
+        errors = [
+            module.graph.call_function(_mismatch, (x, mean, variance, eps))
+            for x, _, _, mean, variance, _, eps in (node.args for node in norms)
+        ]
+    output.args = (tuple(errors),)
+    module.graph.eliminate_dead_code()
+    avoid_slow_kernels(module)
+    module.recompile()
+    return module
+
+
+def _noise(size: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """A batch of noise (32, 3, H, W) of unit variance, smooth over a few pixels."""
     channels, height, width = size
     coarse = torch.randn(BATCH, channels, -(-height // COARSE), -(-width // COARSE), generator=generator)
@@ -71,12 +86,10 @@ def _noise(size: tuple[int, int, int], generator: torch.Generator) -> Tensor:
     return smooth / smooth.std()
 
 
-def _mismatch(norm: _BatchNorm, x: Tensor) -> Tensor:
+def _mismatch(x: Tensor, running_mean: Tensor, running_variance: Tensor, eps: float) -> Tensor:
     """How far the mean and deviation of a batch norm's input (N, C, …) are from the running ones, in deviations."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
     over = [dim for dim in range(x.dim()) if dim != 1]
-    deviation = (norm.running_var + norm.eps).sqrt()
-    away = (x.float().mean(over) - norm.running_mean) / deviation
-    ratio = (x.float().var(over, correction=0) + norm.eps).sqrt() / deviation
+    deviation = (running_variance + eps).sqrt()
+    away = (x.float().mean(over) - running_mean) / deviation
+    ratio = (x.float().var(over, correction=0) + eps).sqrt() / deviation
     return away.square().mean() + (ratio - 1).square().mean()

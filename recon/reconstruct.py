@@ -27,8 +27,7 @@ from recon.graph.granularity import regroup
 from recon.graph.layers import Layer
 from recon.graph.network import Network
 from recon.graph.samples import Samples
-from recon.likelihood.heads import Categorical
-from recon.likelihood.likelihood import Likelihood
+from recon.likelihood.likelihood import CLASSIFIER, Likelihood
 from recon.quantizers.attach import attach, bias_of, detach, harden, rounding_of
 from recon.quantizers.insert import find_ranges, input_scale, quantize_inputs, quantizers_of
 from recon.quantizers.integer_domain import in_integer_domain
@@ -40,7 +39,6 @@ from recon.statistics.fisher import Fisher, measure_fisher
 from recon.transforms.basis import balanced
 from recon.transforms.equalize import equalized
 
-CLASSIFIER = Likelihood((Categorical(dim=-1),))
 FEWEST_SAMPLES = 2
 NEGLIGIBLE = 1e-4  # of the output's power: what 8 bits leave, and not worth a gradient step
 EASY, MOST = 0.02, 4  # where the start leaves more of the output's power, steps may grow with it, up to fourfold

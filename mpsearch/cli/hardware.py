@@ -30,12 +30,12 @@ def layers(
     """The layer table: shapes, MACs, weights, blocks, and what is not quantized; with a device, what layers cost."""
     from hwmodel.device import load_device
     from hwmodel.latency import device_costs
-    from mpsearch.run.loaded import load_float, traced
+    from mpsearch.run.loaded import captured, load_float
     from mpsearch.show import tables
 
     terminal = console()
     spec = None if device is None else load_device(device)
-    table = traced(load_float(options, terminal)).table
+    table = captured(load_float(options, terminal)).table
     if as_json:
         print(json.dumps(table.to_json(), indent=1))
         return
@@ -71,13 +71,13 @@ def profile(
 ) -> None:
     """Measures every distinct layer shape in a runtime on this machine: a lookup table for --device."""
     from mpsearch.hardware.profile import profile_layers
-    from mpsearch.run.loaded import load_float, traced
+    from mpsearch.run.loaded import captured, load_float
 
     if runtime != "onnxruntime":
         raise InputError(f"--runtime must be onnxruntime, got {runtime!r}")
     _check_table_path(out)
     terminal = console()
-    table = traced(load_float(options, terminal)).table
+    table = captured(load_float(options, terminal)).table
     partial = out.with_suffix(".partial.json")
     with writing(out, "--out"):
         found = profile_layers(table, threads=threads, rounds=rounds, report=terminal.note, partial=partial)
@@ -96,14 +96,14 @@ def import_haq(
     from hwmodel.lookup import import_haq as imported
     from hwmodel.lookup import read_haq
     from mpsearch.request.units import parse_duration
-    from mpsearch.run.loaded import load_float, traced
+    from mpsearch.run.loaded import captured, load_float
 
     _check_table_path(out)
     seconds, costs = parse_duration(unit), read_haq(table)
     terminal = console()
     model = load_float(options, terminal)
     order = {name: index for index, (name, _) in enumerate(model.model.named_modules())}
-    found = traced(model).table
+    found = captured(model).table
     in_order = replace(found, layers=tuple(sorted(found, key=lambda layer: order[layer.name])))
     source = f"HAQ table {table.name}, a batch of {batch}, unit {unit}"
     _write_table(imported(costs, in_order, seconds, batch, source), out, terminal)

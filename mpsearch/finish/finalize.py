@@ -8,15 +8,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from hwmodel import BitConfig
 from hwmodel.size import weights_only_bytes
-from mpsearch.export.packed import load_packed, save_packed
+from mpsearch.export.packed import fill_packed, save_packed
 from mpsearch.finish.evaluate import Evaluation
 from recon.fit.checkpoint import Progress
 from recon.fit.report import BlockReport
 from recon.graph.network import Network
+from recon.graph.samples import Samples
 from recon.quantizers.quantized import plainly_rounded, quantized
 from recon.reconstruct import reconstruct
 from recon.settings import Settings
@@ -54,7 +53,7 @@ def finish(
     name: str,
     network: Network,
     reference: str,
-    images: Tensor,
+    samples: Samples,
     config: BitConfig,
     settings: Settings,
     path: Path,
@@ -64,11 +63,13 @@ def finish(
 ) -> Finished:
     """Reconstructs `network` at `config`, writes it to `path`, and measures what the written file computes."""
     started = time.perf_counter()
-    result = reconstruct(network, images, config, settings, progress=progress, on_block=on_block)
+    result = reconstruct(network, samples, config, settings, progress=progress, on_block=on_block)
     size = save_packed(path, network, reference, result.layers)
     reconstructed = time.perf_counter()
-    plain = measure(quantized(network, plainly_rounded(network, images, config, settings.symmetric)).model)
-    learned = measure(load_packed(path))
+    plain = measure(
+        quantized(network, plainly_rounded(network, network.leaves(samples), config, settings.symmetric)).model
+    )
+    learned = measure(fill_packed(path, network).model)
     weights_only = weights_only_bytes(network.table, config.wbits)
     finished = Finished(
         name=name,

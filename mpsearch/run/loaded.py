@@ -17,8 +17,9 @@ from mpsearch.show.console import Console
 from mpsearch.sources.distilled import DISTILLED, MEASURED, make_distilled, read_distilled
 from mpsearch.sources.images import DataSource, Images, load_data, normalize
 from mpsearch.sources.models import LoadedModel, load_model
-from recon.compute.arithmetic import avoid_slow_kernels, best_device, keep_freed_memory
-from recon.graph.network import Network, trace
+from recon.compute.arithmetic import best_device, keep_freed_memory
+from recon.graph.network import Network, capture
+from recon.graph.samples import Samples
 from recon.settings import Settings
 
 
@@ -30,13 +31,11 @@ def load_float(options: ModelOptions, console: Console) -> LoadedModel:
     return load_model(options.model, weights, demo=options.demo)
 
 
-def traced(model: LoadedModel) -> Network:
-    """The traced model, on the compute device."""
+def captured(model: LoadedModel) -> Network:
+    """The captured model, on the compute device."""
     keep_freed_memory()
     module = model.model.to(best_device()).to(memory_format=torch.channels_last)
-    network = trace(module, model.input_size, model.reference)
-    avoid_slow_kernels(network.model)
-    return network
+    return capture(module, Samples.noise(model.input_size), model.reference)
 
 
 @dataclass
@@ -69,8 +68,8 @@ class Loaded:
 
     @cached_property
     def network(self) -> Network:
-        """The traced model, on the compute device."""
-        return traced(self.model)
+        """The captured model, on the compute device."""
+        return captured(self.model)
 
     @cached_property
     def data(self) -> DataSource:
@@ -96,9 +95,9 @@ class Loaded:
             return make_distilled(*what, lambda done, _: advance(done))
 
     @cached_property
-    def calibration(self) -> torch.Tensor:
-        """The calibration images (N, C, H, W), normalised for the model."""
-        return normalize(self.data.calib.x, self.model.mean, self.model.std)
+    def calibration(self) -> Samples:
+        """The calibration samples, as the model takes them."""
+        return Samples.of(normalize(self.data.calib.x, self.model.mean, self.model.std))
 
     @property
     def validation(self) -> Images:

@@ -115,7 +115,8 @@ def _rounded(network: Network, term: Precision, tensor: Callable[[str], NDArray[
     table = network.table
     scales, zeros = tensor(f"{term}.scales"), tensor(f"{term}.zero_points")
     if term.a != FLOAT_BITS:
-        grids = zip(table.names, scales.tolist(), zeros.tolist(), strict=True)
+        names = [layer.name for layer in table if layer.kind != "embedding"]
+        grids = zip(names, scales.tolist(), zeros.tolist(), strict=True)
         return {name: InputGrid(term.a, scale, zero) for name, scale, zero in grids}
 
     def split(values: NDArray[Any], sizes: list[int]) -> tuple[Tensor, ...]:
@@ -128,7 +129,7 @@ def _rounded(network: Network, term: Precision, tensor: Callable[[str], NDArray[
         codes,
         split(scales, channels),
         split(zeros, channels),
-        split(tensor(f"{term}.biases"), channels),
+        split(tensor(f"{term}.biases"), [layer.n_biases for layer in table]),
         strict=True,
     )
     return {

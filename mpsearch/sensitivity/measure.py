@@ -14,6 +14,7 @@ ignores that a layer's output errors act together, and so judges most layers of 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
@@ -24,81 +25,91 @@ from torch import Tensor
 
 from hwmodel import FLOAT_BITS, Precision
 from mpsearch.sensitivity.scores import Rounded, RoundedWeight, Scores, widths
-from recon.compute.arithmetic import channels_last, fast
+from recon.compute.arithmetic import fast, picked
 from recon.fit.start import second_order_rounding
-from recon.graph.layers import apply_weight, keep_outputs
+from recon.graph.layers import Embedding, keep_outputs
 from recon.graph.network import Network
+from recon.graph.samples import Samples
+from recon.likelihood.likelihood import CLASSIFIER, Likelihood
 from recon.quantizers.inputs import InputGrid, round_to_grid
 from recon.quantizers.insert import input_histograms
-from recon.quantizers.weights import QuantizedWeight
+from recon.quantizers.weights import QuantizedWeight, nearest
 from recon.statistics.activity import activations
-from recon.statistics.fisher import fisher_probe, output_metrics
+from recon.statistics.fisher import output_metrics
 from recon.statistics.moments import gather_moments
 from recon.transforms.basis import balanced
 
 SENSITIVITY_BATCH = 4
-ROUNDING_IMAGES = 128  # the first ones, half of them at most, so that the roundings stay when more images come
+ROUNDING_SAMPLES = 128  # the first ones, half of them at most, so that the roundings stay when more images come
 
 Change = tuple[Tensor, Tensor] | InputGrid
 
 
-def split(images: Tensor) -> tuple[Tensor, Tensor]:
-    """The images (N, C, H, W) that decide the roundings, and those that judge them.
+def split(samples: Samples) -> tuple[Samples, Samples]:
+    """The samples that decide the roundings, and those that judge them.
 
-    They are not the same: a wide layer's rounding learns the images by heart. At 2 bits the classifier of MobileNetV2
+    They are not the same: a wide layer's rounding learns the samples by heart. At 2 bits the classifier of MobileNetV2
     (1,280 inputs) has 0.16 to 0.27 of its error on the images that decided it.
     """
-    first = min(ROUNDING_IMAGES, len(images) // 2)
-    return images[:first], images[first:]
+    first = min(ROUNDING_SAMPLES, len(samples) // 2)
+    return samples[:first], samples[first:]
 
 
 def measure(
     network: Network,
-    images: Tensor,
+    samples: Samples,
     precisions: Sequence[Precision],
     seed: int,
     key: str,
     known: Scores | None = None,
     on_batch: Callable[[int, int], None] = lambda done, total: None,
     *,
+    likelihood: Likelihood = CLASSIFIER,
     symmetric: bool = False,
 ) -> Scores:
-    """Scores every layer at every width of `precisions` on images (N ≥ 2, C, H, W), normalised for the network.
+    """Scores every layer at every width of `precisions` on two or more samples, as the network takes them; `likelihood`
+    says what its outputs mean.
 
     Weights are rounded by `second_order_rounding` in the `balanced` basis, the mean output error taken out by the bias:
-    closer to what finalization leaves than plain rounding, which overrates low bits. The images are `split`. What is
-    `known` under the same `key` is kept as far as `images` begin with the same ones: only new widths and new images are
-    measured, and the result is the same as if nothing had been known. `on_batch` is called with images done and in all.
-    Grids of weights are `symmetric` or not; `key` says so where both are in use.
+    closer to what finalization leaves than plain rounding, which overrates low bits. The samples are `split`. What is
+    `known` under the same `key` is kept as far as `samples` begin with the same ones: only new widths and new samples
+    are measured, and the result is the same as if nothing had been known. `on_batch` is called with samples done and in
+    all. Grids of weights are `symmetric` or not; `key` says so where both are in use.
     """
-    network = balanced(network)
-    first, images = split(images)
-    key = "-".join([key, *_digests(first.flatten()[None])])
-    names, digests, terms = network.table.names, _digests(images), widths(*precisions)
+    network, samples = balanced(network), samples.single()
+    first, judging = split(samples)
+    key = "-".join([key, *_digests(Samples(tuple(leaf.flatten()[None] for leaf in first.leaves), first.spec))])
+    names, digests, terms = network.table.names, _digests(judging), widths(*precisions)
     kept = _kept(known, key, digests, terms)
     new = [term for term in terms if kept is None or term not in kept.rounded]
-    roundings = {**({} if kept is None else kept.rounded), **_roundings(network, first, new, seed, symmetric)}
+    found = _roundings(network, network.leaves(first), new, seed, likelihood, symmetric)
+    roundings = {**({} if kept is None else kept.rounded), **found}
     rounded = {term: roundings[term] for term in terms}
     changes = {name: [change(network, name, rounded[term]) for term in terms] for name in names}
-    score, square = np.zeros((2, len(images), len(names), len(terms)), np.float32)
+    count, leaves = len(judging), network.leaves(judging)
+    score, square = np.zeros((2, count, len(names), len(terms)), np.float32)
     done = 0
     if kept is not None:
         done, at = len(kept.images), [terms.index(term) for term in kept.terms]
         score[:done, :, at], square[:done, :, at] = kept.score, kept.square
-    for start in range(0, len(images), SENSITIVITY_BATCH):
+    for start in range(0, count, SENSITIVITY_BATCH):
         batch = slice(start, start + SENSITIVITY_BATCH)
         at = [index for index, term in enumerate(terms) if start >= done or term in new]
         if at:
-            x = channels_last(images[batch].to(network.device))
             missing = {name: [row[index] for index in at] for name, row in changes.items()}
             generator = torch.Generator().manual_seed(seed * 1_000_003 + start)
-            score[batch, :, at], square[batch, :, at] = _batch_terms(network, x, missing, generator)
-        on_batch(min(batch.stop, len(images)), len(images))
+            x = picked(leaves, batch, network.device)
+            score[batch, :, at], square[batch, :, at] = _batch_terms(network, x, likelihood, missing, generator)
+        on_batch(min(batch.stop, count), count)
     return Scores(key, names, digests, rounded, score, square)
 
 
-def _digests(images: Tensor) -> tuple[str, ...]:
-    return tuple(hashlib.blake2b(image.cpu().contiguous().numpy().data, digest_size=16).hexdigest() for image in images)
+def _digests(samples: Samples) -> tuple[str, ...]:
+    digests = [hashlib.blake2b(digest_size=16) for _ in range(len(samples))]
+    for leaf in samples.leaves:
+        for digest, value in zip(digests, leaf.cpu(), strict=True):
+            digest.update(value.contiguous().numpy().data)
+    return tuple(digest.hexdigest() for digest in digests)
 
 
 def _kept(known: Scores | None, key: str, digests: tuple[str, ...], terms: Sequence[Precision]) -> Scores | None:
@@ -112,64 +123,101 @@ def _kept(known: Scores | None, key: str, digests: tuple[str, ...], terms: Seque
 
 
 def _roundings(
-    network: Network, images: Tensor, terms: Sequence[Precision], seed: int, symmetric: bool
+    network: Network,
+    leaves: Sequence[Tensor],
+    terms: Sequence[Precision],
+    seed: int,
+    likelihood: Likelihood,
+    symmetric: bool,
 ) -> dict[Precision, Rounded]:
-    """What every layer's weight, or its input, is rounded to by each of `terms`, for what it gets on images (N, …)."""
+    """The quantized weight, or input grid, of every layer at every width, from samples whose tensors are (N, …)."""
     layers = {name: network.layer(name) for name in network.table.names}
     rounded: dict[Precision, Rounded] = {}
     weights = [term for term in terms if term.a == FLOAT_BITS]
     inputs = [term for term in terms if term.a != FLOAT_BITS]
     if weights:
-        moments = gather_moments(network.joined(), layers, images, activations(network))
-        metrics = output_metrics(network, images, seed)
+        mapping = {name: layer for name, layer in layers.items() if not isinstance(layer, Embedding)}
+        moments = gather_moments(network.module, mapping, leaves, activations(network))
+        metrics = output_metrics(network, leaves, likelihood, seed)
         for term in weights:
             found: dict[str, RoundedWeight] = {}
             for name, layer in layers.items():
                 weight = layer.weight.detach()
+                if name not in mapping:
+                    found[name] = RoundedWeight(nearest(weight, term.w, symmetric), layer.bias.detach())
+                    continue
                 grid, place, bias = second_order_rounding(weight, term.w, moments[name], symmetric, metrics.get(name))
                 codes = place.round().to(torch.uint8)
                 found[name] = RoundedWeight(QuantizedWeight(grid, codes), bias)
             rounded[term] = found
     if inputs:
-        seen = input_histograms(network.model, layers, images)
+        reading = {name: layer for name, layer in layers.items() if not isinstance(layer, Embedding)}
+        seen = input_histograms(network.module, reading, leaves)
         for term in inputs:
-            rounded[term] = {name: seen[name].grid(term.a) for name in layers}
+            rounded[term] = {name: seen[name].grid(term.a) for name in reading}
     return rounded
 
 
-def change(network: Network, name: str, rounded: Rounded) -> Change:
-    """The error of a layer's weight (O, …) with the bias (O,) that goes with it, or the grid of its inputs."""
-    found = rounded[name]
-    if isinstance(found, InputGrid):
+def change(network: Network, name: str, rounded: Rounded) -> Change | None:
+    """The error of a layer's weight (O, …) with the bias (O,) that goes with it, or the grid of its inputs; None where
+    they are not quantized."""
+    found = rounded.get(name)
+    if found is None or isinstance(found, InputGrid):
         return found
     weight = network.layer(name).weight.detach()
     return found.weight.dequantize().to(weight.device) - weight, found.bias.to(weight.device)
 
 
 def _batch_terms(
-    network: Network, x: Tensor, changes: Mapping[str, Sequence[Change]], generator: torch.Generator
+    network: Network,
+    leaves: Sequence[Tensor],
+    likelihood: Likelihood,
+    changes: Mapping[str, Sequence[Change | None]],
+    generator: torch.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """⟨g, Δ⟩ and Σ g² Δ² (n, L, T) of a batch x (n, …), Δ the error of a layer's output, or of its input."""
-    of_inputs = any(isinstance(change, InputGrid) for change in next(iter(changes.values())))
+    """⟨g, Δ⟩ and Σ g² Δ² (n, L, T) of samples, whose tensors are (n, …), Δ the error of a layer's output, or of its
+    input."""
+    of_inputs = any(isinstance(change, InputGrid) for row in changes.values() for change in row)
     layers = {name: network.layer(name) for name in changes}
-    with keep_outputs(layers) as calls, torch.enable_grad(), fast(x.device):
-        probe = fisher_probe(network.model(x.requires_grad_(of_inputs)), generator)
-    read = {id(inputs): inputs for _, inputs, _ in calls} if of_inputs else {}
-    gradients = torch.autograd.grad(probe, [z for *_, z in calls] + list(read.values()))
+    leaves = [x.requires_grad_(of_inputs) if x.is_floating_point() else x for x in leaves]
+    with keep_outputs(layers) as calls, torch.enable_grad(), fast(network.device):
+        probe = likelihood.probe(network.outputs_of(*leaves), generator)
+    read = {id(inputs): inputs for _, inputs, _ in calls if inputs.requires_grad} if of_inputs else {}
+    wanted = [z for *_, z in calls] + list(read.values())
+    gradients = [
+        torch.zeros_like(z) if gradient is None else gradient
+        for z, gradient in zip(wanted, torch.autograd.grad(probe, wanted, allow_unused=True), strict=True)
+    ]
     input_gradients = dict(zip(read, gradients[len(calls) :], strict=True))
     readers = Counter(id(inputs) for _, inputs, _ in calls)
     index = {name: position for position, name in enumerate(changes)}
-    score = torch.zeros(len(x), len(changes), len(next(iter(changes.values()))), device=x.device)
+    axes = network.sample_axes()
+    count = len(leaves[0])
+    score = torch.zeros(count, len(changes), len(next(iter(changes.values()))), device=network.device)
     square = torch.zeros_like(score)
-    with torch.no_grad(), fast(x.device):
+    with torch.no_grad(), fast(network.device):
         for (name, inputs, _), gradient in zip(calls, gradients, strict=False):
             for term, change in enumerate(changes[name]):
-                if isinstance(change, InputGrid):
+                if isinstance(change, InputGrid) and id(inputs) in read:
                     exact = inputs.float()
                     share = input_gradients[id(inputs)].float() / readers[id(inputs)]
                     product = share * (round_to_grid(exact, change) - exact)
+                elif isinstance(change, tuple):
+                    product = gradient.float() * layers[name].apply_weight(inputs, *change).float()
                 else:
-                    product = gradient.float() * apply_weight(layers[name], inputs, *change).float()
-                score[:, index[name], term] += product.flatten(1).sum(1)
-                square[:, index[name], term] += product.flatten(1).square().sum(1)
+                    continue
+                score[:, index[name], term] += _by_sample(product, axes[name], count)
+                square[:, index[name], term] += _by_sample(product.square(), axes[name], count, spread=1.0)
     return score.cpu().numpy(), square.cpu().numpy()
+
+
+def _by_sample(product: Tensor, axis: int | None, count: int, spread: float = 0.5) -> Tensor:
+    """The sums (n,) over a tensor whose `axis` counts the samples, or windows of them one sample after another.
+
+    A layer that reads constants alone (None) gives one tensor for all samples: what they add up to is shared out so
+    that its square is right on average, samples being independent.
+    """
+    if axis is None:
+        return (product.sum() / math.pow(count, spread)).expand(count)
+    by_sample: Tensor = product.movedim(axis, 0).reshape(count, -1).sum(1)
+    return by_sample

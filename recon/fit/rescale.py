@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, fx
 
 from recon.compute.store import Store
-from recon.graph.capture import aten, packet_of
 from recon.graph.layers import Layer
 from recon.graph.network import Network
+from recon.graph.nodes import aten, packet_of
 from recon.graph.run import Passing
 from recon.graph.units import UNIT, Unit, is_layer
 from recon.likelihood.heads import Head
@@ -54,7 +54,7 @@ def _logit_layer(network: Network, head: Head) -> tuple[str, fx.Node] | None:
     """The layer, called once, whose outputs are a head's logits, and the node of the head's output, in one unit with
     it; None where there is no such layer, or what it gives has a scale of its own."""
     (output,) = (node for node in network.module.graph.nodes if node.op == "output")
-    result = output.args[0][network.names.index(head.part)]  # type: ignore[union-attr, index]
+    result = output.args[0][network.names.index(head.part)]
     assert isinstance(result, fx.Node)
     node = result
     while packet_of(node) in _VIEWS and isinstance(node.args[0], fx.Node):

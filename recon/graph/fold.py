@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from recon.graph.capture import aten, constant_nodes, packet_of, value_of
 from recon.graph.layers import Layer, Linear
+from recon.graph.nodes import aten, constant_nodes, packet_of, value_of
 
-_NORM = aten._native_batch_norm_legit_no_training
+NORM = aten._native_batch_norm_legit_no_training
 
 
 def fold_batch_norms(module: fx.GraphModule) -> dict[str, str]:
@@ -21,7 +21,7 @@ def fold_batch_norms(module: fx.GraphModule) -> dict[str, str]:
     """
     constants = constant_nodes(module.graph)
     left: dict[str, str] = {}
-    for node in [node for node in module.graph.nodes if packet_of(node) is _NORM]:
+    for node in [node for node in module.graph.nodes if packet_of(node) is NORM]:
         x, *parts, _, eps = node.args
         reason = _obstacle(module, node, constants)
         (result,) = (user for user in node.users if user.target is operator.getitem)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from torch import fx, nn
 
-from recon.graph.capture import SAMPLES, STACK
+from recon.graph.nodes import SAMPLES, STACK
 from recon.graph.units import flow_nodes, is_layer, label
 
 _PLAIN = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -51,7 +51,8 @@ class _Flow:
         self.made = {node: self.index.get(node, -1) for node in self.values}
         self.uses = {node: sorted(self._uses(node, end)) for node in self.values}
         self.layer = [str(node.target) if is_layer(module, node) else None for node in self.nodes]
-        self.paths = [tuple(path for path in node.meta.get(STACK, ()) if path in kinds) for node in self.nodes]
+        stacks: list[tuple[str, ...]] = [node.meta.get(STACK, ()) for node in self.nodes]
+        self.paths = [tuple(path for path in stack if path in kinds) for stack in stacks]
 
     def _uses(self, node: fx.Node, end: int) -> set[int]:
         found: set[int] = set()
@@ -116,7 +117,7 @@ def can_cross(node: fx.Node) -> bool:
 
 @dataclass
 class _Blocks:
-    """Spans of one unit each, in order; `types` are the classes of blocks, `trunks` those of modules that hold blocks."""
+    """Spans of one unit each, in order; `types` are the classes of blocks, `trunks` of modules that hold blocks."""
 
     flow: _Flow
     spans: list[Span] = field(default_factory=list)

@@ -8,7 +8,7 @@ from collections.abc import Container, Iterable
 
 from torch import fx, nn
 
-from recon.graph.capture import aten, packet_of
+from recon.graph.nodes import aten, packet_of
 
 _MEANS = (aten.adaptive_avg_pool2d, aten.avg_pool2d, aten.mean)
 _SHAPES = (aten.reshape, aten.squeeze, aten.unsqueeze, aten.flatten, aten.clone)

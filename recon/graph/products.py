@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from torch import fx
 
 from hwmodel.layer import Product
-from recon.graph.capture import STACK, aten, packet_of
+from recon.graph.nodes import STACK, aten, packet_of
 from recon.graph.units import repeated_nodes
 
 _MATMULS = (aten.matmul, aten.bmm, aten.mm, aten.baddbmm, aten.einsum, aten.scaled_dot_product_attention)
@@ -51,7 +51,7 @@ def _einsum_macs(equation: str, shapes: list[list[int]]) -> int:
     for term, shape in zip(terms, shapes, strict=True):
         free = len(shape) - len(term.replace("...", ""))
         names = term.replace("...", "".join(f"<{at}>" for at in range(free)))
-        labels = [name for name in _labels(names)]
+        labels = list(_labels(names))
         for label, size in zip(labels, shape, strict=True):
             sizes[label] = max(size, sizes.get(label, 1))
     return math.prod(sizes.values())

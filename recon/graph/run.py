@@ -21,7 +21,7 @@ class Passing:
         inputs = [node.name for node in graph.nodes if node.op == "placeholder"]
         (output,) = (node for node in graph.nodes if node.op == "output")
         self.results = [node.name for node in output.all_input_nodes]
-        self.order = [node.name for node in output.args[0]]  # type: ignore[union-attr]
+        self.order = [node.name for node in output.args[0]]
         self._readers = Counter(name for unit in network.units for name in unit.reads)
         self._readers.update(self.results)
         self._values = dict(zip(inputs, leaves, strict=True))

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from recon.graph.capture import SAMPLES, aten
 from recon.graph.layers import Layer
+from recon.graph.nodes import SAMPLES, aten
 
 UNIT = "unit"  # node.meta: the name of the unit that a node belongs to
 

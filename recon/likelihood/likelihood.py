@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hwmodel.errors import InputError
-from recon.likelihood.heads import Head, signs
+from recon.likelihood.heads import Categorical, Head, signs
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +68,9 @@ class Likelihood:
                 )
             total = total.to(z.device) + head.divergence(known, z)
         return total
+
+
+CLASSIFIER = Likelihood((Categorical(dim=-1),))
 
 
 def describe(outputs: Mapping[str, Tensor]) -> str:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, fx
 
-from recon.graph.capture import aten, packet_of
 from recon.graph.network import Network
+from recon.graph.nodes import aten, packet_of
 from recon.graph.patterns import only_call
 
 Activation = Callable[[Tensor], Tensor]

@@ -1,0 +1,40 @@
+"""Small passes over a freshly exported graph: checks and identities go, views take any layout."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from recon.graph.nodes import aten, packet_of
+
+_IDENTITIES = (aten.alias, aten.detach, aten.lift_fresh_copy, aten.dropout, aten.feature_dropout, aten.detach_)
+_VIEWS = (aten.view, aten._unsafe_view, aten.reshape)
+_CHECKS = ("_assert", "sym_constrain_range", "_guards_fn")
+
+
+def drop_checks(module: fx.GraphModule) -> None:
+    """Assertions about shapes and values are gone."""
+    for node in reversed(list(module.graph.nodes)):
+        if node.op in ("call_function", "call_module") and any(check in str(node.target) for check in _CHECKS):
+            module.graph.erase_node(node)
+
+
+def drop_identities(module: fx.GraphModule) -> None:
+    """What hands on its input in eval mode is gone."""
+    for node in list(module.graph.nodes):
+        training = len(node.args) > 2 and node.args[2] is True
+        if packet_of(node) in _IDENTITIES and not training:
+            node.replace_all_uses_with(node.args[0])
+            module.graph.erase_node(node)
+
+
+def views_of_any_layout(module: fx.GraphModule) -> None:
+    """Views become reshapes, which channels-last maps can have too, and infer the number of samples where they can."""
+    for node in module.graph.nodes:
+        if packet_of(node) not in _VIEWS:
+            continue
+        node.target = aten.reshape.default
+        source, shape = node.args
+        open_sizes = [at for at, size in enumerate(shape) if isinstance(size, fx.Node) or size == -1]
+        if len(open_sizes) == 1:
+            node.args = (source, [-1 if at in open_sizes else size for at, size in enumerate(shape)])
+    module.graph.eliminate_dead_code()

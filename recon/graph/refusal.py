@@ -1,0 +1,89 @@
+"""Why a model cannot be captured: the operation, the line of the user's code, and what to wrap instead."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from recon.graph.samples import Call, named_parts
+
+
+@contextlib.contextmanager
+def quiet_export() -> Iterator[None]:
+    """While it is open, nothing is said: the user's code runs, and torch prints graphs that it cannot export."""
+    silence = io.StringIO()
+    streams = contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence)
+    with warnings.catch_warnings(), torch.no_grad(), streams[0], streams[1]:
+        warnings.simplefilter("ignore")
+        yield
+
+
+def why_not(model: nn.Module, call: Call, name: str, error: Exception) -> str:
+    """One line: what stands in the way of the export, where it is in the user's code, and what to wrap."""
+    args, kwargs = call
+    try:
+        with torch.no_grad():
+            model(*args, **kwargs)
+    except Exception as plain:
+        parts = named_parts(kwargs or args).items()
+        sizes = ", ".join(f"{'input' if key in ('', '0') else key} {list(leaf.shape)}" for key, leaf in parts)
+        return f"{name} does not run on {sizes}: {first_line(plain)}{_userfirst_line(plain)}"
+    part = _exportable_part(model, call)
+    hint = (
+        f"its submodule {part!r} can be exported: give that one, or wrap the model so that it returns what that does"
+        if part
+        else "wrap the part of the model before it, or write it with torch operations on whole batches"
+    )
+    return f"{name} cannot be exported: {first_line(error)}{_userfirst_line(error)}; {hint}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = next((line for line in lines if not line.startswith(("from user code", "Traceback"))), "")
+    return f"{type(error).__name__}: {first}"[:300] if first else type(error).__name__
+
+
+def _userfirst_line(error: BaseException) -> str:
+    """The innermost line outside of torch that an error passed through."""
+    inside = str(Path(torch.__file__).parent)
+    here = str(Path(__file__).parent)
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith((inside, here, "<"))]
+    return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
+
+
+def _exportable_part(model: nn.Module, call: Call) -> str | None:
+    """The largest submodule, with layers, that can be exported for what it receives."""
+    seen: dict[str, Call] = {}
+    args, kwargs = call
+
+    def keep(path: str) -> Callable[..., None]:
+        return lambda module, args, kwargs: seen.setdefault(path, (args, kwargs)) and None
+
+    modules = [(path, module) for path, module in model.named_children()]
+    hooks = [module.register_forward_pre_hook(keep(path), with_kwargs=True) for path, module in modules]
+    try:
+        with torch.no_grad():
+            model(*args, **kwargs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    modules.sort(key=lambda pair: -sum(parameter.numel() for parameter in pair[1].parameters()))
+    for path, module in modules[:2]:
+        if path not in seen or not any(True for _ in module.parameters()):
+            continue
+        try:
+            with quiet_export():
+                torch.export.export(module, *seen[path], strict=False)
+        except Exception:
+            continue
+        return path
+    return None
