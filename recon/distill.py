@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hwmodel import InputError
-from recon.compute.arithmetic import best_device, channels_last, fast
+from recon.compute.arithmetic import channels_last, device_of, fast
 from recon.fit.optimizer import Annealed
 
 STEPS = 150
@@ -37,8 +37,8 @@ def distill(
     Batches of 32 are fitted by Adam until mean and variance at every batch norm are near the running ones. `on_batch`
     is called with images done and in all. Raises InputError where the model has no batch norm with running statistics.
     """
-    where = best_device()
-    model = copy.deepcopy(model).to(where).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    where = device_of(model)
+    model = copy.deepcopy(model).to(memory_format=torch.channels_last).eval().requires_grad_(False)
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.running_var is not None]
     if not norms:
         raise InputError("--data distilled needs a model with batch norms that keep running statistics; give images")

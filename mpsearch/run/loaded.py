@@ -13,28 +13,31 @@ from mpsearch.files.folder import RunFolder
 from mpsearch.finish.evaluate import Evaluation, evaluate, logits
 from mpsearch.request.options import FinishOptions, ModelOptions
 from mpsearch.run.clock import Clock
+from mpsearch.run.place import place
 from mpsearch.show.console import Console
 from mpsearch.sources.distilled import DISTILLED, MEASURED, make_distilled, read_distilled
 from mpsearch.sources.images import DataSource, Images, load_data, normalize
 from mpsearch.sources.models import LoadedModel, load_model
-from recon.compute.arithmetic import best_device, keep_freed_memory
+from recon.compute.arithmetic import keep_freed_memory
 from recon.graph.network import Network, capture
 from recon.graph.samples import Samples
 from recon.settings import Settings
 
 
 def load_float(options: ModelOptions, console: Console) -> LoadedModel:
-    """The float model that was asked for."""
+    """The float model that was asked for, on the device that computes."""
     if options.demo:
         console.note("embedded default: our own MobileNetV2 and rendered images; --weights and --data take yours")
     weights = None if options.weights is None else Path(options.weights)
-    return load_model(options.model, weights, demo=options.demo)
+    model = load_model(options.model, weights, demo=options.demo)
+    model.model.to(place(options))
+    return model
 
 
 def captured(model: LoadedModel) -> Network:
-    """The captured model, on the compute device."""
+    """The captured model, on its device."""
     keep_freed_memory()
-    module = model.model.to(best_device()).to(memory_format=torch.channels_last)
+    module = model.model.to(memory_format=torch.channels_last)
     return capture(module, Samples.noise(model.input_size), model.reference)
 
 
@@ -42,8 +45,8 @@ def captured(model: LoadedModel) -> Network:
 class Loaded:
     """Model and images by the options of a run, in its folder.
 
-    `settings` is how finished models are reconstructed. Raises InputError, before anything is loaded, where the options
-    make none.
+    `settings` is how finished models are reconstructed, `place` the device that computes. Raises InputError, before
+    anything is loaded, where the options make none.
     """
 
     options: FinishOptions
@@ -51,9 +54,11 @@ class Loaded:
     console: Console
     clock: Clock = field(default_factory=Clock)
     settings: Settings = field(init=False)
+    place: torch.device = field(init=False)
 
     def __post_init__(self) -> None:
         options = self.options
+        self.place = place(options)
         self.settings = Settings(
             steps=options.steps,
             seed=options.seed,

@@ -278,6 +278,7 @@ def _summary_lines(summary: Json) -> list[tuple[str, str]]:
         ("KL reconstructed", f"{summary['kl_reconstructed']:.4f} nats"),
         ("measured on", f"{summary['validation_images']:,} validation images"),
         ("edge layers at 8 bits", ", ".join(summary["edge_layers_at_8_bits"]) or "none: searched like any other"),
+        ("computed on", f"{summary['compute']}, {summary['threads']} threads"),
         ("seconds", ", ".join(f"{step} {value:.1f}" for step, value in summary["seconds"].items())),
         ("peak memory", f"{summary['peak_rss_bytes'] / 1e9:.2f} GB"),
     ]

@@ -257,7 +257,7 @@ def _take(split: _Split, samples: int, seed: int, size: tuple[int, int], *, labe
     def fill(row: int) -> None:
         x[row] = _fit(split.read(int(chosen[row])), size)
 
-    with ThreadPool(os.cpu_count()) as pool:
+    with ThreadPool(torch.get_num_threads()) as pool:
         pool.map(fill, range(len(chosen)), chunksize=8)
     labels = split.labels[chosen] if labelled and split.labels is not None else None
     return make_images(torch.from_numpy(x), None if labels is None else torch.from_numpy(labels))
