@@ -3,13 +3,15 @@
 A packed file is a safetensors file: 8 bytes of header length, a JSON header, then the data. The data of a layer are its
 codes at their bit-width, and per output channel a half-precision scale, a zero-point at the codes' width (with one bit
 more where it counts halves) and a half-precision bias; where its inputs are quantized, a half-precision scale and a
-zero-point of one byte for them. Parts that are not quantized are stored in half precision. The header is filled up to
-the longest that any configuration of the network can need, so that a file's size is a sum over layers.
+zero-point of one byte for them. Parts that are not quantized are stored in half precision, or in single precision where
+they exceed its range. The header is filled up to the longest that any configuration of the network can need, so that a
+file's size is a sum over layers.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,7 +24,9 @@ from hwmodel.precision import FLOAT_BITS, HALVED_BITS, WEIGHT_BITS, BitConfig, P
 HALF_BYTES = 2
 HEADER_LENGTH_BYTES = 8
 ALIGNMENT = 8  # safetensors pads its header to this
-FORMAT = "mpsearch-packed-2"
+FORMAT = "mpsearch-packed-3"
+VALUE_BYTES = {"F32": 4, "F16": HALF_BYTES, "U8": 1}
+NO_DIGEST = "0" * 16  # 64 bits in hexadecimal: as long as any digest
 
 
 def packed_bytes(count: int, bits: int) -> int:
@@ -49,13 +53,38 @@ def quantized_inputs(layer: LayerSpec, precision: Precision) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
+class Other:
+    """A tensor that no quantized layer holds: its `dtype` in the file is F16, or F32 where F16 overflows."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Digests:
+    """What damage and a wrong model are told by: 16 hexadecimal digits each, of the file itself and of the network's
+    integer tensors, which the file does not hold."""
+
+    file: str = NO_DIGEST
+    integers: str = NO_DIGEST
+
+
+UNKNOWN = Digests()
+
+
+@dataclass(frozen=True, slots=True)
 class PackedLayout:
-    """What determines a packed file's header: the model's `reference`, its layers, `others`, the shapes of the tensors
-    that are stored in half precision, and whether inputs of layers may be quantized."""
+    """What determines a packed file's header: the name of the model, the structure of its `call`, its layers, `others`,
+    the tensors that are not quantized, and whether inputs of layers may be quantized.
+
+    `reference` is a name without a path, so that the size does not depend on where the model's code lies.
+    """
 
     reference: str
+    call: str
     table: LayerTable
-    others: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    others: tuple[Other, ...] = ()
     inputs: bool = False
 
     def header_bytes(self) -> int:
@@ -64,23 +93,29 @@ class PackedLayout:
         longest = BitConfig.uniform(self.table.names, Precision(widest, widest if self.inputs else FLOAT_BITS))
         return HEADER_LENGTH_BYTES + _aligned(len(self.header(longest, "")))
 
-    def header(self, config: BitConfig, padding: str) -> bytes:
+    def header(self, config: BitConfig, padding: str, digests: Digests = UNKNOWN) -> bytes:
         """The JSON header of a configuration's file, before the format's own padding to 8 bytes."""
-        entries: dict[str, object] = {"__metadata__": self.metadata(config, padding)}
+        return as_json({"__metadata__": self.metadata(config, padding, digests), **self.entries(config)})
+
+    def entries(self, config: BitConfig) -> dict[str, dict[str, object]]:
+        """Data type, shape and place of every tensor, in the order of the file."""
+        entries: dict[str, dict[str, object]] = {}
         start = 0
         for name, (dtype, shape) in self.tensors(config).items():
-            end = start + int(np.prod(shape)) * (HALF_BYTES if dtype == "F16" else 1)
+            end = start + math.prod(shape) * VALUE_BYTES[dtype]
             entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
             start = end
-        return json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+        return entries
 
-    def metadata(self, config: BitConfig, padding: str) -> dict[str, str]:
-        """The header's text fields, in the order of their keys. `layers` holds NAME:W, or NAME:W/A, per layer."""
-        layers = " ".join(f"{name}:{p.short}" for name, p in zip(config.layers, config.precisions, strict=True))
+    def metadata(self, config: BitConfig, padding: str, digests: Digests) -> dict[str, str]:
+        """The header's text fields, in the order of their keys. `layers` has an entry for each layer, by
+        `layer_entry`, with spaces between them."""
         return {
+            "digest": digests.file,
             "format": FORMAT,
-            "input": " ".join("x".join(map(str, shape)) for shape in self.table.inputs),
-            "layers": layers,
+            "input": self.call,
+            "integers": digests.integers,
+            "layers": " ".join(map(layer_entry, self.table, config.precisions)),
             "model": self.reference,
             "padding": padding,
         }
@@ -104,12 +139,12 @@ class PackedLayout:
         inputs = sum(map(quantized_inputs, self.table, config.precisions))
         if inputs:
             tensors |= {"input_scales": ("F16", (inputs,)), "input_zero_points": ("U8", (inputs,))}
-        tensors |= {f"other.{name}": ("F16", shape) for name, shape in self.others}
-        return dict(sorted(tensors.items(), key=lambda item: (item[1][0] != "F16", item[0])))
+        tensors |= {f"other.{other.name}": (other.dtype, other.shape) for other in self.others}
+        return dict(sorted(tensors.items(), key=lambda item: (-VALUE_BYTES[item[1][0]], item[0])))
 
     def fixed_bytes(self) -> int:
         """Bytes that do not depend on the bits: the header and the parts that are not quantized."""
-        return self.header_bytes() + sum(HALF_BYTES * int(np.prod(shape)) for _, shape in self.others)
+        return self.header_bytes() + sum(VALUE_BYTES[other.dtype] * math.prod(other.shape) for other in self.others)
 
     def file_bytes(self, config: BitConfig) -> int:
         """The size of the packed file of `config`."""
@@ -117,6 +152,28 @@ class PackedLayout:
             layer_bytes(layer, precision) for layer, precision in zip(self.table, config.precisions, strict=True)
         )
         return self.fixed_bytes() + layers
+
+
+def layer_entry(layer: LayerSpec, precision: Precision) -> str:
+    """What a header says of a layer: NAME:W:SHAPE, or NAME:W/A:SHAPE where its inputs are quantized: 3.0:4/8:64x3x7x7.
+
+    Spaces in the name are written %20, and % is written %25.
+    """
+    bits = Precision(precision.w, precision.a if quantized_inputs(layer, precision) else FLOAT_BITS)
+    shape = "x".join(map(str, code_shape(layer)))
+    return f"{layer.name.replace('%', '%25').replace(' ', '%20')}:{bits.short}:{shape}"
+
+
+def code_shape(layer: LayerSpec) -> tuple[int, ...]:
+    """The shape of a layer's codes: (output channels, input channels of a group, height, width), without height and
+    width where the kernel has one weight."""
+    kernel = () if layer.kernel == (1, 1) else layer.kernel
+    return layer.out_channels, layer.in_channels // layer.groups, *kernel
+
+
+def as_json(value: object) -> bytes:
+    """JSON as short as it gets, in UTF-8."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def _aligned(count: int) -> int:

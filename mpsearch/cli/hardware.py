@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +10,7 @@ import typer
 
 from hwmodel import InputError
 from mpsearch.cli.arguments import Json, takes
-from mpsearch.cli.common import console, writing
+from mpsearch.cli.common import console, emit_json, writing
 from mpsearch.request.options import ModelOptions
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def layers(
     spec = None if device is None else load_device(device)
     table = captured_alone(options, terminal)[1].table
     if as_json:
-        print(json.dumps(table.to_json(), indent=1))
+        emit_json(table.to_json())
         return
     if spec is not None:
         for part in tables.cost_rows(device_costs(table, spec.precisions, spec)):
@@ -66,10 +65,10 @@ def profile(
     options: ModelOptions,
     out: Annotated[Path, typer.Option(help="The lookup table to write: .csv or .json.")],
     runtime: Annotated[str, typer.Option(help="What runs the layers: onnxruntime.")] = "onnxruntime",
-    threads: Annotated[int, typer.Option(help="Threads of the runtime.")] = 1,
     rounds: Annotated[int, typer.Option(help="Runs that are counted.")] = 30,
 ) -> None:
-    """Measures every distinct layer shape in a runtime on this machine: a lookup table for --device."""
+    """Measures every distinct layer shape in a runtime on this machine: a lookup table for --device. It has one thread
+    unless --threads says more."""
     from mpsearch.hardware.profile import profile_layers
     from mpsearch.run.loaded import captured_alone
 
@@ -80,7 +79,9 @@ def profile(
     table = captured_alone(options, terminal)[1].table
     partial = out.with_suffix(".partial.json")
     with writing(out, "--out"):
-        found = profile_layers(table, threads=threads, rounds=rounds, report=terminal.note, partial=partial)
+        found = profile_layers(
+            table, threads=options.threads or 1, rounds=rounds, report=terminal.note, partial=partial
+        )
     _write_table(found, out, terminal)
 
 

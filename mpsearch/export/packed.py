@@ -1,138 +1,124 @@
-"""The packed model file: weights at their real bit-width, written and read back."""
+"""The packed model file: weights at their real bit-width, written and read back.
+
+What a file holds is what the network's calls read: the codes, grids and biases of its layers, and its other floating
+point parameters and buffers, in half precision or, where they overflow it, in single. What no call reads is not stored.
+Integer buffers and the constants of the code are those of the architecture; that integers are the same is checked.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+import operator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from hwmodel import BitConfig, InputError, LayerTable, Precision
-from hwmodel.size import ALIGNMENT, FORMAT, HEADER_LENGTH_BYTES, PackedLayout, packed_bytes, zero_point_bits
-from mpsearch.sources.models import build_architecture
+from hwmodel import InputError, LayerTable
+from hwmodel.size import (
+    ALIGNMENT,
+    HEADER_LENGTH_BYTES,
+    Digests,
+    Other,
+    PackedLayout,
+    code_shape,
+    layer_entry,
+    packed_bytes,
+    quantized_inputs,
+    zero_point_bits,
+)
+from mpsearch.export.call import call_text, example
+from mpsearch.export.codes import pack, unpack
+from mpsearch.export.header import ARRAYS, PackedFile, file_digest, read_packed
+from mpsearch.export.reference import built, portable
 from recon.graph.network import Network, capture
-from recon.graph.samples import Samples
 from recon.quantizers.inputs import InputGrid
-from recon.quantizers.quantized import QuantizedLayers, input_bits, quantized
+from recon.quantizers.quantized import QuantizedLayers, quantized
 from recon.quantizers.weights import Grid, QuantizedWeight
 
-
-def pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
-    """Codes (n,), each below 2^bits, as bytes (ceil(n·bits/8),): little-endian, without gaps."""
-    planes = (codes[:, None] >> np.arange(bits, dtype=np.uint8)) & 1
-    return np.packbits(planes.astype(np.uint8).ravel(), bitorder="little")
-
-
-def unpack(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uint8]:
-    """The inverse of `pack`: `count` codes."""
-    planes = np.unpackbits(packed, count=count * bits, bitorder="little").reshape(count, bits)
-    weights = np.left_shift(1, np.arange(bits), dtype=np.int64)
-    return np.asarray(planes @ weights, np.uint8)
+_VALUES_A_BYTE = 8  # of a model to build: twice what 2-bit codes need
+_BUILT_ANYWAY = 2**20  # parameters that nobody finds too many
+_CONSTANT = re.compile(r"(.*\.)?lifted_tensor_\d+")
 
 
 def layout_of(network: Network, reference: str, inputs: bool = False) -> PackedLayout:
-    """The layout of the packed files of a traced network that `reference` can rebuild; `inputs` says whether inputs of
-    layers may be quantized."""
-    kept = tuple((name, tuple(tensor.shape)) for name, tensor in others(network).items())
-    return PackedLayout(reference, network.table, kept, inputs)
+    """The layout of the packed files of a captured network.
+
+    Of `reference`, what the model is called or built by, the name is kept without a path. `inputs` says whether inputs
+    of layers may be quantized. Raises InputError where the network is called with anything but tuples, lists, dicts.
+    """
+    kept = tuple(Other(name, _dtype(tensor), tuple(tensor.shape)) for name, tensor in others(network).items())
+    return PackedLayout(portable(reference), call_text(network), network.table, kept, inputs)
 
 
 def others(network: Network) -> dict[str, Tensor]:
-    """Parameters and buffers that no quantized layer holds, by name: they are stored in half precision."""
-    held = {part.data_ptr() for name in network.table.names for part in network.layer(name).parameters(recurse=False)}
-    state = network.module.state_dict()
-    return {name: t for name, t in state.items() if t.is_floating_point() and t.numel() and t.data_ptr() not in held}
+    """Floating point parameters and buffers that calls read and no quantized layer holds, by name."""
+    return {name: tensor for name, tensor in _read(network) if tensor.is_floating_point() and tensor.numel()}
+
+
+def _read(network: Network) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that the graph reads by name, those of layers and constants of the code not among them."""
+    names = dict.fromkeys(str(node.target) for node in network.module.graph.nodes if node.op == "get_attr")
+    for name in sorted(names):
+        if not _CONSTANT.fullmatch(name):
+            yield name, operator.attrgetter(name)(network.module)
+
+
+def _dtype(tensor: Tensor) -> str:
+    """F16, or F32 where values that are finite would not be so."""
+    return "F16" if torch.equal(torch.isfinite(tensor.half()), torch.isfinite(tensor)) else "F32"
+
+
+def _integers(network: Network) -> str:
+    """A digest of the integer tensors that the graph reads."""
+    hashed = hashlib.blake2b(digest_size=8)
+    for name, tensor in _read(network):
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            hashed.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+            hashed.update(tensor.cpu().contiguous().numpy().tobytes())
+    return hashed.hexdigest()
 
 
 def save_packed(path: Path, network: Network, reference: str, layers: QuantizedLayers) -> int:
-    """Writes the low-bit model; the number of bytes written, which `hwmodel.size` predicts exactly.
-
-    Raises InputError where a part that stays in half precision overflows it.
-    """
+    """Writes the low-bit model; the number of bytes written, which `hwmodel.size` predicts exactly."""
     names = network.table.names
     config = layers.config(names)
     layout = layout_of(network, reference, bool(layers.inputs))
     weights = [layers.weights[name] for name in names]
     inputs = [layers.inputs[name] for name in names if name in layers.inputs]
-    codes = [pack(weight.codes.cpu().numpy().ravel(), weight.grid.bits) for weight in weights]
-    zeros = [_pack_zero_points(weight.grid) for weight in weights]
-    tensors: dict[str, NDArray[np.generic]] = {
-        "biases": np.concatenate([layers.biases[name].cpu().numpy() for name in names]).astype(np.float16),
-        "codes": np.concatenate(codes),
-        "scales": np.concatenate([weight.grid.scale.cpu().numpy() for weight in weights]).astype(np.float16),
-        "zero_points": np.concatenate(zeros),
-        "input_scales": np.array([grid.scale for grid in inputs], np.float16),
+    tensors: dict[str, NDArray[Any]] = {
+        "biases": _half([layers.biases[name] for name in names]),
+        "codes": np.concatenate([pack(weight.codes.cpu().numpy().ravel(), weight.grid.bits) for weight in weights]),
+        "scales": _half([weight.grid.scale for weight in weights]),
+        "zero_points": np.concatenate([_pack_zero_points(weight.grid) for weight in weights]),
+        "input_scales": np.array([grid.scale for grid in inputs], "<f2"),
         "input_zero_points": np.array([grid.zero_point for grid in inputs], np.uint8),
     }
-    for name, tensor in others(network).items():
-        half = tensor.detach().cpu().half()
-        if not torch.equal(torch.isfinite(half), torch.isfinite(tensor.cpu())):
-            raise InputError(f"{name!r} is not quantized and too large for half precision (65504 at most)")
-        tensors[f"other.{name}"] = half.numpy()
-    header = layout.header(config, layout.padding(config))
+    values = others(network)
+    for other in layout.others:
+        tensors[f"other.{other.name}"] = values[other.name].detach().cpu().numpy().astype(ARRAYS[other.dtype])
+    data = [tensors[name].tobytes() for name in layout.tensors(config)]
+    digests = Digests(integers=_integers(network))
+    digests = Digests(file_digest(json.loads(layout.header(config, "", digests)), data), digests.integers)
+    header = layout.header(config, layout.padding(config), digests)
     header += b" " * (-len(header) % ALIGNMENT)
     temporary = path.with_suffix(".tmp")
     # By hand: the library writes the header's text fields in another order each time.
     with temporary.open("wb") as file:
         file.write(len(header).to_bytes(HEADER_LENGTH_BYTES, "little") + header)
-        for name in layout.tensors(config):
-            file.write(tensors[name].tobytes())
+        file.writelines(data)
     temporary.replace(path)
     return path.stat().st_size
 
 
-def load_packed(path: Path | str) -> nn.Module:
-    """The low-bit model in a packed file, as a torch module in eval mode with float32 arithmetic.
-
-    Its outputs are those of the model that was written. The architecture is built from the reference in the file: for
-    `file.py:factory` that file must still be there. Raises InputError where the file is missing, damaged, or not a
-    packed model.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"no packed model at {path}: expected a model-*.safetensors file of a run folder")
-    try:
-        with safe_open(path, "np") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is damaged or not a safetensors file ({error}); write it again") from None
-    if metadata.get("format") != FORMAT:
-        raise InputError(f"{path} is not a packed model: expected format {FORMAT!r}, got {metadata.get('format')!r}")
-    shapes = [tuple(map(int, text.split("x"))) for text in metadata["input"].split(" ")]
-    network = capture(build_architecture(metadata["model"]), Samples.noise(*shapes), metadata["model"])
-    config = _read_config(metadata["layers"])
-    layout = layout_of(network, metadata["model"], "input_scales" in tensors)
-    expected = layout.tensors(config) if config.layers == network.table.names else {}
-    if {name: shape for name, (_, shape) in expected.items()} != {name: t.shape for name, t in tensors.items()}:
-        raise InputError(f"{path} does not fit {metadata['model']}: its layers differ from the traced ones")
-    sizes = [layer.n_biases for layer in network.table]
-    parts = torch.split(torch.from_numpy(tensors["biases"]).float(), sizes)
-    biases = dict(zip(network.table.names, parts, strict=True))
-    weights = _read_weights(network.table, network, config, tensors)
-    result = quantized(network, QuantizedLayers(weights, biases, _read_inputs(config, tensors)))
-    for name, tensor in others(result).items():
-        tensor.copy_(torch.from_numpy(tensors[f"other.{name}"]))
-    return result.model
-
-
-def _read_config(text: str) -> BitConfig:
-    entries = [entry.rsplit(":", 1) for entry in text.split(" ")]
-    return BitConfig(
-        tuple(name for name, _ in entries), tuple(Precision(*map(int, bits.split("/"))) for _, bits in entries)
-    )
-
-
-def _read_inputs(config: BitConfig, tensors: Mapping[str, NDArray[np.generic]]) -> dict[str, InputGrid]:
-    bits = input_bits(config)  # of embeddings, which read ids, the file says that inputs are float
-    if not bits:
-        return {}
-    scales, zeros = tensors["input_scales"].tolist(), tensors["input_zero_points"].tolist()
-    return {name: InputGrid(bits[name], *grid) for name, *grid in zip(bits, scales, zeros, strict=True)}
+def _half(parts: Sequence[Tensor]) -> NDArray[Any]:
+    return np.concatenate([part.detach().cpu().numpy() for part in parts]).astype("<f2")
 
 
 def _pack_zero_points(grid: Grid) -> NDArray[np.uint8]:
@@ -140,27 +126,126 @@ def _pack_zero_points(grid: Grid) -> NDArray[np.uint8]:
     return pack((grid.zero_point * 2 ** (width - grid.bits)).cpu().numpy().astype(np.uint8), width)
 
 
-def _split(values: Tensor, table: LayerTable) -> dict[str, Tensor]:
-    parts = torch.split(values, [layer.out_channels for layer in table])
-    return dict(zip(table.names, parts, strict=True))
+def load_packed(path: Path | str, model: nn.Module | None = None, *, allow: str | None = None) -> nn.Module:
+    """The low-bit model in a packed file, as a torch module in eval mode with float32 arithmetic.
+
+    Its arguments are those of the model that it was made from, its outputs those of the model that was written. It
+    computes with the code of `model`, on the device of that, whose weights mean nothing and stay as they are. Without
+    `model`, torchvision's architectures are built by name, and other code only where `allow` is the reference that the
+    file is of, with the path that the code has here: `path/net.py:make` or `package.module:make`. No code is run that
+    only the file names. Raises InputError where the file is missing, damaged, not a packed model, or of another model.
+    """
+    file = read_packed(Path(path))
+    reference = file.fields["model"]
+    samples = example(file.fields["input"])
+    if model is None:
+        model = built(reference, allow, _BUILT_ANYWAY + _VALUES_A_BYTE * file.data_bytes, file.path)
+    return _filled(capture(model, samples, reference), file).model
 
 
-def _read_weights(
-    table: LayerTable, network: Network, config: BitConfig, tensors: Mapping[str, NDArray[np.generic]]
-) -> dict[str, QuantizedWeight]:
-    scales = _split(torch.from_numpy(tensors["scales"]).float(), table)
-    code_bytes, zero_bytes = tensors["codes"].astype(np.uint8), tensors["zero_points"].astype(np.uint8)
+def fill_packed(path: Path, network: Network) -> Network:
+    """The low-bit network in a packed file, by the float `network` that it was made from, which stays as it is.
+
+    Raises InputError as `load_packed`.
+    """
+    return _filled(network, read_packed(path))
+
+
+def _filled(network: Network, file: PackedFile) -> Network:
+    _require_same_layers(network, file)
+    kept = others(network)
+    found = [Other(name, _stored_type(file, name), tuple(tensor.shape)) for name, tensor in kept.items()]
+    layout = PackedLayout(file.fields["model"], file.fields["input"], network.table, tuple(found))
+    expected = layout.entries(file.config)
+    if expected != file.entries:
+        differ = [name for name in {**expected, **file.entries} if expected.get(name) != file.entries.get(name)]
+        raise InputError(f"{_misfit(network, file)}: what is stored as {_some(differ)} is not what it has")
+    if file.fields["integers"] != _integers(network):
+        raise InputError(f"{_misfit(network, file)}: integer buffers, which the file does not hold, are others")
+    weights = _weights(network, file)
+    sizes = [layer.n_biases for layer in network.table]
+    parts = torch.split(_floats(file, "biases"), sizes)
+    biases = dict(zip(network.table.names, parts, strict=True))
+    result = quantized(network, QuantizedLayers(weights, biases, _inputs(network.table, file)))
+    for name, tensor in kept.items():
+        tensor = operator.attrgetter(name)(result.module)
+        with torch.no_grad():
+            tensor.copy_(torch.from_numpy(file.tensors[f"other.{name}"].astype(np.float32)))
+    return result
+
+
+def _misfit(network: Network, file: PackedFile) -> str:
+    return f"{file.path} does not fit {network.table.model}"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(map(repr, names[:3])) + more
+
+
+def _require_same_layers(network: Network, file: PackedFile) -> None:
+    """Raises InputError where the layers of the file are not those of the network; it says which differ."""
+    ours = {layer.name: code_shape(layer) for layer in network.table}
+    only_there = [name for name in file.shapes if name not in ours]
+    only_here = [name for name in ours if name not in file.shapes]
+    reasons = [f"it has no layer {_some(only_there)}"] if only_there else []
+    reasons += [f"the file has no layer {_some(only_here)}"] if only_here else []
+    for name, shape in file.shapes.items():
+        if name in ours and ours[name] != shape and len(reasons) < 3:
+            reasons.append(f"{name!r} has weights {list(ours[name])}, in the file {list(shape)}")
+    if not reasons and file.config.layers != network.table.names:
+        pairs = zip(file.config.layers, network.table.names, strict=True)
+        moved = next(f"{there!r} where the network calls {here!r}" for there, here in pairs if there != here)
+        reasons.append(f"the file has its layers in another order, {moved}")
+    if not reasons and " ".join(map(layer_entry, network.table, file.config.precisions)) != file.fields["layers"]:
+        reasons.append("inputs of embeddings are ids, and the file has bits for them")
+    if reasons:
+        raise InputError(f"{_misfit(network, file)}: {'; '.join(reasons)}")
+
+
+def _stored_type(file: PackedFile, name: str) -> str:
+    """The type in the file of a tensor that may be of two."""
+    return "F32" if file.entries.get(f"other.{name}", {}).get("dtype") == "F32" else "F16"
+
+
+def _floats(file: PackedFile, name: str, least: float = -np.inf) -> Tensor:
+    """A tensor of the file in float32. Raises InputError where values are not finite, or at most `least`."""
+    values = torch.from_numpy(file.tensors[name].astype(np.float32))
+    if not (torch.isfinite(values) & (values > least)).all():
+        raise InputError(f"{file.path} is damaged ({name} that are no numbers to compute with); write it again")
+    return values
+
+
+def _inputs(table: LayerTable, file: PackedFile) -> dict[str, InputGrid]:
+    pairs = zip(table, file.config.precisions, strict=True)
+    bits = {layer.name: precision.a for layer, precision in pairs if quantized_inputs(layer, precision)}
+    if not bits:
+        return {}
+    scales, zeros = _floats(file, "input_scales", 0).tolist(), file.tensors["input_zero_points"].tolist()
+    grids = {name: InputGrid(bits[name], *grid) for name, *grid in zip(bits, scales, zeros, strict=True)}
+    for name, grid in grids.items():
+        if grid.zero_point >= 2**grid.bits:
+            raise _beyond(file, name)
+    return grids
+
+
+def _weights(network: Network, file: PackedFile) -> dict[str, QuantizedWeight]:
+    scales = torch.split(_floats(file, "scales", 0), [layer.out_channels for layer in network.table])
     weights: dict[str, QuantizedWeight] = {}
     code_start = zero_start = 0
-    for layer, precision in zip(table, config.precisions, strict=True):
-        bits = precision.w
+    for layer, precision, scale in zip(network.table, file.config.precisions, scales, strict=True):
+        bits, width = precision.w, zero_point_bits(precision.w)
         code_end = code_start + packed_bytes(layer.n_weights, bits)
-        width = zero_point_bits(bits)
         zero_end = zero_start + packed_bytes(layer.out_channels, width)
-        codes = torch.from_numpy(unpack(code_bytes[code_start:code_end], bits, layer.n_weights))
-        counted = torch.from_numpy(unpack(zero_bytes[zero_start:zero_end], width, layer.out_channels))
-        zeros = counted.float() / 2 ** (width - bits)
-        shape = network.layer(layer.name).weight.shape
-        weights[layer.name] = QuantizedWeight(Grid(bits, scales[layer.name], zeros), codes.view(shape))
+        codes = torch.from_numpy(unpack(file.tensors["codes"][code_start:code_end], bits, layer.n_weights))
+        counted = torch.from_numpy(unpack(file.tensors["zero_points"][zero_start:zero_end], width, layer.out_channels))
+        grid = Grid(bits, scale, counted.float() / 2 ** (width - bits))
+        if (grid.zero_point > grid.levels).any():
+            raise _beyond(file, layer.name)
+        weights[layer.name] = QuantizedWeight(grid, codes.view(network.layer(layer.name).weight.shape))
         code_start, zero_start = code_end, zero_end
     return weights
+
+
+def _beyond(file: PackedFile, name: str) -> InputError:
+    return InputError(f"{file.path} is damaged (a zero-point of layer {name!r} is beyond its codes); write it again")

@@ -10,25 +10,32 @@ import torch
 
 from hwmodel import InputError
 from mpsearch.files.folder import RunFolder
-from mpsearch.finish.evaluate import Evaluation, evaluate, logits
+from mpsearch.finish.evaluate import Judge
+from mpsearch.finish.examples import example_outputs, is_random, require_finite
 from mpsearch.request.options import FinishOptions, ModelOptions
 from mpsearch.run.clock import Clock
+from mpsearch.run.place import place
 from mpsearch.show.console import Console
 from mpsearch.sources.batches import positional_inputs
 from mpsearch.sources.data import MIN_CALIBRATION, DataSource, load_data
 from mpsearch.sources.distilled import DISTILLED, MEASURED, make_distilled, read_distilled
 from mpsearch.sources.models import LoadedModel, load_model
 from mpsearch.sources.split import Split
-from recon.compute.arithmetic import best_device, keep_freed_memory
+from mpsearch.tasks.ending import endings
+from mpsearch.tasks.registry import load_task
+from mpsearch.tasks.task import Task
+from recon.compute.arithmetic import keep_freed_memory
 from recon.graph.network import Network, capture
 from recon.graph.samples import Samples
+from recon.likelihood.likelihood import Likelihood
 from recon.settings import Settings
 
 EXAMPLE = 3  # samples that a network is captured with
 
 
 def load_float(options: ModelOptions, console: Console, trained: bool = True) -> LoadedModel:
-    """The float model that was asked for; where it need not be `trained`, its architecture will do."""
+    """The float model that was asked for, on the device that computes; where it need not be `trained`, its architecture
+    will do."""
     if options.demo and trained:
         console.note("embedded default: our own MobileNetV2 and rendered images; --weights and --data take yours")
     weights = None if options.weights is None else Path(options.weights)
@@ -40,15 +47,16 @@ def load_float(options: ModelOptions, console: Console, trained: bool = True) ->
         input_size=options.input_size,
         trained=trained,
     )
+    model.model.to(place(options))
     for note in model.notes:
         console.note(note)
     return model
 
 
 def captured(model: LoadedModel, example: Samples) -> Network:
-    """The captured model, on the compute device; `example` is a batch that it takes."""
+    """The captured model, on its device; `example` is a batch that it takes."""
     keep_freed_memory()
-    module = model.model.to(best_device())
+    module = model.model
     for part in (*module.parameters(), *module.buffers()):
         if part.dim() == 4:
             part.data = part.data.contiguous(memory_format=torch.channels_last)
@@ -90,8 +98,8 @@ def _data(model: LoadedModel, path: str | None, calib_samples: int, val_samples:
 class Loaded:
     """Model and images by the options of a run, in its folder.
 
-    `settings` is how finished models are reconstructed. Raises InputError, before anything is loaded, where the options
-    make none.
+    `settings` is how finished models are reconstructed, `place` the device that computes. Raises InputError, before
+    anything is loaded, where the options make none.
     """
 
     options: FinishOptions
@@ -99,9 +107,11 @@ class Loaded:
     console: Console
     clock: Clock = field(default_factory=Clock)
     settings: Settings = field(init=False)
+    place: torch.device = field(init=False)
 
     def __post_init__(self) -> None:
         options = self.options
+        self.place = place(options)
         self.settings = Settings(
             steps=options.steps,
             seed=options.seed,
@@ -141,7 +151,7 @@ class Loaded:
 
     @cached_property
     def calibration(self) -> Samples:
-        """The calibration samples, as the model takes them."""
+        """The calibration samples, as the network takes them."""
         return self.data.calib.samples
 
     @cached_property
@@ -156,10 +166,30 @@ class Loaded:
         return self.data.val
 
     @cached_property
-    def float_logits(self) -> torch.Tensor:
-        """The float model's logits on the validation images, what quantized ones are measured against."""
-        return logits(self.network.model, self.validation)
+    def task(self) -> Task:
+        """What the network is for."""
+        return load_task(self.options.task)
 
-    def measure(self, model: torch.nn.Module) -> Evaluation:
-        """Accuracy and KL divergence from the float model on the validation images."""
-        return evaluate(model, self.validation, reference_logits=self.float_logits)
+    @cached_property
+    def likelihood(self) -> Likelihood:
+        """What the outputs mean, by the task, from the graph and the float outputs on calibration samples.
+
+        Raises InputError where these are not what the task expects, or NaN or infinite.
+        """
+        outputs = example_outputs(self.network, self.data.calib)
+        found = self.task.likelihood_of(outputs, endings(self.network))
+        require_finite(found, outputs)
+        if is_random(self.network, self.data.calib):
+            self.console.note(
+                "the network is random in eval mode (the same input gives different outputs): no two runs give the "
+                "same, and figures are those of single draws; is there a dropout that is always on?"
+            )
+        return found
+
+    @cached_property
+    def judge(self) -> Judge:
+        """What measures networks on the validation samples; doubts about the float network are noted."""
+        made = Judge.of(self.network, self.task, self.likelihood, self.validation)
+        for doubt in made.doubts:
+            self.console.note(doubt)
+        return made

@@ -6,7 +6,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,17 +88,22 @@ def _milp(
 @contextmanager
 def _without_stdout() -> Iterator[None]:
     """HiGHS prints debugging lines straight to the process's stdout, where only results belong."""
-    flush = ctypes.CDLL(None).fflush
     sys.stdout.flush()
     saved, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     try:
         yield
     finally:
-        flush(None)  # what C has buffered
+        _flush_c()
         os.dup2(saved, 1)
         os.close(saved)
         os.close(nowhere)
+
+
+def _flush_c() -> None:
+    """Writes what C has buffered, where its library is to be had."""
+    with suppress(OSError, TypeError, AttributeError):
+        ctypes.CDLL("ucrtbase" if sys.platform == "win32" else None).fflush(None)
 
 
 def _knapsack(problem: BitProblem, budgets: Sequence[tuple[str, float]]) -> LinearConstraint:

@@ -76,7 +76,7 @@ def measure(
     are measured, and the result is the same as if nothing had been known. `on_batch` is called with samples done and in
     all. Grids of weights are `symmetric` or not; `key` says so where both are in use.
     """
-    network = balanced(network)
+    network, samples = balanced(network), samples.single()
     first, judging = split(samples)
     key = "-".join([key, *_digests(Samples(tuple(leaf.flatten()[None] for leaf in first.leaves), first.spec))])
     names, digests, terms = network.table.names, _digests(judging), widths(*precisions)

@@ -11,15 +11,12 @@ import contextlib
 import copy
 import inspect
 import re
-import sys
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export.graph_signature import InputKind, OutputKind
+from torch.export.graph_signature import InputKind, InputSpec, OutputKind
 from torch.nn.utils import parametrize
 from torch.utils._pytree import TreeSpec
 
@@ -27,7 +24,7 @@ from hwmodel.errors import InputError
 from recon.graph.layer_calls import layers_as_modules
 from recon.graph.nodes import STACK, note_samples
 from recon.graph.passes import drop_checks, drop_identities, views_of_any_layout
-from recon.graph.refusal import first_line, why_not
+from recon.graph.refusal import first_line, quiet_export, why_not
 from recon.graph.samples import Call, Samples, path_name
 
 
@@ -65,10 +62,13 @@ def export_graph(model: nn.Module, example: Samples, name: str) -> Captured:
     (output,) = (node for node in module.graph.nodes if node.op == "output")
     output.args = (tuple(node for node, extra in zip(output.args[0], mutated, strict=True) if not extra),)
     module.graph.eliminate_dead_code()
-    used = frozenset(str(node.target) for node in module.graph.nodes if node.op == "get_attr")
+    shared = _shared_parameters(model)
+    read = [str(node.target) for node in module.graph.nodes if node.op == "get_attr"]
+    used = frozenset(path for target in read for path in shared.get(target, (target,)))
     note_samples(module.graph)
-    for tidy in (drop_checks, drop_identities, views_of_any_layout, layers_as_modules):
+    for tidy in (drop_checks, drop_identities, views_of_any_layout):
         tidy(module)
+    layers_as_modules(module, shared)
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     module.recompile()
@@ -81,9 +81,17 @@ def export_graph(model: nn.Module, example: Samples, name: str) -> Captured:
         f"{path}.{key}".lstrip("."): type(part).__name__
         for path, part in model.named_modules()
         for key, tensor in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False))
-        if tensor.is_floating_point()
+        if tensor.is_floating_point() and key not in part._non_persistent_buffers_set
     }
     return Captured(module, program.call_spec.in_spec, spec, names, kinds, held, used)
+
+
+def _shared_parameters(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """The paths of every parameter that has several, by each of them."""
+    paths: dict[int, list[str]] = {}
+    for path, parameter in model.named_parameters(remove_duplicate=False):
+        paths.setdefault(id(parameter), []).append(path)
+    return {path: tuple(found) for found in paths.values() if len(found) > 1 for path in found}
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
@@ -137,20 +145,12 @@ def _export(model: nn.Module, call: Call, name: str) -> torch.export.ExportedPro
     shapes = torch.utils._pytree.tree_map(lambda leaf: {0: torch.export.Dim.DYNAMIC}, (args, kwargs))
     dynamic = _by_parameter(model, shapes)
     try:
-        with _quietly():
+        with quiet_export():
             program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=False)
             result: torch.export.ExportedProgram = program.run_decompositions({})
             return result
     except Exception as error:  # the user's code may raise anything
         raise InputError(why_not(model, call, name, error)) from error
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """The user's code runs: what it prints is no result, what it warns of is known, and modes that it sets end."""
-    with warnings.catch_warnings(), torch.no_grad(), contextlib.redirect_stdout(sys.stderr):
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _by_parameter(model: nn.Module, shapes: Any) -> Any:
@@ -177,7 +177,7 @@ def _with_parameters(program: torch.export.ExportedProgram, model: nn.Module) ->
             continue
         target = str(spec.target)
         state = program.state_dict if target in program.state_dict else program.constants
-        _put_tensor(root, target, state[target], spec.kind)
+        _put_tensor(root, target, state[target], spec)
         if node.users:
             with graph.inserting_before(node):
                 attribute = graph.create_node("get_attr", target)
@@ -190,16 +190,16 @@ def _with_parameters(program: torch.export.ExportedProgram, model: nn.Module) ->
     return fx.GraphModule(root, graph, class_name="Captured")
 
 
-def _put_tensor(root: nn.Module, path: str, tensor: Tensor, kind: InputKind) -> None:
+def _put_tensor(root: nn.Module, path: str, tensor: Tensor, spec: InputSpec) -> None:
     *parents, name = path.split(".")
     for parent in parents:
         if not hasattr(root, parent):
             root.add_module(parent, nn.Module())
         root = getattr(root, parent)
-    if kind == InputKind.PARAMETER:
+    if spec.kind == InputKind.PARAMETER:
         root.register_parameter(name, nn.Parameter(tensor.detach(), requires_grad=False))
     else:
-        root.register_buffer(name, tensor.detach())
+        root.register_buffer(name, tensor.detach(), persistent=bool(spec.persistent))
 
 
 def _leaf_names(spec: TreeSpec) -> list[str]:

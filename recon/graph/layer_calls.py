@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from itertools import chain, count
 from typing import Any
 
@@ -17,11 +18,13 @@ _TRANSPOSED = (aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose
 _COMPUTED = re.compile(r"(\.parametrizations)?\.weight(\.original\d*|_g|_v|_orig|_mask|_u)?$")
 
 
-def layers_as_modules(module: fx.GraphModule) -> None:
-    """Every operation that applies a weight made of parameters calls a `Layer` under the weight's name."""
+def layers_as_modules(module: fx.GraphModule, shared: Mapping[str, Sequence[str]]) -> None:
+    """Every operation that applies a weight made of parameters calls a `Layer` under the weight's name. `shared` are
+    the paths of parameters that have several, by each of them."""
     constants = constant_nodes(module.graph)
     taken: set[str] = set()
     made: dict[tuple[Any, ...], str] = {}
+    layers: dict[str, Layer] = {}
     for node in list(module.graph.nodes):
         weight = _weight_of(node)
         if weight is None or weight not in constants:
@@ -34,17 +37,22 @@ def layers_as_modules(module: fx.GraphModule) -> None:
         if key not in made:
             layer = _layer(module, node, weight, bias)
             layer.source = _source(weight)
-            made[key] = _free_name(_COMPUTED.sub("", layer.source), node, taken)
-            _add(module, made[key], layer)
+            made[key] = _free_name(layer.source, shared.get(layer.source, ()), node, taken)
+            layers[made[key]] = layer
         source = node.args[1] if packet_of(node) is aten.embedding else node.args[0]
         node.op, node.target, node.args, node.kwargs = "call_module", made[key], (source,), {}
+    for name, layer in layers.items():  # now that no layer reads the parameters any more
+        _add(module, name, layer)
     module.graph.eliminate_dead_code()
 
 
-def _free_name(name: str, node: fx.Node, taken: set[str]) -> str:
-    """The name of a layer: `name` or, where another layer has it, that of the module that calls it, or a number."""
+def _free_name(source: str, paths: Sequence[str], node: fx.Node, taken: set[str]) -> str:
+    """The name of a layer: that of its weight, of a shared one's `paths` that in the module that calls it; where
+    another layer has it, that of the calling module, or a number."""
+    name = _COMPUTED.sub("", source)
     inner = next(reversed(node.meta[STACK]), name)
-    names = chain((name, inner), (f"{name}.{k}" for k in count(1)))
+    own = [inner] if inner in {_COMPUTED.sub("", path) for path in paths} else []
+    names = chain((*own, name, inner), (f"{name}.{k}" for k in count(1)))
     name = next(found for found in names if found not in taken)
     taken.add(name)
     return name
@@ -62,14 +70,15 @@ def _add(module: fx.GraphModule, name: str, layer: Layer) -> None:
         holder = holder._modules[part]  # type: ignore[assignment]
     old = holder._modules.pop(leaf, None)
     holder._parameters.pop(leaf, None)
-    for key, child in () if old is None else old._modules.items():
-        layer.add_module(key, child)
-    for key, value in () if old is None else old.named_buffers(recurse=False):
-        if key not in ("weight", "bias"):
-            layer.register_buffer(key, value)
-    for key, parameter in () if old is None else old.named_parameters(recurse=False):
-        if key not in ("weight", "bias"):
-            layer.register_parameter(key, parameter)
+    if old is not None:
+        for key, child in old._modules.items():
+            layer.add_module(key, child)
+        for key, value in old.named_buffers(recurse=False):
+            if key not in ("weight", "bias"):
+                layer.register_buffer(key, value, persistent=key not in old._non_persistent_buffers_set)
+        for key, parameter in old.named_parameters(recurse=False):
+            if key not in ("weight", "bias"):
+                layer.register_parameter(key, parameter)
     holder.add_module(leaf, layer)
 
 

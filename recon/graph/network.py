@@ -23,7 +23,7 @@ from recon.graph.fold import fold_batch_norms
 from recon.graph.layers import Convolution, Layer, TransposedConvolution
 from recon.graph.partition import partition
 from recon.graph.products import products
-from recon.graph.samples import Samples
+from recon.graph.samples import Samples, single
 from recon.graph.uncounted import uncounted
 from recon.graph.units import Unit, flow_nodes, is_layer, units_of
 
@@ -35,14 +35,16 @@ class Network:
     """A captured network in eval mode, batch norms folded, without gradients.
 
     `module` maps the tensors of a call, in pytree order, to a tuple of the tensors of the result; its nodes are
-    labelled with their units. `inputs` and `outputs` are the structures around these tensors, `names` the paths of the
-    output tensors ("" for a single one). Applying the `units` one after another is the network.
+    labelled with their units. `inputs` and `outputs` are the structures around these tensors, `dtypes` the types of the
+    input tensors, `names` the paths of the output tensors ("" for a single one). Applying the `units` one after another
+    is the network.
     """
 
     module: fx.GraphModule
     table: LayerTable
     units: tuple[Unit, ...]
     inputs: TreeSpec
+    dtypes: tuple[torch.dtype, ...]
     outputs: TreeSpec
     names: tuple[str, ...]
 
@@ -69,10 +71,10 @@ class Network:
         return dict(zip(self.names, self.module(*leaves), strict=True))
 
     def leaves(self, samples: Samples) -> tuple[Tensor, ...]:
-        """The tensors of samples. Raises InputError where they are not what the network takes."""
+        """The tensors of samples, in single precision. Raises InputError where they do not fit the network."""
         if samples.spec != self.inputs:
             raise InputError(f"{self.table.model} takes {self.inputs}; got {samples.spec}")
-        return samples.leaves
+        return samples.single().leaves
 
     def lone_layers(self) -> tuple[LayerSpec, ...]:
         """The layers that are called once and have a weight of their own."""
@@ -104,7 +106,8 @@ class Network:
 
 
 class CapturedModel(nn.Module):
-    """A captured module that takes and returns what the model did that it was captured from."""
+    """A captured module that takes and returns what the model did that it was captured from, real numbers in single
+    precision."""
 
     def __init__(self, module: fx.GraphModule, inputs: TreeSpec, outputs: TreeSpec) -> None:
         super().__init__()
@@ -114,7 +117,7 @@ class CapturedModel(nn.Module):
         leaves, spec = tree_flatten((args, kwargs))
         if spec != self.inputs:
             raise InputError(f"expected arguments like {self.inputs}, got {spec}")
-        return tree_unflatten(list(self.module(*leaves)), self.outputs)
+        return tree_unflatten(list(self.module(*map(single, leaves))), self.outputs)
 
 
 def capture(model: nn.Module, example: Any, name: str = "model") -> Network:
@@ -125,18 +128,18 @@ def capture(model: nn.Module, example: Any, name: str = "model") -> Network:
     sizes is described as one use on a map of all their positions × 1 pixels. Raises InputError where the model cannot
     be exported or has no layer that can be quantized.
     """
-    samples = Samples.of(example).to(device_of(model))
+    samples = Samples.of(example).to(device_of(model)).single()
     if len(samples) < 2:
         samples = Samples(tuple(torch.cat([leaf, leaf]) for leaf in samples.leaves), samples.spec)
     captured = export_graph(model, samples[:3], name)
-    module = captured.module
-    unfolded = fold_batch_norms(module)
+    unfolded = fold_batch_norms(captured.module)
+    module = fx.GraphModule(captured.module, captured.module.graph, class_name="Captured")  # without what was folded
     if not any(is_layer(module, node) for node in module.graph.nodes):
         raise InputError(f"{name} applies no convolution, linear map or embedding, so there is nothing to quantize")
     partition(module, captured.kinds)
     avoid_slow_kernels(module)
     module.recompile()
-    network = _described(captured, units_of(module), samples, unfolded, name)
+    network = _described(replace(captured, module=module), units_of(module), samples, unfolded, name)
     with contextlib.redirect_stdout(sys.stderr):  # the user's code runs
         _check(network, model, samples[:2], name)
     return network
@@ -156,7 +159,8 @@ def _described(
         specs.append(_spec(layer_name, layer, sizes, blocks[layer_name], tie))
     shapes = tuple(tuple(leaf.shape[1:]) for leaf in samples.leaves)
     table = LayerTable(name, shapes, tuple(specs), uncounted(captured, unfolded), tuple(products(module)))
-    return Network(module, table, units, captured.inputs, captured.outputs, captured.names)
+    dtypes = tuple(leaf.dtype for leaf in samples.leaves)
+    return Network(module, table, units, captured.inputs, dtypes, captured.outputs, captured.names)
 
 
 def _call_sizes(module: fx.GraphModule) -> dict[str, list[tuple[Size, Size]]]:

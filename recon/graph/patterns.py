@@ -77,9 +77,8 @@ def _averaged_by(node: fx.Node) -> fx.Node | None:
 
 
 def is_plain_addition(node: fx.Node) -> bool:
-    """The node adds two different tensors, neither of them scaled."""
-    tensors = [arg for arg in node.args if isinstance(arg, fx.Node)]
-    return packet_of(node) is aten.add and not node.kwargs and len(set(tensors)) == len(node.args) == 2
+    """The node adds a tensor to another one, or to a constant, neither of them scaled."""
+    return packet_of(node) is aten.add and not node.kwargs and len(set(node.args)) == len(node.args) == 2
 
 
 def relu_cap(node: fx.Node) -> float | None:

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from recon.graph.samples import Call, named_parts
+
+
+@contextlib.contextmanager
+def quiet_export() -> Iterator[None]:
+    """While it is open, nothing is said: the user's code runs, and torch prints graphs that it cannot export."""
+    silence = io.StringIO()
+    streams = contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence)
+    with warnings.catch_warnings(), torch.no_grad(), streams[0], streams[1]:
+        warnings.simplefilter("ignore")
+        yield
 
 
 def why_not(model: nn.Module, call: Call, name: str, error: Exception) -> str:
@@ -69,8 +81,7 @@ def _exportable_part(model: nn.Module, call: Call) -> str | None:
         if path not in seen or not any(True for _ in module.parameters()):
             continue
         try:
-            with warnings.catch_warnings(), torch.no_grad():
-                warnings.simplefilter("ignore")
+            with quiet_export():
                 torch.export.export(module, *seen[path], strict=False)
         except Exception:
             continue

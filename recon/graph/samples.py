@@ -46,6 +46,10 @@ class Samples:
         """The same samples on a device."""
         return Samples(tuple(leaf.to(device) for leaf in self.leaves), self.spec)
 
+    def single(self) -> Samples:
+        """The same samples, real numbers in single precision."""
+        return Samples(tuple(single(leaf) for leaf in self.leaves), self.spec)
+
     @property
     def call(self) -> Call:
         """Positional and keyword arguments."""
@@ -100,6 +104,11 @@ class Samples:
         except RuntimeError as error:
             raise InputError(f"batches must be alike beyond the number of samples: {error}") from None
         return cls(leaves, parts[0].spec)[slice(most)]
+
+
+def single(leaf: Tensor) -> Tensor:
+    """Real numbers in single precision; others as they are."""
+    return leaf.float() if leaf.is_floating_point() else leaf
 
 
 def named_parts(outputs: Any) -> dict[str, Tensor]:

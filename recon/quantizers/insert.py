@@ -62,16 +62,17 @@ def quantize_inputs(network: Network, bits: Mapping[str, int]) -> Network:
 def _insert(graph: fx.Graph, bits: Mapping[str, int]) -> None:
     """Layers read their inputs through their quantizers; operations of the same unit that read the same tensor, and are
     no such layers, read it as the widest of the layers does."""
+    order = {node: at for at, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
         for unit in dict.fromkeys(user.meta.get(UNIT) for user in node.users):
-            users = [user for user in node.users if user.meta.get(UNIT) == unit]
+            users = sorted((user for user in node.users if user.meta.get(UNIT) == unit), key=order.__getitem__)
             layers = [user for user in users if user.op == "call_module" and str(user.target) in bits]
             others = [user for user in users if user not in layers and user.op != "output"]
             rounded: dict[str, fx.Node] = {}
             for layer in layers:
                 name = str(layer.target)
                 if name not in rounded:
-                    rounded[name] = _quantized(graph, node, name, layer)
+                    rounded[name] = _quantized(graph, node, name, users[0])
                 layer.replace_input_with(node, rounded[name])
             if layers:
                 widest = max(layers, key=lambda layer: bits[str(layer.target)])
@@ -79,17 +80,13 @@ def _insert(graph: fx.Graph, bits: Mapping[str, int]) -> None:
                     other.replace_input_with(node, rounded[str(widest.target)])
 
 
-def _quantized(graph: fx.Graph, node: fx.Node, name: str, layer: fx.Node) -> fx.Node:
-    """The tensor of `node` behind the quantizer of layer `name`, right behind the node."""
-    with graph.inserting_after(node if node.op != "placeholder" else _last_placeholder(graph)):
+def _quantized(graph: fx.Graph, node: fx.Node, name: str, first: fx.Node) -> fx.Node:
+    """The tensor of `node` behind the quantizer of layer `name`, right before its `first` reader in the unit: units
+    keep their order."""
+    with graph.inserting_before(first):
         rounded = graph.call_module(f"{name}.{QUANTIZER}", (node,))
-    rounded.meta = {**node.meta, UNIT: layer.meta[UNIT]}
+    rounded.meta = {**node.meta, UNIT: first.meta[UNIT]}
     return rounded
-
-
-def _last_placeholder(graph: fx.Graph) -> fx.Node:
-    placeholders: list[fx.Node] = [node for node in graph.nodes if node.op == "placeholder"]
-    return placeholders[-1]
 
 
 def _rectify_in_quantizers(module: fx.GraphModule, bits: Mapping[str, int]) -> None:

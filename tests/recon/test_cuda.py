@@ -6,11 +6,11 @@ import copy
 
 import pytest
 import torch
+from captured import of_images
 from torch import Tensor, nn
 
 from hwmodel import BitConfig, Precision
-from recon.graph.network import Network, capture
-from recon.graph.samples import Samples
+from recon.graph.network import Network
 from recon.quantizers.quantized import quantized
 from recon.reconstruct import reconstruct
 from recon.settings import Settings
@@ -23,9 +23,7 @@ def networks() -> tuple[Network, Network]:
     torch.manual_seed(0)
     body = [nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.ReLU()]
     model = nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
-    return capture(model, Samples.noise((3, 12, 12)), "small"), capture(
-        copy.deepcopy(model).cuda(), Samples.noise((3, 12, 12)), "small"
-    )
+    return of_images(model, (3, 12, 12), "small"), of_images(copy.deepcopy(model).cuda(), (3, 12, 12), "small")
 
 
 def error(net: Network, x: Tensor, bits: str, settings: Settings) -> float:

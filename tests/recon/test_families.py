@@ -5,12 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torchvision
-from test_network import FAMILIES, fingerprint
+from captured import of_images
 from torch import Tensor, nn
 
 from hwmodel import BitConfig, Precision
-from recon.graph.network import capture
-from recon.graph.samples import Samples
 from recon.quantizers.quantized import plainly_rounded, quantized
 from recon.reconstruct import reconstruct
 from recon.settings import Settings
@@ -40,7 +38,7 @@ def test_it_survives_four_bit_weights_and_eight_bit_activations(name: str) -> No
     calibration, others = images[:16], images[16:]
     model = settled(name, images)
     before = fingerprint(model)
-    network = capture(model, Samples.noise((3, SIDE, SIDE)), name)
+    network = of_images(model, (3, SIDE, SIDE), name)
     inner = [Precision(4, 8)] * (len(network.table) - 2)
     config = BitConfig(network.table.names, (Precision(8, 8), *inner, Precision(8, 8)))
     result = reconstruct(network, calibration, config, Settings(steps=2, batch=8))
@@ -49,7 +47,7 @@ def test_it_survives_four_bit_weights_and_eight_bit_activations(name: str) -> No
     errors = []
     with torch.no_grad():
         expected = network.model(others)
-        for layers in (plainly_rounded(network, calibration, config), result.layers):
+        for layers in (plainly_rounded(network, [calibration], config), result.layers):
             errors.append(float((quantized(network, layers).model(others) - expected).norm()))
     # Random weights hardly tell images apart: what is asked for is that nothing breaks, not that much is gained.
     assert errors[1] < 1.25 * errors[0]

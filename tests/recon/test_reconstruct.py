@@ -9,22 +9,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from captured import of_images
 from torch import Tensor, nn
 
 from hwmodel import BitConfig, InputError, Precision
 from recon.compute.store import Store
 from recon.fit.checkpoint import Progress
-from recon.fit.rescale import unshrink
+from recon.fit.rescale import rescale_logits
 from recon.fit.task import UnitTask
-from recon.graph.network import Network, capture
-from recon.graph.samples import Samples
+from recon.graph.network import Network
 from recon.quantizers.attach import attach, bias_of, rounding_of
 from recon.quantizers.quantized import plainly_rounded, quantized
 from recon.quantizers.rounding import AdaRound, StraightThrough
 from recon.quantizers.weights import QuantizedWeight, decode, encode, nearest, search_grid
-from recon.reconstruct import reconstruct
+from recon.reconstruct import CLASSIFIER, reconstruct
 from recon.settings import Settings
-from recon.statistics.fisher import fisher_diagonal, output_metrics
 
 
 class Residual(nn.Module):
@@ -44,7 +43,7 @@ def network() -> Network:
     model = nn.Sequential(*stem, Residual(8), Residual(8), *head, nn.Linear(8, 5))
     with torch.no_grad():
         model[-1].weight *= 8  # a network that is sure of something
-    return capture(model, Samples.noise((3, 12, 12)), "small")
+    return of_images(model, (3, 12, 12), "small")
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +71,7 @@ def test_it_beats_plain_rounding(images: Tensor, bits: int, rounding: str) -> No
     settings = Settings(steps=150, batch=16, rounding=rounding)  # type: ignore[arg-type]
     result = reconstruct(net, images, at(net, bits), settings)
     unseen = torch.randn(256, 3, 12, 12, generator=torch.Generator().manual_seed(2))
-    plain = kl(net, quantized(net, plainly_rounded(net, images, at(net, bits))).model, unseen)
+    plain = kl(net, quantized(net, plainly_rounded(net, [images], at(net, bits))).model, unseen)
     learned = kl(net, quantized(net, result.layers).model, unseen)
     assert learned < 0.6 * plain
     assert [report.block for report in result.reports] == [unit.name for unit in net.units]
@@ -89,7 +88,8 @@ def test_logits_that_were_shrunk_are_scaled_back(shrunk: float, images: Tensor) 
     rounding_of(last).log_scale.data -= math.log(shrunk)
     bias_of(last).data /= shrunk
     with Store(2**30, net.device) as store:
-        assert unshrink(work, net, images, store) == pytest.approx(shrunk, rel=2e-3)
+        factors = rescale_logits(work, net, [images], CLASSIFIER, store)
+    assert factors == {work.table.names[-1]: pytest.approx(shrunk, rel=2e-3)}
     assert kl(net, work.model, images) < 1e-3
 
 
@@ -142,7 +142,7 @@ def test_a_block_that_gets_worse_is_put_back(images: Tensor, monkeypatch: pytest
 
     monkeypatch.setattr(sys.modules[reconstruct.__module__], "second_order_start", worse)
     result = reconstruct(net, images, at(net, 4), Settings(steps=1, batch=16))
-    plain = plainly_rounded(net, images, at(net, 4)).weights
+    plain = plainly_rounded(net, [images], at(net, 4)).weights
     put_back = [unit for unit, report in zip(net.units, result.reports, strict=True) if report.outcome == "nearest"]
     assert put_back
     for unit in put_back:
@@ -221,7 +221,7 @@ def test_a_block_whose_best_rounding_is_known_is_solved() -> None:
 
 
 def _one(layer: nn.Linear) -> Network:
-    return capture(nn.Sequential(nn.Flatten(), layer), Samples.noise((1, 1, 8)), "one")
+    return of_images(nn.Sequential(nn.Flatten(), layer), (1, 1, 8), "one")
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
@@ -267,36 +267,13 @@ def test_the_regulariser_is_off_first_and_pushes_to_integers() -> None:
     assert rounding.regulariser(0.9).item() == 0
 
 
-def test_the_fisher_diagonal_of_logits_has_a_closed_form() -> None:
-    torch.manual_seed(0)
-    net = _one(nn.Linear(8, 4))
-    x = torch.randn(8000, 8)
-    fisher = fisher_diagonal(net, x, 0)[net.units[-1].name]
-    p = net.model(x).softmax(1)
-    expected = (p * (1 - p)).mean(0)  # E_y[(1{y=i} - p_i)²]
-    assert torch.allclose(fisher, expected, rtol=0.05)
-
-
-def test_the_metric_of_logits_has_a_closed_form() -> None:
-    torch.manual_seed(0)
-    net, x = _one(nn.Linear(8, 4)), torch.randn(8000, 8)
-    (metric,) = output_metrics(net, x, 0).values()
-    p = net.model(x).softmax(1)
-    expected = torch.diag(p.mean(0)) - p.T @ p / len(x)
-    assert torch.allclose(metric, expected, atol=0.01)
-    grouped = capture(
-        nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Flatten(), nn.Linear(16, 4)), Samples.noise((4, 4, 4)), "grouped"
-    )
-    assert list(output_metrics(grouped, torch.randn(4, 4, 4, 4), 0)) == [grouped.table.names[1]]
-
-
 def test_bad_settings_and_too_few_images_are_refused(images: Tensor) -> None:
     net = network()
-    with pytest.raises(InputError, match="at least 2 calibration images"):
+    with pytest.raises(InputError, match="at least 2 calibration samples"):
         reconstruct(net, images[:1], at(net, 4), QUICK)
     with pytest.raises(InputError, match="--batch must be at least 1"):
         Settings(batch=0)
     with torch.no_grad():
         net.layer(net.table.names[0]).bias.fill_(1e6)  # type: ignore[union-attr]
     with pytest.raises(InputError, match="half precision"):
-        plainly_rounded(net, images, at(net, 4))
+        plainly_rounded(net, [images], at(net, 4))

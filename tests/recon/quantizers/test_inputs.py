@@ -9,14 +9,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from captured import of_images, unit_by_unit
 from torch import Tensor, nn
 
-from recon.compute.store import Store
 from recon.graph.granularity import regroup
 from recon.graph.network import Network, capture
-from recon.graph.run import unit_inputs
-from recon.graph.samples import Samples
-from recon.quantizers.inputs import Histogram, InputGrid, InputQuantizer
+from recon.quantizers.inputs import Histogram, InputGrid, InputQuantizer, round_to_grid
 from recon.quantizers.insert import find_ranges, frozen_inputs, quantize_inputs, quantizer_of
 
 
@@ -78,11 +76,13 @@ def test_a_quantizer_stands_for_a_relu_that_one_layer_alone_reads() -> None:
     # "2.one" reads what the shortcut reads too, and the last ReLU is the output of its block
     assert found == {"0": None, "2.one": None, "2.two": math.inf, "4": None}
     assert torch.equal(rounded.model(x), net.model(x))  # as long as there is no grid
-    with Store(2**30, torch.device("cpu")) as store:
-        layers = [regroup(made, "layer") for made in (rounded, net)]
-        given, expected = (unit_inputs(made, made.units[2], x, store) for made in layers)
-    assert float(expected.min()) == 0
-    assert torch.allclose(given, expected, atol=0.05)  # in half precision
+    inputs, expected = [], []
+    hook = rounded.layer("2.two").register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    hook2 = net.layer("2.two").register_forward_pre_hook(lambda _, args: expected.append(args[0]))
+    rounded.model(x), net.model(x)
+    hook.remove(), hook2.remove()
+    assert float(expected[0].min()) == 0
+    assert torch.equal(inputs[0], expected[0])
 
 
 def test_a_part_of_many_values_tells_the_step_size() -> None:
@@ -138,26 +138,16 @@ class Residual(nn.Module):
         return torch.relu(x + self.two(torch.relu(self.one(x))))
 
 
-class Untraceable(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Conv2d(3, 5, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(x).mean((2, 3)) if float(x.sum()) < 1e9 else x
-
-
 def residual() -> Network:
     torch.manual_seed(0)
-    return capture(
-        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), Residual(4), nn.Flatten(), nn.Linear(144, 5)),
-        Samples.noise((3, 8, 8)),
+    return of_images(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), Residual(4), nn.Flatten(), nn.Linear(144, 5)), (3, 8, 8)
     )
 
 
 def ready(net: Network, bits: int, x: Tensor) -> Network:
     rounded = quantize_inputs(net, dict.fromkeys(net.table.names, bits))
-    find_ranges(rounded.model, {name: rounded.layer(name) for name in net.table.names}, x)
+    find_ranges(rounded.module, {name: rounded.layer(name) for name in net.table.names}, [x])
     return rounded
 
 
@@ -176,19 +166,59 @@ def test_whoever_reads_a_tensor_reads_it_rounded() -> None:
         c = torch.relu(a + net.layer("2.two")(b))  # the other operand of the addition is rounded too
         expected = net.layer("4")(q("4", c.flatten(1)))
         assert torch.allclose(rounded.model(x), expected, atol=1e-5)
-        chained = x
-        for unit in rounded.units:
-            chained = unit.module(chained)
-        assert torch.equal(chained, rounded.model(x))
+        assert torch.equal(unit_by_unit(rounded, x)[""], rounded.model(x))
         assert torch.equal(copy.deepcopy(rounded.model)(x), rounded.model(x))
     assert all(quantizer_of(net.layer(name)) is None for name in net.table.names)  # the network stays as it was
 
 
-def test_a_network_that_cannot_be_traced_rounds_what_its_layers_read() -> None:
-    net, x = capture(Untraceable(), Samples.noise((3, 8, 8))), torch.randn(16, 3, 8, 8)
-    assert not net.chained
-    rounded = ready(net, 4, x)
-    grid = frozen_inputs({"body": rounded.layer("body")})["body"]
+class Several(nn.Module):
+    """Two layers read one tensor, as queries and keys do, and so does an addition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.left, self.right = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.ids, self.last = nn.Embedding(5, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.last(x + self.left(x).tanh() * self.right(x).tanh() + self.ids(ids))
+
+
+def test_each_layer_has_a_width_of_its_own_and_others_read_the_widest() -> None:
+    torch.manual_seed(0)
+    x, ids = torch.randn(32, 4), torch.randint(0, 5, (32,))
+    net = regroup(capture(Several(), (x, ids)), "network")
+    rounded = quantize_inputs(net, {"left": 2, "right": 4, "ids": 4})
+    assert quantizer_of(rounded.layer("ids")) is None  # which reads numbers of rows
+    layers = {name: rounded.layer(name) for name in ("left", "right")}
+    find_ranges(rounded.module, layers, [x, ids])
+    grids = frozen_inputs(layers)
     with torch.no_grad():
-        expected = net.model(torch.fake_quantize_per_tensor_affine(x, grid.scale, grid.zero_point, 0, 15))
-        assert torch.equal(rounded.model(x), expected)
+        a = net.layer("first")(x)
+        narrow, wide = (round_to_grid(a, grids[name]) for name in ("left", "right"))
+        z = wide + net.layer("left")(narrow).tanh() * net.layer("right")(wide).tanh() + net.layer("ids")(ids)
+        assert torch.allclose(rounded.model(x, ids), net.layer("last")(z), atol=1e-6)
+        assert not torch.allclose(narrow, wide)
+
+
+class Reused(nn.Module):
+    """One layer called twice, on what another layer reads too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.shared = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shared(torch.relu(self.shared(torch.relu(self.first(x)))))
+
+
+def test_a_layer_called_twice_has_one_grid_for_both_calls() -> None:
+    torch.manual_seed(0)
+    net, x = of_images(Reused(), (4,)), torch.randn(64, 4)
+    rounded = ready(net, 4, x)
+    grids = frozen_inputs({name: rounded.layer(name) for name in net.table.names})
+    with torch.no_grad():
+        z = torch.relu(net.layer("first")(round_to_grid(x, grids["first"])))
+        for _ in range(2):
+            z = net.layer("shared")(round_to_grid(torch.relu(z), grids["shared"]))
+        assert torch.allclose(rounded.model(x), z, atol=1e-6)

@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from captured import of_images
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v2
 from torchvision.models.resnet import BasicBlock
 
 from recon.graph.layers import Layer
-from recon.graph.network import Unit, capture
-from recon.graph.samples import Samples
+from recon.graph.network import Unit
 from recon.quantizers.attach import attach, bias_of, rounding_of
 from recon.quantizers.insert import find_ranges, quantize_inputs, quantizer_of, quantizers_of
 from recon.quantizers.integer_domain import in_integer_domain
@@ -35,14 +35,14 @@ class Residual(nn.Module):
 def rounded_unit(make: Callable[[], nn.Module], size: int, place: int) -> tuple[Unit, dict[str, Layer], Tensor]:
     """A unit with roundings and 4-bit inputs, its layers by name, and what it may read."""
     torch.manual_seed(0)
-    network = capture(make(), Samples.noise((3, size, size)))
+    network = of_images(make(), (3, size, size))
     network = quantize_inputs(network, dict.fromkeys(network.table.names, 4))
     x = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
     for unit in network.units[:place]:
-        x = unit.module(x)
+        (x,) = unit.module(x)
     unit = network.units[place]
     layers = {name: network.layer(name) for name in unit.layers}
-    find_ranges(unit.module, layers, x)
+    find_ranges(unit.module, layers, [x])
     for layer in layers.values():
         grid = search_grid(layer.weight, 4)
         attach(layer, make_rounding("straight-through", codes_at(layer.weight, grid), grid))
@@ -74,7 +74,7 @@ def test_values_and_gradients_stay(kind: str, width: float) -> None:
         learned += [rounding.code, rounding.log_scale]
     found = []
     for module in (unit.module, in_integer_domain(unit.module, layers)):
-        y = module(x)
+        (y,) = module(x)
         push = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
         found.append([y.detach(), *torch.autograd.grad((y * push).sum(), learned)])
     for value, expected in zip(found[1], found[0], strict=True):
@@ -88,7 +88,7 @@ def test_every_tensor_is_rounded_once() -> None:
     for quantizer in (first, *others):
         quantizer.register_forward_hook(lambda made, _, __: calls.append(made))
     unit.module(x)
-    assert calls == [first, first, *others]  # for the expansion, and for the shortcut
+    assert calls == [first, *others]  # the expansion and the shortcut read one rounded tensor
     calls.clear()
     in_integer_domain(unit.module, layers)(x)
     assert calls == [first]  # the others round what is in steps already
@@ -98,6 +98,6 @@ def test_nothing_changes_without_quantizers_or_where_activations_are_left_out() 
     unit, layers, _ = rounded_unit(*UNITS["basic"])
     quantizers_of(layers.values())[0].drop(0.5)
     assert in_integer_domain(unit.module, layers) is unit.module
-    network = capture(Residual(), Samples.noise((3, 8, 8)))
+    network = of_images(Residual(), (3, 8, 8))
     floats = {name: network.layer(name) for name in network.units[1].layers}
     assert in_integer_domain(network.units[1].module, floats) is network.units[1].module

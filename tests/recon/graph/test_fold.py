@@ -3,10 +3,8 @@
 import pytest
 import torch
 import torchvision
+from captured import of_images
 from torch import Tensor, nn
-
-from recon.graph.network import capture
-from recon.graph.samples import Samples
 
 
 def randomise_norms(model: nn.Module) -> nn.Module:
@@ -38,7 +36,7 @@ def assert_same(model: nn.Module, folded: nn.Module, size: tuple[int, ...]) -> N
 def test_folded_family_is_the_original(name: str) -> None:
     torch.manual_seed(0)
     model = randomise_norms(getattr(torchvision.models, name)(weights=None))
-    network = capture(model, Samples.noise((3, 64, 64)))
+    network = of_images(model, (3, 64, 64))
     assert norms(model)
     assert norms(network.model) == []
     assert network.table.uncounted == ()
@@ -56,7 +54,7 @@ def test_folded_family_is_the_original(name: str) -> None:
 )
 def test_kinds_that_fold(model: nn.Module) -> None:
     torch.manual_seed(0)
-    network = capture(randomise_norms(model), Samples.noise((3, 8, 8)))
+    network = of_images(randomise_norms(model), (3, 8, 8))
     assert norms(network.model) == []
     assert network.table.uncounted == ()
     assert_same(model, network.model, (3, 8, 8))
@@ -176,7 +174,7 @@ def test_norms_that_stay(model: nn.Module, reasons: dict[str, str]) -> None:
     torch.manual_seed(0)
     if all(getattr(module, "track_running_stats", True) for module in model.modules()):
         randomise_norms(model)
-    network = capture(model.eval(), Samples.noise((3, 8, 8)))
+    network = of_images(model.eval(), (3, 8, 8))
     uncounted = dict(network.table.uncounted)
     assert set(uncounted) == set(reasons) == set(norms(network.model))
     assert all(text in uncounted[name] for name, text in reasons.items())

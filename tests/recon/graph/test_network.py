@@ -5,13 +5,13 @@ import hashlib
 import pytest
 import torch
 import torchvision
+from captured import of_images
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.utils.flop_counter import FlopCounterMode
 
 from hwmodel.errors import InputError
-from recon.graph.network import Network, capture
-from recon.graph.samples import Samples
+from recon.graph.network import Network
 
 FAMILIES = [
     "resnet18",
@@ -44,7 +44,7 @@ def counted_macs(model: nn.Module, size: tuple[int, int, int]) -> int:
 def test_macs_equal_torchs_flop_counter(name: str) -> None:
     torch.manual_seed(0)
     model = getattr(torchvision.models, name)(weights=None)
-    table = capture(model, Samples.noise((3, 64, 64)), name).table
+    table = of_images(model, (3, 64, 64), name).table
     assert table.macs == counted_macs(model, (3, 64, 64))
     weights = [m.weight.numel() for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     assert [layer.n_weights for layer in table] == weights
@@ -52,7 +52,7 @@ def test_macs_equal_torchs_flop_counter(name: str) -> None:
 
 
 def test_published_size_of_resnet18() -> None:
-    table = capture(torchvision.models.resnet18(weights=None), Samples.noise((3, 224, 224))).table
+    table = of_images(torchvision.models.resnet18(weights=None), (3, 224, 224)).table
     assert table.macs == 1_814_073_344
     assert table.n_weights == 11_678_912
     first = table[0]
@@ -66,7 +66,7 @@ def test_the_model_that_goes_in_stays_as_it_is() -> None:
     torch.manual_seed(0)
     model = torchvision.models.mobilenet_v2(weights=None).train()
     before = fingerprint(model), [type(m) for m in model.modules()], [m.training for m in model.modules()]
-    network = capture(model, Samples.noise((3, 32, 32)))
+    network = of_images(model, (3, 32, 32))
     assert before == (fingerprint(model), [type(m) for m in model.modules()], [m.training for m in model.modules()])
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert any(getattr(module, "inplace", False) for module in model.modules())
@@ -81,14 +81,14 @@ def test_the_model_that_goes_in_stays_as_it_is() -> None:
 def test_same_network_twice() -> None:
     torch.manual_seed(0)
     model = torchvision.models.squeezenet1_1(weights=None)
-    first, second = capture(model, Samples.noise((3, 64, 64))), capture(model, Samples.noise((3, 64, 64)))
+    first, second = of_images(model, (3, 64, 64)), of_images(model, (3, 64, 64))
     assert first.table == second.table
     assert fingerprint(first.model) == fingerprint(second.model)
 
 
 def test_units_share_layers_with_the_model_and_a_copy_with_its_own_model() -> None:
     torch.manual_seed(0)
-    network = capture(torchvision.models.resnet18(weights=None), Samples.noise((3, 64, 64)))
+    network = of_images(torchvision.models.resnet18(weights=None), (3, 64, 64))
     twin = network.copy()
     for each in (network, twin):
         for unit in each.units:
@@ -109,7 +109,7 @@ def test_units_share_layers_with_the_model_and_a_copy_with_its_own_model() -> No
 
 
 def test_every_layer_has_a_bias() -> None:
-    network = capture(
+    network = of_images(
         nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.Flatten(), nn.Linear(256, 2, bias=False)), (3, 8, 8)
     )
     assert [network.layer(name).bias.tolist() for name in network.table.names] == [[0] * 4, [0] * 2]
@@ -136,7 +136,7 @@ def test_untraceable_model_falls_back_to_hooks() -> None:
     torch.manual_seed(0)
     model = Undecided().eval()
     model.bn.running_mean.normal_()
-    network = capture(model, Samples.noise((3, 8, 8)))
+    network = of_images(model, (3, 8, 8))
     assert not network.chained
     assert [(unit.name, unit.layers) for unit in network.units] == [(name, (name,)) for name in ("conv", "even", "fc")]
     assert all(unit.module is network.layer(unit.name) for unit in network.units)
@@ -162,7 +162,7 @@ class FixedBatch(nn.Module):
 
 
 def test_model_without_a_tensor_as_output_is_not_a_chain() -> None:
-    network = capture(FixedBatch(), Samples.noise((3, 8, 8)))
+    network = of_images(FixedBatch(), (3, 8, 8))
     assert not network.chained
     assert network.table.names == ("first", "second")
 
@@ -180,7 +180,7 @@ class Twice(nn.Module):
 @pytest.mark.parametrize("pool", [False, True])
 def test_layer_called_twice(pool: bool) -> None:
     model = Twice(pool)
-    network = capture(model, Samples.noise((3, 8, 8)))
+    network = of_images(model, (3, 8, 8))
     (layer,) = network.table
     assert (layer.name, layer.tie, layer.block) == ("conv", "conv", "conv")
     assert (layer.uses, layer.out_size) == ((1, (80, 1)) if pool else (2, (8, 8)))
@@ -192,7 +192,7 @@ def test_layer_called_twice(pool: bool) -> None:
 def test_layers_that_share_a_weight_share_a_gene() -> None:
     model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.Conv2d(3, 3, 1), nn.ReLU(), nn.Conv2d(3, 3, 1))
     model[4].weight = model[0].weight
-    network = capture(model, Samples.noise((3, 8, 8)))
+    network = of_images(model, (3, 8, 8))
     assert [layer.tie for layer in network.table] == ["0", "2", "0"]
     assert network.table.genes == ((0, 2), (1,))
     assert [unit.name for unit in network.units] == ["0", "2", "4"]
@@ -228,7 +228,7 @@ class Mixed(nn.Module):
 
 def test_what_is_not_quantized_is_listed() -> None:
     torch.manual_seed(0)
-    network = capture(Mixed(), Samples.noise((3, 6, 6)))
+    network = of_images(Mixed(), (3, 6, 6))
     assert network.chained
     assert network.table.names == ("conv", "head")
     assert dict(network.table.uncounted) == {
@@ -253,7 +253,7 @@ class Standardised(nn.Conv2d):
 
 
 def test_convolution_that_computes_something_else_is_listed() -> None:
-    network = capture(nn.Sequential(Standardised(3, 4, 1), nn.Conv2d(4, 2, 1)), Samples.noise((3, 8, 8)))
+    network = of_images(nn.Sequential(Standardised(3, 4, 1), nn.Conv2d(4, 2, 1)), (3, 8, 8))
     assert network.table.names == ("1",)
     assert [name for name, _ in network.table.uncounted] == ["0.weight", "0.bias"]
 
@@ -261,7 +261,7 @@ def test_convolution_that_computes_something_else_is_listed() -> None:
 def test_parametrized_weight_is_made_plain() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4)).eval()
-    network = capture(model, Samples.noise((3, 8, 8)))
+    network = of_images(model, (3, 8, 8))
     assert network.table.names == ("0",)
     assert network.table.uncounted == ()
     x = torch.randn(2, 3, 8, 8)
@@ -269,14 +269,14 @@ def test_parametrized_weight_is_made_plain() -> None:
 
 
 def test_single_layer_and_half_precision() -> None:
-    network = capture(nn.Conv2d(3, 4, 3).half(), Samples.noise((3, 8, 8)))
+    network = of_images(nn.Conv2d(3, 4, 3).half(), (3, 8, 8))
     assert network.table.names == ("0",)
     assert network.layer("0").weight.dtype == torch.float32
 
 
 def test_linear_positions_are_counted() -> None:
     model = nn.Sequential(nn.Flatten(2), nn.Linear(64, 8))
-    (layer,) = capture(model, Samples.noise((3, 8, 8))).table
+    (layer,) = of_images(model, (3, 8, 8)).table
     assert (layer.kind, layer.in_size, layer.out_size) == ("linear", (3, 1), (3, 1))
     assert layer.macs == counted_macs(model, (3, 8, 8)) == 3 * 64 * 8
 
@@ -292,12 +292,12 @@ def test_linear_positions_are_counted() -> None:
 )
 def test_bad_models(model: nn.Module, size: tuple[int, int, int], message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        capture(model, size, "toy")
+        of_images(model, size, "toy")
     assert "\n" not in str(caught.value)
 
 
 def test_network_is_a_frozen_record() -> None:
-    network = capture(nn.Conv2d(3, 4, 1), Samples.noise((3, 8, 8)))
+    network = of_images(nn.Conv2d(3, 4, 1), (3, 8, 8))
     assert isinstance(network, Network)
     with pytest.raises(AttributeError):
         network.chained = False  # type: ignore[misc]

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 
 import torch
+from captured import of_images
 from torch import Tensor, nn
 
 from recon.compute.store import Store
 from recon.fit.ranges import STEP, fit_ranges
 from recon.fit.task import walk
-from recon.graph.network import capture
-from recon.graph.samples import Samples
 from recon.quantizers.insert import find_ranges, quantize_inputs, quantizer_of
 from recon.settings import Settings
 from recon.statistics.fisher import Fisher
@@ -19,13 +18,13 @@ from recon.statistics.fisher import Fisher
 
 def test_a_range_is_as_wide_as_the_output_wants_it() -> None:
     torch.manual_seed(0)
-    network = capture(nn.Sequential(nn.Conv2d(3, 3, 1), nn.Hardtanh(0.0, 1.0)), Samples.noise((3, 6, 6)))
+    network = of_images(nn.Sequential(nn.Conv2d(3, 3, 1), nn.Hardtanh(0.0, 1.0)), (3, 6, 6))
     layer = network.layer("0")
     layer.weight.data = torch.eye(3).view(3, 3, 1, 1)
     images = 2 * torch.randn(64, 3, 6, 6).abs()  # up to 8, of which nothing above 1 is seen
     work = quantize_inputs(network, {"0": 3})
     with Store(2**30, torch.device("cpu")) as store, torch.no_grad():
-        (task,) = walk(work, network, images, Settings(), Fisher(), store)
+        (task,) = walk(work, network, [images], Settings(), Fisher(), store)
         quantizer = quantizer_of(task.layers["0"])
         assert quantizer is not None
         pick = task.taught
@@ -45,10 +44,10 @@ def test_a_range_is_as_wide_as_the_output_wants_it() -> None:
 
 def test_large_maps_teach_by_fewer_images() -> None:
     def count(size: int, early_stopping: bool, most: int) -> int:
-        network = capture(nn.Sequential(nn.Conv2d(1, 1, 1)), Samples.noise((1, size, size)))
+        network = of_images(nn.Sequential(nn.Conv2d(1, 1, 1)), (1, size, size))
         images = torch.zeros(64, 1, size, size)
         with Store(2**30, torch.device("cpu")) as store:
-            (task,) = walk(network, network, images, Settings(early_stopping=early_stopping), Fisher(), store)
+            (task,) = walk(network, network, [images], Settings(early_stopping=early_stopping), Fisher(), store)
             picked: Tensor = task.draw(most)
         return len(picked)
 

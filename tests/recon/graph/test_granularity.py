@@ -7,20 +7,20 @@ from itertools import product
 import pytest
 import torch
 import torchvision
+from captured import of_images, unit_by_unit
 from torch import Tensor, nn
 
 from hwmodel import BitConfig, InputError, Precision
 from recon.compute.store import Store
 from recon.graph.granularity import regroup
-from recon.graph.network import Network, capture
-from recon.graph.samples import Samples
+from recon.graph.network import Network
 from recon.reconstruct import reconstruct
 from recon.settings import Settings
 
 
 def resnet() -> Network:
     torch.manual_seed(0)
-    return capture(torchvision.models.resnet18(num_classes=5), Samples.noise((3, 32, 32)), "resnet18")
+    return of_images(torchvision.models.resnet18(num_classes=5), (3, 32, 32), "resnet18")
 
 
 def test_stages_are_runs_of_blocks_of_one_resolution() -> None:
@@ -32,10 +32,8 @@ def test_stages_are_runs_of_blocks_of_one_resolution() -> None:
     ]  # fmt: skip
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        for name in ("stage", "network"):
-            y = x
-            for unit in regroup(net, name).units:  # type: ignore[arg-type]
-                y = unit.module(y)
+        for name in ("layer", "stage", "network"):
+            y = unit_by_unit(regroup(net, name), x)[""]  # type: ignore[arg-type]
             assert torch.allclose(y, net.model(x), atol=1e-5)
     assert len(regroup(net, "layer").units) == len(net.table)
     assert regroup(net, "block") is net
@@ -62,7 +60,7 @@ class Small(nn.Module):
 )
 def test_errors_fall_at_every_granularity(recipe: str, granularity: str) -> None:
     torch.manual_seed(0)
-    net, x = capture(Small(), Samples.noise((3, 12, 12))), torch.randn(64, 3, 12, 12)
+    net, x = of_images(Small(), (3, 12, 12)), torch.randn(64, 3, 12, 12)
     config = BitConfig.uniform(net.table.names, Precision(2, 7))
     made = {"ours": Settings(steps=60), "qdrop": Settings(steps=60, dropped=0.5), "brecq": Settings.brecq(200)}[recipe]
     settings = Settings(**{name: getattr(made, name) for name in Settings.__slots__} | {
@@ -75,7 +73,7 @@ def test_errors_fall_at_every_granularity(recipe: str, granularity: str) -> None
 
 def test_files_and_memory_give_the_same_bits() -> None:
     torch.manual_seed(0)
-    net, x = capture(Small(), Samples.noise((3, 12, 12))), torch.randn(40, 3, 12, 12)
+    net, x = of_images(Small(), (3, 12, 12)), torch.randn(40, 3, 12, 12)
     config = BitConfig.uniform(net.table.names, Precision(2, 4))
     found = [reconstruct(net, x, config, Settings(steps=5, memory_bytes=limit)).layers for limit in (0, 2**30)]
     for name in net.table.names:
@@ -91,7 +89,10 @@ def test_a_store_keeps_large_tensors_in_files_that_go_away() -> None:
         assert large.is_shared()  # mapped from a file
         large.fill_(3)
         assert float(large.sum()) == 753
-        doubled = store.map(lambda batch: 2 * batch, torch.arange(300.0)[:, None])
+        doubled, ids = store.map(
+            lambda batch, ids: (2 * batch, ids + 1), [torch.arange(300.0)[:, None], torch.arange(300)]
+        )
+        assert torch.equal(ids, torch.arange(1, 301))
         assert torch.equal(doubled, 2 * torch.arange(300.0)[:, None])
 
 
@@ -99,7 +100,7 @@ def test_a_store_keeps_large_tensors_in_files_that_go_away() -> None:
 def test_a_store_keeps_maps_as_they_are_computed(limit: int) -> None:
     x = torch.randn(70, 3, 4, 5)
     with Store(limit, torch.device("cpu")) as store:
-        kept = store.map(torch.relu, x)
+        (kept,) = store.map(lambda x: (x.relu(),), [x])
         assert torch.equal(kept, x.relu())
         assert kept.is_contiguous(memory_format=torch.channels_last)
         assert kept[torch.tensor([3, 1])].is_contiguous(memory_format=torch.channels_last)

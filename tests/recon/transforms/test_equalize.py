@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from captured import of_images, unit_by_unit
 from torch import Tensor, nn
 
 from hwmodel import BitConfig, Precision
-from recon.graph.network import Network, capture
-from recon.graph.samples import Samples
+from recon.graph.network import Network
 from recon.quantizers.quantized import quantized
 from recon.reconstruct import reconstruct
 from recon.settings import Settings
@@ -60,7 +60,7 @@ NONE: dict[str, How] = {
 
 def network(how: How) -> Network:
     torch.manual_seed(0)
-    return capture(Block(how), Samples.noise((3, 12, 12)))
+    return of_images(Block(how), (3, 12, 12))
 
 
 def images(count: int = 64) -> Tensor:
@@ -72,18 +72,15 @@ def images(count: int = 64) -> Tensor:
 def test_pairs_are_found_and_nothing_is_computed_that_was_not_before(how: How) -> None:
     net, x = network(how), images()
     before = {name: tensor.clone() for name, tensor in net.model.state_dict().items()}
-    made, exact = equalized(net, dict.fromkeys(net.table.names, 4), x)
+    made, exact = equalized(net, dict.fromkeys(net.table.names, 4), [x])
     assert (made is net) == (exact is net) == (how in NONE.values())
-    joined = x
-    for unit in exact.units:
-        joined = unit.module(joined)
-    for found in (exact.model(x), joined):
+    for found in (exact.model(x), unit_by_unit(exact, x)[""]):
         assert torch.allclose(found, net.model(x), atol=1e-5)
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.model.state_dict().items())
     assert all(torch.equal(exact.layer(name).weight, made.layer(name).weight) for name in net.table.names)
     net.model.load_state_dict(made.model.state_dict())
     assert torch.equal(net.model(x), made.model(x))
-    assert equalized(net, dict.fromkeys(net.table.names, 8), x) == (net, net)
+    assert equalized(net, dict.fromkeys(net.table.names, 8), [x]) == (net, net)
 
 
 @pytest.mark.parametrize(
@@ -98,8 +95,8 @@ def test_families(name: str, pairs: int) -> None:
         if isinstance(module, nn.BatchNorm2d):
             module.weight.uniform_(0.3, 3.0)
             module.bias.normal_()
-    net = capture(model, Samples.noise((3, 64, 64)))
-    _, exact = equalized(net, dict.fromkeys(net.table.names, 4), x)
+    net = of_images(model, (3, 64, 64))
+    _, exact = equalized(net, dict.fromkeys(net.table.names, 4), [x])
     moved = [n for n in net.table.names if not torch.allclose(net.layer(n).weight, exact.layer(n).weight, rtol=1e-3)]
     assert len(moved) == 2 * pairs
     expected = net.model(x)
@@ -109,7 +106,7 @@ def test_families(name: str, pairs: int) -> None:
 @torch.no_grad()
 def test_channels_are_as_wide_as_their_best_ranges() -> None:
     net, x = network(PAIRS["relu6"]), images()
-    _, exact = equalized(net, {"depthwise": 3}, x)
+    _, exact = equalized(net, {"depthwise": 3}, [x])
     inputs: list[Tensor] = []
     hook = exact.layer("depthwise").register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     exact.model(x)

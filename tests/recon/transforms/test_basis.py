@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from captured import of_images, unit_by_unit
 from torch import Tensor, nn
 
 from hwmodel import BitConfig, Precision
-from recon.graph.network import Network, capture
-from recon.graph.samples import Samples
+from recon.graph.network import Network
 from recon.quantizers.attach import bias_of
 from recon.quantizers.quantized import plainly_rounded, quantized
 from recon.reconstruct import reconstruct
@@ -58,7 +58,7 @@ NONE: dict[str, How] = {
 
 def network(how: How) -> Network:
     torch.manual_seed(0)
-    return capture(Layers(how), Samples.noise((3, 12, 12)))
+    return of_images(Layers(how), (3, 12, 12))
 
 
 @pytest.mark.parametrize("how", [*STREAMS.values(), *NONE.values()], ids=[*STREAMS, *NONE])
@@ -88,15 +88,10 @@ def test_streams_are_found_and_nothing_is_computed_that_was_not_before(how: How)
 @torch.no_grad()
 def test_families(name: str, channels: list[int]) -> None:
     torch.manual_seed(0)
-    net, x = (
-        capture(getattr(torchvision.models, name)(weights=None), Samples.noise((3, 64, 64))),
-        torch.randn(2, 3, 64, 64),
-    )
+    net, x = of_images(getattr(torchvision.models, name)(weights=None), (3, 64, 64)), torch.randn(2, 3, 64, 64)
     assert [len(net.layer(stream.writers[0]).weight) for stream in linear_streams(net)] == channels
     expected, other = net.model(x), balanced(net)
-    for unit in other.units:
-        x = unit.module(x)
-    assert (x - expected).abs().max() <= 1e-4 * expected.abs().max()
+    assert (unit_by_unit(other, x)[""] - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
 def traces(net: Network) -> tuple[float, float]:
@@ -128,7 +123,7 @@ def test_rounding_costs_less() -> None:
     expected = net.model(x)
 
     def error(made: Network, settings: Settings | None = None) -> float:
-        layers = reconstruct(made, x, bits, settings).layers if settings else plainly_rounded(made, x, bits)
+        layers = reconstruct(made, x, bits, settings).layers if settings else plainly_rounded(made, [x], bits)
         return float((quantized(net, layers).model(x) - expected).square().mean())
 
     assert error(balanced(net)) < 0.7 * error(net)

@@ -1,0 +1,60 @@
+"""What a packed file says of the model that it is of, a name without a path, and building that model."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from hwmodel.errors import InputError
+from mpsearch.sources.factory import canonical, is_factory
+from mpsearch.sources.models import build_architecture
+
+_TORCHVISION = "torchvision:"
+_ARCHITECTURE = re.compile(
+    r"torchvision:[a-z0-9_]+(\?(num_classes|image_size|transform_input)=[0-9]{1,7}"
+    r"(&(num_classes|image_size|transform_input)=[0-9]{1,7})*)?",
+    re.ASCII,
+)
+_PATH = re.compile(r".*[/\\](?=[^/\\]*\.py:[^:]*$)", re.DOTALL)
+
+
+def portable(reference: str) -> str:
+    """The reference without the folder of its file: `net.py:make` of `/home/me/net.py:make`."""
+    return _PATH.sub("", reference)
+
+
+def built(reference: str, allow: str | None, most_values: int, path: Path) -> nn.Module:
+    """The model that the packed file at `path` is of, by the `reference` in it.
+
+    torchvision's architectures are built by name, of at most `most_values` parameters: what the file can hold. Code is
+    called where `allow` names it: the reference of the file, with the path that its code has here. Raises InputError
+    for anything else.
+    """
+    if _ARCHITECTURE.fullmatch(reference):
+        return _architecture(reference, most_values, path)
+    code = is_factory(reference) and not reference.startswith(_TORCHVISION)
+    if allow is not None and code:
+        if portable(allow) != reference:
+            raise InputError(f"{path} is of {reference!r}, and allowed is {allow!r}: allow that, or pass model=")
+        return build_architecture(canonical(allow))
+    hint = f"load_packed(path, allow={reference!r}), with its path, runs that code, and " if code else ""
+    raise InputError(
+        f"{path} is of {reference!r}, which a file may not build: {hint}load_packed(path, model=MODULE) fills yours"
+    )
+
+
+def _architecture(reference: str, most_values: int, path: Path) -> nn.Module:
+    try:
+        with torch.device("meta"):  # shapes only
+            values = sum(parameter.numel() for parameter in build_architecture(reference).parameters())
+        if values > most_values:
+            raise InputError(f"{path} is too small for {reference!r}, which has {values:,} parameters")
+        return build_architecture(reference)
+    except (TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise InputError(f"{path} is of {reference!r}, which cannot be built: {first}") from None
