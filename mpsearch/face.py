@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from html import escape
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Any
+from weakref import finalize
 
 from torch import nn
 
@@ -90,14 +91,13 @@ class FinishedModel:
         return f"FinishedModel({COSTS['size_bytes'].text(self.size_bytes)}, {finished_text(self.report)})"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Front:
     """The Pareto front of a search: its points by ascending cost, as a sequence."""
 
     record: ParetoFront
     problem: BitProblem
     job: Run
-    home: TemporaryDirectory[str] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.record)
@@ -194,12 +194,13 @@ def search(
     loaded = in_memory(model)
     data = from_memory(calibration, validation, record.samples, record.val_samples or None, model)
     given = Given(loaded, data, load_task(task) if isinstance(task, str) else task)
-    home = TemporaryDirectory(prefix="mpsearch-") if folder is None else None
-    place = RunFolder(Path(str(folder) if home is None else home.name))
-    job = Run(record, place, Console(), given=given)
+    place = Path(mkdtemp(prefix="mpsearch-") if folder is None else folder)
+    job = Run(record, RunFolder(place), Console(), given=given)
+    if folder is None:
+        finalize(job, shutil.rmtree, place, ignore_errors=True)  # when nothing uses it any more
     job.layers_step()
     problem = job.problem(job.sensitivity_step())
-    return Front(job.search_step(problem), problem, job, home)
+    return Front(job.search_step(problem), problem, job)
 
 
 def _limits(budgets: str | Mapping[str, str | float]) -> dict[str, Any]:
