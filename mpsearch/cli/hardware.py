@@ -29,12 +29,12 @@ def layers(
     """The layer table: shapes, MACs, weights, blocks, and what is not quantized; with a device, what layers cost."""
     from hwmodel.device import load_device
     from hwmodel.latency import device_costs
-    from mpsearch.run.loaded import captured, load_float
+    from mpsearch.run.loaded import captured_alone
     from mpsearch.show import tables
 
     terminal = console()
     spec = None if device is None else load_device(device)
-    table = captured(load_float(options, terminal)).table
+    table = captured_alone(options, terminal)[1].table
     if as_json:
         emit_json(table.to_json())
         return
@@ -65,21 +65,23 @@ def profile(
     options: ModelOptions,
     out: Annotated[Path, typer.Option(help="The lookup table to write: .csv or .json.")],
     runtime: Annotated[str, typer.Option(help="What runs the layers: onnxruntime.")] = "onnxruntime",
-    threads: Annotated[int, typer.Option(help="Threads of the runtime.")] = 1,
     rounds: Annotated[int, typer.Option(help="Runs that are counted.")] = 30,
 ) -> None:
-    """Measures every distinct layer shape in a runtime on this machine: a lookup table for --device."""
+    """Measures every distinct layer shape in a runtime on this machine: a lookup table for --device. It has one thread
+    unless --threads says more."""
     from mpsearch.hardware.profile import profile_layers
-    from mpsearch.run.loaded import captured, load_float
+    from mpsearch.run.loaded import captured_alone
 
     if runtime != "onnxruntime":
         raise InputError(f"--runtime must be onnxruntime, got {runtime!r}")
     _check_table_path(out)
     terminal = console()
-    table = captured(load_float(options, terminal)).table
+    table = captured_alone(options, terminal)[1].table
     partial = out.with_suffix(".partial.json")
     with writing(out, "--out"):
-        found = profile_layers(table, threads=threads, rounds=rounds, report=terminal.note, partial=partial)
+        found = profile_layers(
+            table, threads=options.threads or 1, rounds=rounds, report=terminal.note, partial=partial
+        )
     _write_table(found, out, terminal)
 
 
@@ -95,14 +97,14 @@ def import_haq(
     from hwmodel.lookup import import_haq as imported
     from hwmodel.lookup import read_haq
     from mpsearch.request.units import parse_duration
-    from mpsearch.run.loaded import captured, load_float
+    from mpsearch.run.loaded import captured_alone
 
     _check_table_path(out)
     seconds, costs = parse_duration(unit), read_haq(table)
     terminal = console()
-    model = load_float(options, terminal)
+    model, network = captured_alone(options, terminal)
     order = {name: index for index, (name, _) in enumerate(model.model.named_modules())}
-    found = captured(model).table
+    found = network.table
     in_order = replace(found, layers=tuple(sorted(found, key=lambda layer: order[layer.name])))
     source = f"HAQ table {table.name}, a batch of {batch}, unit {unit}"
     _write_table(imported(costs, in_order, seconds, batch, source), out, terminal)

@@ -7,18 +7,18 @@ from importlib.metadata import version
 
 from hwmodel import BitConfig, Precision
 from mpsearch.files.fingerprint import fingerprint
+from mpsearch.optimization.problem import BitProblem
+from mpsearch.optimization.settings import SearchSettings
 from mpsearch.request.options import FinishOptions, RunOptions
 from mpsearch.run.artifacts import Origin, heads_json
 from mpsearch.run.loaded import Loaded
-from mpsearch.search.problem import BitProblem
-from mpsearch.search.settings import SearchSettings
 from mpsearch.sensitivity.scores import METRIC
 from mpsearch.sources.factory import factory_file
 
 
 def origin_key(options: RunOptions) -> str:
     """The options that `layers.json` depends on."""
-    names = ("model", "weights", "data", "samples", "seed", "tie")
+    names = ("model", "weights", "weights_key", "input_size", "data", "samples", "seed", "tie")
     return fingerprint(*[getattr(options, name) for name in names], bool(options.abits), task_digest(options.task))
 
 

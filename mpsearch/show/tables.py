@@ -13,10 +13,10 @@ from hwmodel import BitConfig, LayerTable, Precision
 from hwmodel.breakdown import DeviceCosts
 from hwmodel.device import DeviceSpec
 from mpsearch.files.folder import Json
+from mpsearch.optimization.baselines import Answer
+from mpsearch.optimization.front import LOSS, ParetoFront
 from mpsearch.request.budgets import COSTS, NEED_DEVICE, share
 from mpsearch.request.units import format_number
-from mpsearch.search.baselines import Answer
-from mpsearch.search.front import LOSS, ParetoFront
 from mpsearch.show.compare import Comparison, headline_of
 from mpsearch.show.why import Step, Why
 from mpsearch.tasks.figure import Figure, read_figures
@@ -273,6 +273,7 @@ def _summary_lines(summary: Json) -> list[tuple[str, str]]:
         *_metric_lines(summary),
         ("measured on", f"{summary['validation_samples']:,} validation samples{labels}"),
         ("edge layers at 8 bits", ", ".join(summary["edge_layers_at_8_bits"]) or "none: searched like any other"),
+        ("computed on", f"{summary['compute']}, {summary['threads']} threads"),
         ("seconds", ", ".join(f"{step} {value:.1f}" for step, value in summary["seconds"].items())),
         ("peak memory", f"{summary['peak_rss_bytes'] / 1e9:.2f} GB"),
     ]

@@ -35,7 +35,7 @@ def partition(module: fx.GraphModule, kinds: Mapping[str, type[nn.Module]]) -> N
     groups = _attached(flow, spans.joined())
     groups = _crossable(flow, _unshared(flow, groups))
     for span in groups:
-        label(flow.nodes[slice(*span)], _name(flow, span))
+        label(flow.nodes[slice(*span)], _name(flow, span, spans.types))
 
 
 class _Flow:
@@ -257,14 +257,14 @@ def _crossable(flow: _Flow, groups: Sequence[Span]) -> list[Span]:
     return merged
 
 
-def _name(flow: _Flow, span: Span) -> str:
-    """The module whose layers these are, else the first layer."""
+def _name(flow: _Flow, span: Span, types: set[type[nn.Module]]) -> str:
+    """The module whose layers these are, a block rather than a part of it that holds them all; else the first layer."""
     layers = flow.layers(span)
     within = [at for at in range(*span) if flow.layer[at]]
     first, *rest = (flow.paths[at] for at in within)
     shared = [path for path in first if all(path in paths for paths in rest) and flow.kinds[path] not in _PLAIN]
     every = {name for name in flow.layer if name}
-    for path in reversed(shared):
-        if len(layers) > 1 and {name for name in every if name.startswith(f"{path}.")} <= set(layers):
-            return path
-    return layers[0]
+    whole = [path for path in shared if {name for name in every if name.startswith(f"{path}.")} <= set(layers)]
+    if len(layers) == 1 or not whole:
+        return layers[0]
+    return next((path for path in reversed(whole) if flow.kinds[path] in types), whole[-1])

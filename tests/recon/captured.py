@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from recon.compute.store import Store
@@ -42,10 +43,14 @@ def moments_of(layer: nn.Module, x: Tensor) -> InputMoments:
 
 @torch.no_grad()
 def counted_macs(model: nn.Module, *leaves: Tensor) -> int:
-    """Multiply-accumulates as torch counts them."""
-    counter = FlopCounterMode(display=False)
-    with counter:
-        model.eval()(*leaves)
+    """Multiply-accumulates as torch counts them, which does not see fused attention on the CPU."""
+    counter, fused = FlopCounterMode(display=False), torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with counter, sdpa_kernel(SDPBackend.MATH):
+            model.eval()(*leaves)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     assert counter.get_total_flops() % 2 == 0
     return counter.get_total_flops() // 2
 

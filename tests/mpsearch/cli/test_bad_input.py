@@ -102,7 +102,7 @@ def test_nan_in_weights(base: dict[str, object], tiny: Path, tmp_path: Path, com
 
 
 def test_nan_in_images(base: dict[str, object], tiny: Path, command: Command) -> None:
-    refused(command(*flat(base, data=f"{tiny / 'net.py'}:nan_images")), "images have NaN")
+    refused(command(*flat(base, data=f"{tiny / 'net.py'}:nan_images")), "x has NaN")
 
 
 def test_empty_data(base: dict[str, object], tmp_path: Path, command: Command) -> None:

@@ -19,10 +19,10 @@ from PIL import Image
 
 import mpsearch
 from hwmodel import BitConfig, InputError, LayerTable
-from mpsearch.search.build import build_problem
-from mpsearch.search.front import ParetoFront
+from mpsearch.optimization.build import build_problem
+from mpsearch.optimization.front import ParetoFront
 from mpsearch.sensitivity.cache import load_table
-from mpsearch.sources.images import normalize
+from mpsearch.sources.split import Normalization
 from recon.fit.checkpoint import Progress
 
 QUICK = ("--steps", 40, "--population", 40, "--generations", 30)
@@ -72,7 +72,7 @@ def test_the_summary_says_what_is_true(finished: Path, tiny: Path) -> None:
 
     loaded = mpsearch.load_packed(model)
     archive = np.load(tiny / "data" / "val.npz")
-    x = normalize(torch.from_numpy(archive["x"]), (0.5,) * 3, (0.25,) * 3)
+    x = Normalization((0.5,) * 3, (0.25,) * 3)(torch.from_numpy(archive["x"]))
     with torch.inference_mode():
         top1 = 100 * float((loaded(x).argmax(1).numpy() == archive["y"]).mean())
     assert summary["metrics"]["finished"]["top1"] == pytest.approx(top1)

@@ -1,22 +1,16 @@
 """The block partition of every family of networks, found in the graph alone."""
 
-from functools import cache
+from __future__ import annotations
 
 import pytest
 import torch
 import torchvision
-from captured import of_images
+from captured import of_images, unit_by_unit
+from families import SIDE, small
 from torch import Tensor, nn
 
-from recon.graph.network import Network
-
-
-@cache
-def family(name: str) -> tuple[nn.Module, Network]:
-    torch.manual_seed(0)
-    options = {"init_weights": False} if name in ("googlenet", "vgg11") else {}
-    model = getattr(torchvision.models, name)(weights=None, **options).eval()
-    return model, of_images(model, (3, 64, 64), name)
+from recon.graph.network import Network, capture
+from recon.graph.samples import named_parts
 
 
 def numbered(pattern: str, *counts: int) -> list[str]:
@@ -24,7 +18,84 @@ def numbered(pattern: str, *counts: int) -> list[str]:
     return [pattern.format(stage, i) for stage, count in enumerate(counts, 1) for i in range(count)]
 
 
+def dense(*counts: int) -> list[str]:
+    """The layers of dense blocks with so many layers, transitions between them."""
+    names: list[str] = []
+    for block, count in enumerate(counts, 1):
+        names += [f"features.denseblock{block}.denselayer{i}" for i in range(1, count + 1)]
+        names += [f"features.transition{block}.conv"] if block < len(counts) else []
+    return names
+
+
+SWIN = ["features.0.0", "features.1.0", "features.1.1", "features.2.reduction", "features.3.0", "features.3.1", "head"]
+MAXVIT = ("MBconv", "window_attention", "grid_attention")
 PARTITIONS = {
+    "resnet": ["conv1", *numbered("layer{}.{}", 1, 2, 1, 1), "fc"],
+    "resnet, bottlenecks": ["conv1", *numbered("layer{}.{}", 1, 1, 1, 1), "fc"],
+    "mobilenet_v2": ["features.0.0", *(f"features.{i}" for i in range(1, 6)), "features.6.0", "classifier.1"],
+    "mobilenet_v3": [
+        *("features.0.0", *(f"features.{i}" for i in range(1, 5))),
+        *("features.5.0", "classifier.0", "classifier.3"),
+    ],
+    "efficientnet": [
+        *("features.0.0", "features.1.0.block.0.0", "features.2.0", "features.2.1", "features.3.0", "features.3.1"),
+        *("features.4.0", "classifier.1"),
+    ],
+    "regnet": ["stem.0", *numbered("trunk_output.block{0}.block{0}-{1}", 1, 2), "fc"],
+    "squeezenet": ["features.0", *(f"features.{i}" for i in (3, 4, 6, 7, 9, 10, 11, 12)), "classifier.1"],
+    "shufflenet": ["conv1.0", *numbered("stage{}.{}", 0, 2, 2, 2), "conv5.0", "fc"],
+    "densenet": ["features.conv0", *dense(3, 4), "classifier"],
+    "googlenet": ["0.conv", "1", "2", "5"],
+    "convnext": ["features.0.0", "features.1.0", "features.1.1", "features.2.1", "features.3.0", "classifier.2"],
+    "vit": ["conv_proj", *(f"encoder.layers.encoder_layer_{i}" for i in range(3)), "heads.head"],
+    "swin": SWIN,
+    "swin_v2": SWIN,
+    "maxvit": [
+        *("stem.0.0", "stem.1.0"),
+        *(f"blocks.{i}.layers.0.layers.{part}" for i in (0, 1) for part in MAXVIT),
+        *("classifier.3", "classifier.5"),
+    ],
+    "u-net": ["down1", "down2", "bottom", "up2", "left2", "up1", "left1", "head"],
+    "hrnet": [
+        *("stem", "fork"),
+        *(f"stage.{i}.{part}" for i in (0, 1) for part in ("branches.0.0", "branches.1.0", "up.0")),
+        "head",
+    ],
+    "pyramid": ["stem", "one", "two.0", "two.1", "pyramid", "head.0"],
+    "pixel shuffle": ["first", "body.0", "body.1", "last"],
+}  # fmt: skip
+
+
+def require_partition(network: Network, names: list[str]) -> None:
+    print(f"\n{network.table.model}: " + ", ".join(f"{unit.name} ({len(unit.layers)})" for unit in network.units))
+    assert [unit.name for unit in network.units] == names
+    assert tuple(layer for unit in network.units for layer in unit.layers) == network.table.names
+    assert all(spec.block == unit.name for unit in network.units for spec in network.table if spec.name in unit.layers)
+
+
+def require_same(network: Network, model: nn.Module, *leaves: Tensor) -> None:
+    """The network and its units one after another compute what the model does, one sample alone included."""
+    for some in (leaves, [leaf[:1] for leaf in leaves]):
+        with torch.no_grad():
+            expected = named_parts(model.eval()(*[x.clone() for x in some]))
+        for found in (network.outputs_of(*some), unit_by_unit(network, *some)):
+            assert list(found) == list(expected)
+            for name, z in expected.items():
+                torch.testing.assert_close(found[name], z, rtol=0, atol=2e-5 * float(z.abs().max()))
+
+
+@pytest.mark.parametrize("name", PARTITIONS)
+def test_partition_of_family(name: str) -> None:
+    require_partition(small(name)[1], PARTITIONS[name])
+
+
+@pytest.mark.parametrize("name", PARTITIONS)
+def test_units_one_after_another_are_the_model(name: str) -> None:
+    model, network = small(name)
+    require_same(network, model, torch.randn(5, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1)))
+
+
+FULL = {
     "resnet18": ["conv1", *numbered("layer{}.{}", 2, 2, 2, 2), "fc"],
     "mobilenet_v2": ["features.0.0", *(f"features.{i}" for i in range(1, 18)), "features.18.0", "classifier.1"],
     "regnet_x_400mf": ["stem.0", *numbered("trunk_output.block{0}.block{0}-{1}", 1, 2, 7, 12), "fc"],
@@ -49,11 +120,7 @@ PARTITIONS = {
         *(f"features.{i}" for i in (0, 3, 6, 8, 11, 13, 16, 18)),
         *("classifier.0", "classifier.3", "classifier.6"),
     ],
-    "densenet121": [
-        "features.conv0",
-        *(f"features.{part}" for i in (1, 2, 3) for part in (f"denseblock{i}", f"transition{i}.conv")),
-        *("features.denseblock4", "classifier"),
-    ],
+    "densenet121": ["features.conv0", *dense(6, 12, 24, 16), "classifier"],
     "googlenet": [
         *("conv1.conv", "conv2.conv", "conv3.conv"),
         *(f"inception{i}" for i in ("3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b")),
@@ -72,50 +139,15 @@ PARTITIONS = {
 }
 
 
-@pytest.mark.parametrize("name", PARTITIONS)
-def test_partition_of_family(name: str) -> None:
-    _, network = family(name)
-    print(f"\n{name}: " + ", ".join(f"{unit.name} ({len(unit.layers)})" for unit in network.units))
-    assert network.chained
-    assert [unit.name for unit in network.units] == PARTITIONS[name]
-
-
-@pytest.mark.parametrize("name", PARTITIONS)
-def test_units_cover_the_layers_in_order(name: str) -> None:
-    _, network = family(name)
-    assert tuple(layer for unit in network.units for layer in unit.layers) == network.table.names
-    assert all(spec.block == unit.name for unit in network.units for spec in network.table if spec.name in unit.layers)
-
-
-@pytest.mark.parametrize("name", PARTITIONS)
-def test_chained_units_are_the_model(name: str) -> None:
-    model, network = family(name)
-    x = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        z = x
-        for unit in network.units:
-            given = z.clone()
-            output = unit.module(z)
-            assert torch.equal(z, given), f"{unit.name} changes its input"
-            z = output
-        expected = model(x)
-    scale = float(expected.abs().max())
-    torch.testing.assert_close(z, expected, rtol=0, atol=1e-4 * scale)
-    torch.testing.assert_close(network.model(x), expected, rtol=0, atol=1e-4 * scale)
-
-
-def test_vit_blocks_are_encoder_layers() -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FULL)
+def test_partition_of_full_size(name: str) -> None:
     torch.manual_seed(0)
-    model = torchvision.models.VisionTransformer(32, 8, 3, 2, 16, 32, num_classes=5)
-    network = of_images(model, (3, 32, 32))
-    assert [(unit.name, len(unit.layers)) for unit in network.units] == [
-        ("conv_proj", 1),
-        *((f"encoder.layers.encoder_layer_{i}", 2) for i in range(3)),
-        ("heads.head", 1),
-    ]
-    uncounted = dict(network.table.uncounted)
-    assert {"class_token", "encoder.pos_embedding", "encoder.ln"} <= set(uncounted)
-    assert "MultiheadAttention" in uncounted["encoder.layers.encoder_layer_0.self_attention"]
+    options = {"init_weights": False} if name in ("googlenet", "vgg11") else {}
+    model = getattr(torchvision.models, name)(weights=None, **options)
+    network = of_images(model, (3, 64, 64), name)
+    require_partition(network, FULL[name])
+    require_same(network, model, torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)))
 
 
 class Skip(nn.Module):
@@ -152,15 +184,10 @@ class HandWritten(nn.Module):
         return self.head(x.view(x.size(0), -1))
 
 
-def check_chain(model: nn.Module, size: tuple[int, int, int], expected: list[tuple[str, ...]]) -> Network:
+def check_units(model: nn.Module, size: tuple[int, ...], expected: list[tuple[str, ...]]) -> Network:
     network = of_images(model, size)
-    assert network.chained
     assert [(unit.name, *unit.layers) for unit in network.units] == expected
-    x = z = torch.randn(3, *size)
-    with torch.no_grad():
-        for unit in network.units:
-            z = unit.module(z)
-        torch.testing.assert_close(z, model.eval()(x), rtol=1e-4, atol=1e-5)
+    require_same(network, model, torch.randn(3, *size))
     return network
 
 
@@ -168,10 +195,10 @@ def test_branches_in_the_models_own_forward() -> None:
     torch.manual_seed(0)
     expected = [("stem", "stem"), ("left", "left", "right"), ("mid", "mid"), ("skip", "skip.first", "skip.second")]
     model = HandWritten()
-    check_chain(model, (3, 32, 32), [*expected, ("head", "head")])
+    check_units(model, (3, 32, 32), [*expected, ("head", "head")])
     # A wrapper changes the names only: a trunk is not a block.
     wrapped = [tuple(f"1.{name}" for name in unit) for unit in [*expected, ("head", "head")]]
-    check_chain(nn.Sequential(nn.Identity(), model), (3, 32, 32), wrapped)
+    check_units(nn.Sequential(nn.Identity(), model), (3, 32, 32), wrapped)
 
 
 def test_activation_stays_with_the_unit_before_and_pooling_goes_to_the_unit_after() -> None:
@@ -179,12 +206,13 @@ def test_activation_stays_with_the_unit_before_and_pooling_goes_to_the_unit_afte
         nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3), nn.Hardswish()
     )
     model = nn.Sequential(layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(), nn.Linear(4, 2), nn.Softmax(1))
-    network = check_chain(model, (3, 16, 16), [(name, name) for name in ("0.0", "0.3", "4")])
+    network = check_units(model, (3, 16, 16), [(name, name) for name in ("0.0", "0.3", "4")])
     x = torch.randn(2, 3, 16, 16)
     first, second = (unit.module for unit in network.units[:2])
-    assert first(x).shape == (2, 4, 14, 14)
-    assert float(first(x).min()) == 0
-    assert second(first(x)).shape == (2, 4, 5, 5)
+    (y,) = first(x)
+    assert y.shape == (2, 4, 14, 14)
+    assert float(y.min()) == 0
+    assert second(y)[0].shape == (2, 4, 5, 5)
 
 
 class Twice(nn.Module):
@@ -206,28 +234,8 @@ class Twice(nn.Module):
 def test_units_that_share_a_layer_are_merged_with_what_is_between() -> None:
     torch.manual_seed(0)
     expected = [("stem", "stem"), ("shared", "shared", "between"), ("head", "head")]
-    network = check_chain(Twice(), (3, 8, 8), expected)
+    network = check_units(Twice(), (3, 8, 8), expected)
     assert [spec.uses for spec in network.table] == [1, 2, 1, 1]
-
-
-class Decides(nn.Module):
-    """Cannot be traced: the way depends on the data."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(4, 4, 1)
-        self.other = nn.Conv2d(4, 4, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(x)
-        return self.other(x) if bool(x.abs().sum() > 0) else x
-
-
-def test_submodule_that_cannot_be_traced_is_one_unit() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), Decides(), nn.ReLU(), Decides(), nn.Conv2d(4, 2, 1))
-    inner = [(str(i), f"{i}.conv", f"{i}.other") for i in (2, 4)]
-    check_chain(model, (3, 8, 8), [("0", "0"), *inner, ("5", "5")])
 
 
 class Constants(nn.Module):
@@ -246,7 +254,7 @@ class Constants(nn.Module):
 
 def test_constants_do_not_tie_units_together() -> None:
     torch.manual_seed(0)
-    network = check_chain(Constants(), (3, 8, 8), [("model.model", "model.model"), ("model.last", "model.last")])
+    network = check_units(Constants(), (3, 8, 8), [("model.model", "model.model"), ("model.last", "model.last")])
     assert dict(network.table.uncounted) == {"scale": "parameter of Constants, used directly"}
 
 
@@ -270,4 +278,98 @@ class EarlyBatchSize(nn.Module):
 @pytest.mark.parametrize("unpack", [False, True])
 def test_batch_size_read_early_does_not_tie_units_together(unpack: bool) -> None:
     torch.manual_seed(0)
-    check_chain(EarlyBatchSize(unpack), (3, 8, 8), [(name, name) for name in ("first", "second", "head")])
+    check_units(EarlyBatchSize(unpack), (3, 8, 8), [(name, name) for name in ("first", "second", "head")])
+
+
+class Masked(nn.Module):
+    """An encoder of padded sentences: ids and a mask that is alive all along, and is made of the ids."""
+
+    def __init__(self, batch_first: bool, causal: bool = False) -> None:
+        super().__init__()
+        self.batch_first, self.causal = batch_first, causal
+        self.words, self.places = nn.Embedding(11, 16), nn.Parameter(torch.randn(6, 16))
+        layer = nn.TransformerEncoderLayer(16, 2, 24, batch_first=batch_first)
+        self.encoder = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, ids: Tensor) -> dict[str, Tensor]:
+        padding = ids == 0
+        x = self.words(ids) + self.places
+        x = x if self.batch_first else x.transpose(0, 1)
+        causal = nn.Transformer.generate_square_subsequent_mask(6)
+        how = {"mask": causal, "is_causal": True} if self.causal else {"src_key_padding_mask": padding}
+        x = self.encoder(x, **how)
+        x = x if self.batch_first else x.transpose(0, 1)
+        return {"tags": self.head(x), "mean": x.mean(1)}
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_encoders_with_a_mask_are_blocks_and_samples_may_be_on_any_axis_between_them(
+    batch_first: bool, causal: bool
+) -> None:
+    torch.manual_seed(0)
+    model = Masked(batch_first, causal)
+    ids = torch.randint(1, 11, (5, 6), generator=torch.Generator().manual_seed(0))
+    ids[1:4, 4:] = 0
+    network = capture(model, ids)
+    require_partition(network, ["words", *(f"encoder.layers.{i}" for i in range(3)), "head"])
+    require_same(network, model, ids)
+    assert [len(unit.layers) for unit in network.units] == [1, 4, 4, 4, 1]
+    assert all(len(z) == 5 for z in network.module(ids))
+
+
+class Rotary(nn.Module):
+    """Blocks that all read one table of angles, made from the positions, as a language model does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(11, 8)
+        self.blocks = nn.ModuleList(RotaryBlock() for _ in range(2))
+        self.head = nn.Linear(8, 11, bias=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        angles = torch.arange(ids.shape[1])[:, None] * torch.tensor([1.0, 0.1])
+        table = angles.cos(), angles.sin()
+        x = self.words(ids)
+        for block in self.blocks:
+            x = block(x, table)
+        return self.head(x)
+
+
+class RotaryBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.qkv, self.out = nn.RMSNorm(8), nn.Linear(8, 24, bias=False), nn.Linear(8, 8, bias=False)
+
+    def forward(self, x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+        q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, 2, 4)).unbind(2)
+        q, k = turned(q, table), turned(k, table)
+        y = nn.functional.scaled_dot_product_attention(*(z.transpose(1, 2) for z in (q, k, v)), is_causal=True)
+        return x + self.out(y.transpose(1, 2).flatten(2))
+
+
+def turned(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    cos, sin = (part[:, None] for part in table)
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+
+
+def test_a_rotary_table_does_not_tie_blocks_together() -> None:
+    torch.manual_seed(0)
+    model, ids = Rotary(), torch.randint(0, 11, (4, 7))
+    network = capture(model, ids)
+    require_partition(network, ["words", "blocks.0", "blocks.1", "head"])
+    require_same(network, model, ids)
+    assert [unit.reads for unit in network.units][1:] == [unit.writes for unit in network.units][:-1]
+
+
+def test_units_read_and_write_several_tensors() -> None:
+    _, network = small("u-net")
+    reads = {unit.name: unit.reads for unit in network.units}
+    writes = {unit.name: unit.writes for unit in network.units}
+    assert reads["up2"] == (*writes["down2"], *writes["bottom"])
+    assert reads["up1"] == (*writes["down1"], *writes["left2"])
+    _, network = small("hrnet")
+    fused = next(unit for unit in network.units if unit.name == "stage.0.up.0")
+    assert len(fused.reads) == len(fused.writes) == 2
