@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from machine import machine
+from mpsearch.sources.images import make_images
 from networks import ROOT, start
 from numpy.typing import NDArray
 from predictors import Predictor, predictors
@@ -28,12 +29,11 @@ from scipy.stats import kendalltau, spearmanr
 
 from hwmodel import BitConfig, Precision
 from mpsearch.finish.evaluate import evaluate, logits
+from mpsearch.optimization.build import build_problem
+from mpsearch.optimization.problem import BitProblem, Genomes
 from mpsearch.run.steps import Run
 from mpsearch.run.summary import versions
-from mpsearch.search.build import build_problem
-from mpsearch.search.problem import BitProblem, Genomes
 from mpsearch.sensitivity.table import SensitivityTable
-from mpsearch.sources.images import make_images
 from recon.compute.arithmetic import mixed_order
 from recon.quantizers.quantized import plainly_rounded, quantized
 from recon.reconstruct import reconstruct
