@@ -31,9 +31,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mpsearch.sources import demo
-from mpsearch.sources.images import normalize
+from mpsearch.sources.split import Normalization
 from recon.compute.arithmetic import keep_freed_memory
 
+NORMALIZED = Normalization(demo.MEAN, demo.STD)
 HALVES = 2
 
 
@@ -116,7 +117,7 @@ def train(model: nn.Module, x: Tensor, y: Tensor, val_x: Tensor, val_y: Tensor, 
 
     def gradients(images: Tensor, labels: Tensor) -> tuple[float, tuple[Tensor, ...]]:
         torch.set_num_threads(1)
-        output = model(normalize(images, demo.MEAN, demo.STD))
+        output = model(NORMALIZED(images))
         loss = F.cross_entropy(output, labels, label_smoothing=options.label_smoothing)
         return loss.item(), torch.autograd.grad(loss, parameters)
 
@@ -158,7 +159,7 @@ def measure_batch_norms(model: nn.Module, x: Tensor) -> None:
             module.momentum = None
     model.train()
     for images in torch.split(x, 250):
-        model(normalize(images, demo.MEAN, demo.STD))
+        model(NORMALIZED(images))
 
 
 @torch.inference_mode()
@@ -167,7 +168,7 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
     model.eval()
     right = 0
     for images, labels in zip(torch.split(x, 250), torch.split(y, 250), strict=True):
-        right += int((model(normalize(images, demo.MEAN, demo.STD)).argmax(1) == labels).sum())
+        right += int((model(NORMALIZED(images)).argmax(1) == labels).sum())
     return 100 * right / len(y)
 
 

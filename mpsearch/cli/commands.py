@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from mpsearch.cli.arguments import Folder, Json, Out, takes
-from mpsearch.cli.common import console, draw, run_folder
+from mpsearch.cli.common import console, draw, emit_json, run_folder
 from mpsearch.request.budgets import COSTS, NEED_DEVICE
 from mpsearch.request.options import FinishOptions, RunOptions, edge_precision
 
@@ -44,7 +42,7 @@ def run(options: RunOptions, out: Out = None, as_json: Json = False) -> None:
     )
     draw(job.folder, front, table, beside)
     if as_json:
-        print(json.dumps(summary, indent=1))
+        emit_json(summary)
         return
     job.console.out.print(comparison)
     job.console.out.print(tables.summary_rows(summary))
@@ -62,9 +60,10 @@ def reconstruct(
     from hwmodel import FLOAT_BITS
     from mpsearch.request.assignment import parse_precision, read_assignment, uniform
     from mpsearch.request.edges import edge_layers
-    from mpsearch.run.artifacts import require_same_model
+    from mpsearch.run.artifacts import FORMAT, require_same_model
     from mpsearch.run.finalize import finalize_step
     from mpsearch.run.loaded import Loaded
+    from mpsearch.tasks.figure import finished_text
 
     path = Path(bits)
     precision = None if path.suffix == ".json" else parse_precision(bits)
@@ -78,12 +77,13 @@ def reconstruct(
         name, config = str(precision), uniform(table.names, precision, edges, edge)
     folder = loaded.folder
     require_same_model(folder, loaded.model)
-    folder.write_json("layers.json", {"fingerprint": loaded.model.fingerprint, "table": table.to_json()})
+    about = {"format": FORMAT, "fingerprint": loaded.model.fingerprint, "table": table.to_json()}
+    folder.write_json("layers.json", about)
     done = finalize_step(loaded, config, name)
     if as_json:
-        print(json.dumps(done, indent=1))
+        emit_json(done)
         return
-    loaded.console.out.print(_finished_line(name, [COSTS["size_bytes"].text(done["size_bytes"])], done))
+    loaded.console.out.print(f"{name}: {COSTS['size_bytes'].text(done['size_bytes'])}, {finished_text(done)}")
     loaded.console.note(f"the model is {folder.file(f'model-{name}.safetensors')}")
 
 
@@ -124,6 +124,7 @@ def finalize(
     from mpsearch.run.finalize import finalize_step
     from mpsearch.run.steps import Run
     from mpsearch.search.picks import picked
+    from mpsearch.tasks.figure import finished_text
 
     job = Run(RunOptions.from_toml(folder / "config.toml"), RunFolder(folder), console())
     job.layers_step()
@@ -135,12 +136,6 @@ def finalize(
             continue
         costs = job.costs_of(front.config(index))
         spent = [COSTS[cost].text(costs[cost]) for cost in ("size_bytes", *NEED_DEVICE) if cost in costs]
-        job.console.out.print(_finished_line(name, spent, done))
+        job.console.out.print(f"{name}: {', '.join(spent)}, {finished_text(done)}")
     if as_json:
-        print(json.dumps(everything, indent=1))
-
-
-def _finished_line(name: str, spent: Sequence[str], done: Mapping[str, Any]) -> str:
-    """What a finished configuration costs and what is left of its accuracy."""
-    top1 = "" if done["top1_reconstructed"] is None else f", top-1 {done['top1_reconstructed']:.2f} %"
-    return f"{name}: {', '.join(spent)}, KL {done['kl_reconstructed']:.4f} nats{top1}"
+        emit_json(everything)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +10,7 @@ import typer
 
 from hwmodel import InputError
 from mpsearch.cli.arguments import Json, takes
-from mpsearch.cli.common import console, writing
+from mpsearch.cli.common import console, emit_json, writing
 from mpsearch.request.options import ModelOptions
 
 if TYPE_CHECKING:
@@ -30,14 +29,14 @@ def layers(
     """The layer table: shapes, MACs, weights, blocks, and what is not quantized; with a device, what layers cost."""
     from hwmodel.device import load_device
     from hwmodel.latency import device_costs
-    from mpsearch.run.loaded import captured, load_float
+    from mpsearch.run.loaded import captured_alone
     from mpsearch.show import tables
 
     terminal = console()
     spec = None if device is None else load_device(device)
-    table = captured(load_float(options, terminal)).table
+    table = captured_alone(options, terminal)[1].table
     if as_json:
-        print(json.dumps(table.to_json(), indent=1))
+        emit_json(table.to_json())
         return
     if spec is not None:
         for part in tables.cost_rows(device_costs(table, spec.precisions, spec)):
@@ -71,13 +70,13 @@ def profile(
 ) -> None:
     """Measures every distinct layer shape in a runtime on this machine: a lookup table for --device."""
     from mpsearch.hardware.profile import profile_layers
-    from mpsearch.run.loaded import captured, load_float
+    from mpsearch.run.loaded import captured_alone
 
     if runtime != "onnxruntime":
         raise InputError(f"--runtime must be onnxruntime, got {runtime!r}")
     _check_table_path(out)
     terminal = console()
-    table = captured(load_float(options, terminal)).table
+    table = captured_alone(options, terminal)[1].table
     partial = out.with_suffix(".partial.json")
     with writing(out, "--out"):
         found = profile_layers(table, threads=threads, rounds=rounds, report=terminal.note, partial=partial)
@@ -96,14 +95,14 @@ def import_haq(
     from hwmodel.lookup import import_haq as imported
     from hwmodel.lookup import read_haq
     from mpsearch.request.units import parse_duration
-    from mpsearch.run.loaded import captured, load_float
+    from mpsearch.run.loaded import captured_alone
 
     _check_table_path(out)
     seconds, costs = parse_duration(unit), read_haq(table)
     terminal = console()
-    model = load_float(options, terminal)
+    model, network = captured_alone(options, terminal)
     order = {name: index for index, (name, _) in enumerate(model.model.named_modules())}
-    found = captured(model).table
+    found = network.table
     in_order = replace(found, layers=tuple(sorted(found, key=lambda layer: order[layer.name])))
     source = f"HAQ table {table.name}, a batch of {batch}, unit {unit}"
     _write_table(imported(costs, in_order, seconds, batch, source), out, terminal)

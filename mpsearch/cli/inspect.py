@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +10,7 @@ import typer
 
 from hwmodel import InputError
 from mpsearch.cli.arguments import Folder, Json
-from mpsearch.cli.common import console, draw, writing
+from mpsearch.cli.common import console, draw, emit, emit_json, writing
 
 
 def front(
@@ -30,7 +29,7 @@ def front(
     place = RunFolder(folder)
     found, table = read_front(place), read_layers(place)
     if as_json:
-        print(found.to_json(), end="")
+        emit(found.to_json())
         return
     finished = finished_configs(place)
     beside = answers(read_problem(place))
@@ -70,7 +69,7 @@ def compare(
         with writing(plot, "--plot"):
             draw_comparison(comparison, plot)
     if as_json:
-        print(json.dumps(comparison.to_json(), indent=1))
+        emit_json(comparison.to_json())
         return
     terminal = console()
     for part in tables.comparison_rows(comparison):
@@ -98,7 +97,7 @@ def why(
     table = load_table(place.file("sensitivity.safetensors"))
     found = explain(name, bits, read_layers(place), costs, table, allowed, strongest)
     if as_json:
-        print(json.dumps(found.to_json(), indent=1))
+        emit_json(found.to_json())
         return
     for part in tables.why_rows(found):
         console().out.print(part, markup=False)
@@ -113,14 +112,18 @@ def export(
     from mpsearch.export.bits import export as exported
     from mpsearch.files.folder import RunFolder
     from mpsearch.run.artifacts import finished_configs, read_configs, read_layers
+    from mpsearch.tasks.figure import finished_text
 
     if form not in ("json", "csv"):
         raise InputError(f"--format must be json or csv, got {form!r}")
     place = RunFolder(folder)
-    configs = read_configs(finished_configs(place))
+    finished = finished_configs(place)
+    configs = read_configs(finished)
+    for name, record in finished:
+        console().note(f"{name}: {record['size_bytes']:,} bytes, {finished_text(record)}")
     text = exported(read_layers(place), configs, "csv" if form == "csv" else "json")
     if out is None:
-        print(text, end="")
+        emit(text)
     else:
         with writing(out, "--out"):
             out.write_text(text, encoding="utf-8")
@@ -133,7 +136,7 @@ def demo_data(out: Annotated[Path, typer.Option(help="A folder for the contact s
 
     RunFolder(out).prepare(())
     contact_sheet(out / "contact_sheet.png")
-    typer.echo(out / "contact_sheet.png")
+    emit(f"{out / 'contact_sheet.png'}\n")
 
 
 def _short_names(folders: Sequence[Path]) -> list[str]:

@@ -12,6 +12,7 @@ import typer
 
 from hwmodel import InputError
 from mpsearch.cli import commands, hardware, inspect
+from mpsearch.cli.common import results_apart
 
 INTERRUPTED = 130
 STEPS = "Step by step"
@@ -28,16 +29,16 @@ def application() -> typer.Typer:
         add_completion=False,
     )
     app.callback(invoke_without_command=True)(root)
-    app.command()(commands.run)
-    app.command()(commands.reconstruct)
+    for command in (commands.run, commands.reconstruct):
+        app.command()(results_apart(command))
     for step in (commands.sensitivity, commands.search, commands.finalize):
-        app.command(rich_help_panel=STEPS)(step)
+        app.command(rich_help_panel=STEPS)(results_apart(step))
     for look in (inspect.front, inspect.compare, inspect.why, inspect.export):
-        app.command(rich_help_panel=LOOK)(look)
+        app.command(rich_help_panel=LOOK)(results_apart(look))
     for tell in (hardware.layers, hardware.devices, hardware.profile):
-        app.command(rich_help_panel=HARDWARE)(tell)
-    app.command("import-haq", rich_help_panel=HARDWARE)(hardware.import_haq)
-    app.command("demo-data", rich_help_panel=LOOK)(inspect.demo_data)
+        app.command(rich_help_panel=HARDWARE)(results_apart(tell))
+    app.command("import-haq", rich_help_panel=HARDWARE)(results_apart(hardware.import_haq))
+    app.command("demo-data", rich_help_panel=LOOK)(results_apart(inspect.demo_data))
     return app
 
 

@@ -1,71 +1,116 @@
-"""How good a model is on images: accuracy against the labels, divergence from the float model."""
+"""How good a network is on samples: the metrics of a task, and the divergence from the float network."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
-from hwmodel.errors import InputError
-from mpsearch.sources.images import Images, normalize
+from mpsearch.sources.split import Split
+from mpsearch.tasks.figure import Figure
+from mpsearch.tasks.metric import Metric, Tally
+from mpsearch.tasks.task import Task
 from recon.compute.arithmetic import device_of
+from recon.graph.network import Network
+from recon.likelihood.likelihood import Likelihood
 
-Triple = tuple[float, float, float]
+BATCH = 64
+NEAR = 0.1  # of the way from chance to certainty
+
+Batch = tuple[Any, Any, Any]  # outputs, targets, and the float network's outputs
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """What `evaluate` measured on `count` images.
+@dataclass(frozen=True, slots=True, eq=False)
+class Judge:
+    """Measures networks on a split by `metrics`, KL among them, on `device`.
 
-    `top1` is in percent, None without labels. `kl_nats` is the mean over images of KL(reference ‖ model), None without
-    a reference.
+    `reference` are the float network's outputs, batch after batch, in main memory; `truth` are its own figures by name,
+    and `doubts` says in a line each what is odd about them.
     """
 
-    top1: float | None
-    kl_nats: float | None
-    count: int
+    split: Split
+    metrics: tuple[Metric, ...]
+    reference: tuple[Any, ...]
+    device: torch.device
+    truth: dict[str, float]
+    doubts: tuple[str, ...]
+
+    @classmethod
+    def of(cls, network: Network, task: Task, likelihood: Likelihood, split: Split) -> Judge:
+        """Runs the float network over the split.
+
+        Raises InputError where it gives NaN or infinite outputs, or where targets do not fit them.
+        """
+        metrics = task.metrics_of(likelihood, split.labelled)
+        cpu = torch.device("cpu")
+        batches = [(_on(cpu, outputs), targets) for outputs, targets in outputs_on(split, network.model)]
+        known = [(outputs, targets, outputs) for outputs, targets in batches]
+        truth = _gathered({metric.name: metric.start for metric in metrics}, known)
+        chance = {metric.name: metric.chance for metric in metrics if metric.chance is not None}
+        guessed = _gathered(chance, known)
+        doubts = [_near_chance(metric, truth, guessed, len(split)) for metric in metrics if metric.name in guessed]
+        reference = tuple(outputs for outputs, _ in batches)
+        return cls(split, metrics, reference, network.device, truth, tuple(filter(None, doubts)))
+
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        """What the metrics are called, in order."""
+        return tuple(metric.figure for metric in self.metrics)
+
+    def measure(self, model: nn.Module) -> dict[str, float]:
+        """The metrics by name of a model in eval mode, which is moved to the device.
+
+        Raises InputError where it gives NaN or infinite outputs.
+        """
+        found = zip(outputs_on(self.split, model.to(self.device)), self.reference, strict=True)
+        batches = ((outputs, targets, known) for (outputs, targets), known in found)
+        return _gathered({metric.name: metric.start for metric in self.metrics}, batches)
 
 
-def logits(model: Callable[[Tensor], Tensor], images: Images, mean: Triple, std: Triple, batch: int = 64) -> Tensor:
-    """Logits (N, classes) float32 in main memory, in the images' order, of a model in eval mode on any device."""
-    device = device_of(model) if isinstance(model, nn.Module) else torch.device("cpu")
-    parts = []
-    with torch.inference_mode():
-        for start in range(0, len(images.x), batch):
-            x = images.x[start : start + batch].to(device)
-            parts.append(model(normalize(x, mean, std)).float().cpu())
-    return torch.cat(parts)  # outside inference mode, so that autograd may use them
+def outputs_on(split: Split, model: nn.Module) -> Iterator[tuple[Any, Any]]:
+    """The outputs of a model in eval mode, computed where it is, and the targets, batch after batch."""
+    where = device_of(model)
+    for samples, targets in split.batches(BATCH):
+        args, kwargs = samples.to(where).call
+        with torch.no_grad():  # inference mode would keep autograd from what comes out
+            outputs = model(*args, **kwargs)
+        yield outputs, targets
 
 
-def evaluate(
-    model: Callable[[Tensor], Tensor],
-    images: Images,
-    mean: Triple,
-    std: Triple,
-    reference_logits: Tensor | None = None,
-    batch: int = 64,
-) -> Evaluation:
-    """Top-1 accuracy where the images have labels, divergence where there are reference logits (N, classes).
+def _on(where: torch.device, outputs: Any) -> Any:
+    return tree_map(lambda z: z.to(where) if isinstance(z, Tensor) else z, outputs)
 
-    Raises InputError where the model gives NaN or infinite logits.
+
+def _device(outputs: Any) -> torch.device:
+    return next(z.device for z in tree_leaves(outputs) if isinstance(z, Tensor))
+
+
+def _gathered(starts: dict[str, Callable[[], Tally]], batches: Iterable[Batch]) -> dict[str, float]:
+    """The values of tallies over batches; the last is KL, which finds NaN, so that it sees a batch first."""
+    tallies = {name: start() for name, start in starts.items()}
+    for outputs, targets, known in batches:
+        there = _on(_device(outputs), known)
+        for tally in reversed(tallies.values()):
+            tally.add(outputs, targets, there)
+    return {name: float(tally.value()) for name, tally in tallies.items()}
+
+
+def _near_chance(metric: Metric, truth: dict[str, float], guessed: dict[str, float], count: int) -> str:
+    """A remark where a share of right decisions, in percent, is next to what guessing gives; else nothing.
+
+    That is less than twice as much and a tenth of the way from there to 100, or within two standard errors.
     """
-    return score(logits(model, images, mean, std, batch), images.y, reference_logits)
-
-
-def score(outputs: Tensor, labels: Tensor | None, reference_logits: Tensor | None = None) -> Evaluation:
-    """`evaluate` on logits (N, classes) that are there already. Raises InputError where one is NaN or infinite."""
-    broken = ~torch.isfinite(outputs).all(dim=1)
-    if broken.any():
-        raise InputError(
-            f"the model must give finite logits, but {int(broken.sum())} of {len(outputs)} images have NaN or infinite "
-            f"ones (first: image {int(broken.int().argmax())}); check its weights and normalisation"
-        )
-    top1 = None if labels is None else 100.0 * int((outputs.argmax(dim=1) == labels).sum()) / len(outputs)
-    kl_nats = None
-    if reference_logits is not None:
-        log_p, log_q = (F.log_softmax(z.double(), dim=1) for z in (reference_logits, outputs))
-        kl_nats = float(F.kl_div(log_q, log_p, reduction="batchmean", log_target=True))
-    return Evaluation(top1, kl_nats, len(outputs))
+    share, chance = truth[metric.name] / 100, guessed[metric.name] / 100
+    limit = max(min(2 * chance, chance + NEAR * (1 - chance)), chance + 2 * math.sqrt(chance * (1 - chance) / count))
+    if share >= min(limit, 1):
+        return ""
+    shown = metric.figure
+    return (
+        f"the float network's {shown.title} is {shown.text(100 * share)}, guessing gives {shown.text(100 * chance)}: "
+        "are the labels those of this network, and the input size and normalisation right?"
+    )

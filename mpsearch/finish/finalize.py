@@ -11,11 +11,13 @@ from typing import Any
 from hwmodel import BitConfig
 from hwmodel.size import weights_only_bytes
 from mpsearch.export.packed import fill_packed, save_packed
-from mpsearch.finish.evaluate import Evaluation
+from mpsearch.finish.evaluate import Judge
+from mpsearch.tasks.figure import Figure
 from recon.fit.checkpoint import Progress
 from recon.fit.report import BlockReport
 from recon.graph.network import Network
 from recon.graph.samples import Samples
+from recon.likelihood.likelihood import Likelihood
 from recon.quantizers.quantized import plainly_rounded, quantized
 from recon.reconstruct import reconstruct
 from recon.settings import Settings
@@ -23,9 +25,8 @@ from recon.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A finished configuration. Accuracies in percent (None without labels), `kl` in nats against the float model.
-
-    `nearest` is the same configuration after plain rounding, the baseline.
+    """A finished configuration. `metrics` are those of the network by state and name: "float", "plain", the same bits
+    by plain rounding, and "finished". `judged_by` says what the names mean, the task's first metric first, KL last.
     """
 
     name: str
@@ -33,10 +34,10 @@ class Finished:
     size_bytes: int
     weights_only_bytes: float
     mean_weight_bits: float
-    top1_nearest: float | None
-    top1_reconstructed: float | None
-    kl_nearest: float
-    kl_reconstructed: float
+    metrics: dict[str, dict[str, float]]
+    judged_by: tuple[Figure, ...]
+    validation_samples: int
+    labelled: bool
     blocks: tuple[BlockReport, ...]
     seconds_reconstruct: float
     seconds_evaluate: float
@@ -46,30 +47,32 @@ class Finished:
         return {**asdict(self), "config": self.config.to_json()}
 
 
-Measure = Callable[[Any], Evaluation]
-
-
 def finish(
     name: str,
     network: Network,
     reference: str,
     samples: Samples,
+    likelihood: Likelihood,
     config: BitConfig,
     settings: Settings,
     path: Path,
     progress: Progress,
-    measure: Measure,
+    judge: Judge,
     on_block: Callable[[BlockReport], None],
 ) -> Finished:
     """Reconstructs `network` at `config`, writes it to `path`, and measures what the written file computes."""
     started = time.perf_counter()
-    result = reconstruct(network, samples, config, settings, progress=progress, on_block=on_block)
+    result = reconstruct(
+        network, samples, config, settings, likelihood=likelihood, progress=progress, on_block=on_block
+    )
     size = save_packed(path, network, reference, result.layers)
     reconstructed = time.perf_counter()
-    plain = measure(
-        quantized(network, plainly_rounded(network, network.leaves(samples), config, settings.symmetric)).model
-    )
-    learned = measure(fill_packed(path, network).model)
+    plain = plainly_rounded(network, network.leaves(samples), config, settings.symmetric)
+    metrics = {
+        "float": judge.truth,
+        "plain": judge.measure(quantized(network, plain).model),
+        "finished": judge.measure(fill_packed(path, network).model),
+    }
     weights_only = weights_only_bytes(network.table, config.wbits)
     finished = Finished(
         name=name,
@@ -77,18 +80,13 @@ def finish(
         size_bytes=size,
         weights_only_bytes=weights_only,
         mean_weight_bits=8 * weights_only / network.table.n_weights,
-        top1_nearest=plain.top1,
-        top1_reconstructed=learned.top1,
-        kl_nearest=_known(plain.kl_nats),
-        kl_reconstructed=_known(learned.kl_nats),
+        metrics=metrics,
+        judged_by=judge.figures,
+        validation_samples=len(judge.split),
+        labelled=judge.split.labelled,
         blocks=result.reports,
         seconds_reconstruct=reconstructed - started,
         seconds_evaluate=time.perf_counter() - reconstructed,
     )
     progress.discard()
     return finished
-
-
-def _known(kl_nats: float | None) -> float:
-    assert kl_nats is not None  # `measure` always compares with the float model
-    return kl_nats

@@ -21,6 +21,7 @@ from mpsearch.request.parse import (
     parse_abits,
     parse_bits,
     parse_objectives,
+    parse_shape,
 )
 from mpsearch.request.rules import parse_rule, parse_tie
 from mpsearch.request.units import (
@@ -51,13 +52,18 @@ _BOPS = Flag(BUDGETS, "Bit operations an image: 34G.", parse_operations, None, "
 _MEAN_BITS = Flag(BUDGETS, "Mean bits of a weight: 3.5.", parse_mean_bits, None, "--mean-bits", "BITS")
 _OBJECTIVES = "What the front spans beside the loss, one or two of size, latency, energy (default: what is budgeted)."
 _ABITS = "Candidate activation bits: 8, 4,8 or 8,32 (32: float) (default: float; on a device, its widest)."
+_INPUT = "What the model takes, where nothing says it: 3x224x224."
 _STEPS = "Most reconstruction steps a block; up to four times as many where much is to be done."
+_TASK = "What the network is for: classification, regression, segmentation, embedding or FILE.py:task."
 _MEMORY = "Memory for the inputs and outputs of blocks; what is beyond it is kept in files."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelOptions:
-    """Which network: a name or a factory, its `weights`, and the `data` that it is for."""
+    """Which network: a name or a factory, its `weights`, and the `data` that it is for.
+
+    `weights_key` says what to take from a checkpoint of several networks, `input_size` what shape a sample has.
+    """
 
     model: Annotated[
         str, Flag(MODEL, "A torchvision classifier, file.py:factory or package.module:factory.", metavar="MODEL")
@@ -65,10 +71,14 @@ class ModelOptions:
     weights: Annotated[
         str | None, Flag(MODEL, "safetensors or a torch checkpoint; a JSON may stand beside it.", metavar="PATH")
     ] = None
+    weights_key: Annotated[
+        str | None, Flag(MODEL, "Where in the checkpoint the weights are, if it holds several.", metavar="KEY")
+    ] = None
     data: Annotated[
         str | None,
-        Flag(MODEL, "A folder with calib/ and val/, a .npz, file.py:factory, or distilled: none.", metavar="DATA"),
+        Flag(MODEL, "A folder of images, a .npz, file.py:factory, or distilled: none.", metavar="DATA"),
     ] = None
+    input_size: Annotated[tuple[int, ...] | None, Flag(MODEL, _INPUT, parse_shape, None, "--input", "SHAPE")] = None
 
     @property
     def demo(self) -> bool:
@@ -83,7 +93,7 @@ class ModelOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishOptions(ModelOptions):
-    """How a configuration is finished: on which images, and how it is reconstructed.
+    """How a configuration is finished: on which images, what is measured, and how it is reconstructed.
 
     `symmetric` grids of weights have their zero-point in the middle. `edges` says what becomes of the first and the
     last layer: 8 bits (`8`), or like any other (`free`). `granularity` is what is reconstructed at once: layer, block,
@@ -91,6 +101,7 @@ class FinishOptions(ModelOptions):
     effect.
     """
 
+    task: Annotated[str, Flag(MODEL, _TASK, metavar="TASK")] = "classification"
     samples: Annotated[int, Flag(MODEL, "Calibration images.")] = 512
     val_samples: Annotated[int, Flag(MODEL, "Validation images; 0 for all.")] = 0
     seed: Annotated[int, Flag(PLACE, "Seed of everything random.")] = 0

@@ -59,3 +59,11 @@ def parse_bits(text: str) -> tuple[int, ...]:
 def listed(values: tuple[object, ...]) -> str:
     """Values for a message: `2, 3, 4`."""
     return ", ".join(map(str, values))
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """The shape of one sample: 3x224x224, or 16000."""
+    parts = text.lower().replace("×", "x").split("x")
+    if not all(part.isdecimal() and int(part) for part in parts) or len(parts) > 4:
+        raise InputError(f"--input looks like 3x224x224, the shape of one sample, got {text!r}")
+    return tuple(map(int, parts))

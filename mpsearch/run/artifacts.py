@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,9 @@ from mpsearch.search.picks import picked
 from mpsearch.search.problem import BitProblem
 from mpsearch.sensitivity.cache import load_table
 from mpsearch.sources.models import LoadedModel
+from recon.likelihood.likelihood import Likelihood
+
+FORMAT = 2  # of run folders: 1 knew top-1 accuracy alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,43 +30,67 @@ class Origin:
     """What a run is of, the contents of `layers.json`.
 
     `key` is of the options that it was made from, `model` the fingerprint of the weights, `images` that of the
-    calibration images; a packed file has `fixed_bytes` beside the layers of `table`.
+    calibration samples; `heads` say what the network's outputs mean. A packed file has `fixed_bytes` beside the layers
+    of `table`.
     """
 
     key: str
     model: str
     images: str
+    heads: list[Json]
     fixed_bytes: int
     table: LayerTable
 
     def to_json(self) -> Json:
         """A JSON-ready mapping."""
         return {
+            "format": FORMAT,
             "key": self.key,
             "fingerprint": self.model,
             "images": self.images,
+            "heads": self.heads,
             "fixed_bytes": self.fixed_bytes,
             "table": self.table.to_json(),
         }
+
+
+def heads_json(likelihood: Likelihood) -> list[Json]:
+    """A likelihood as JSON."""
+    return [json.loads(json.dumps({"kind": type(head).__name__, **asdict(head)})) for head in likelihood.heads]
+
+
+def require_format(folder: RunFolder) -> None:
+    """Refuses a run folder of another format. What is missing is found missing by who needs it."""
+    if folder.file("layers.json").is_file():
+        found = folder.read_json("layers.json").get("format", 1)
+        if found != FORMAT:
+            age = "an older" if isinstance(found, int) and found < FORMAT else "another"
+            raise InputError(
+                f"{folder.path} was made by {age} version of mpsearch (format {found} of run folders, this one reads "
+                f"{FORMAT}): start again with another --out, or delete the folder"
+            )
 
 
 def read_origin(folder: RunFolder) -> Origin | None:
     """What the folder's run is of; None where no layers step has written it."""
     if not folder.file("layers.json").is_file():
         return None
+    require_format(folder)
     data = folder.read_json("layers.json")
     if "key" not in data:  # written by `reconstruct`, which searches nothing
         return None
     try:
-        model, images, fixed_bytes = str(data["fingerprint"]), str(data["images"]), int(data["fixed_bytes"])
+        model, images, heads = str(data["fingerprint"]), str(data["images"]), list(data["heads"])
+        fixed_bytes = int(data["fixed_bytes"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{folder.file('layers.json')} is damaged ({error}); delete it to make it again") from None
-    return Origin(str(data["key"]), model, images, fixed_bytes, read_layers(folder))
+    return Origin(str(data["key"]), model, images, heads, fixed_bytes, read_layers(folder))
 
 
 def require_same_model(folder: RunFolder, model: LoadedModel) -> None:
     """Makes the folder and refuses one that holds another model's run."""
     folder.prepare()
+    require_format(folder)
     if folder.file("layers.json").is_file():
         there = folder.read_json("layers.json")
         if there.get("fingerprint") != model.fingerprint:
@@ -74,7 +102,8 @@ def require_same_model(folder: RunFolder, model: LoadedModel) -> None:
 
 
 def read_front(folder: RunFolder) -> ParetoFront:
-    """The folder's front. Raises InputError where there is none."""
+    """The folder's front. Raises InputError where there is none, or the folder is of another format."""
+    require_format(folder)
     path = folder.file("front.json")
     if not path.is_file():
         raise InputError(f"{folder.path} has no front.json: search first, with `mpsearch run` or `mpsearch search`")
@@ -87,7 +116,8 @@ def read_layers(folder: RunFolder) -> LayerTable:
 
 
 def finished_configs(folder: RunFolder) -> list[tuple[str, Json]]:
-    """Name and record of every finished configuration, by name."""
+    """Name and record of every finished configuration, by name. Raises InputError where they are of another format."""
+    require_format(folder)
     paths = sorted(folder.file("chosen").glob("*.json"))
     return [(path.stem, folder.read_json(f"chosen/{path.name}")) for path in paths]
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from hwmodel import BitConfig
 from mpsearch.files.folder import Json
-from mpsearch.finish.evaluate import score
 from mpsearch.finish.finalize import finish
 from mpsearch.run.keys import finished_key
 from mpsearch.run.loaded import Loaded
@@ -23,6 +22,7 @@ def finalize_step(loaded: Loaded, config: BitConfig, name: str) -> Json:
     if done is not None and path.is_file() and path.stat().st_size == done["size_bytes"]:
         console.current("finalize", f"{path.name} is current")
         return done
+    judge = loaded.judge  # before anything is fitted: it says where the float network is in doubt
     work = Progress(folder.file(f"finalize-{name}.partial"), key)
     count = len(regroup(loaded.network, settings.granularity).units)
     with loaded.clock.timed("finalize"), console.finalizing(count, settings) as watch:
@@ -31,14 +31,14 @@ def finalize_step(loaded: Loaded, config: BitConfig, name: str) -> Json:
             loaded.network,
             loaded.model.reference,
             loaded.calibration,
+            loaded.likelihood,
             config,
             settings,
             path,
             work,
-            loaded.measure,
+            judge,
             watch.block,
         )
-    truth = score(loaded.float_logits, loaded.validation.y)
-    data = {"key": key, "top1_float": truth.top1, "validation_images": truth.count, **finished.to_json()}
+    data = {"key": key, "task": loaded.options.task, **finished.to_json()}
     folder.write_json(f"chosen/{name}.json", data)
     return data

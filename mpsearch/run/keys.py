@@ -8,27 +8,34 @@ from importlib.metadata import version
 from hwmodel import BitConfig, Precision
 from mpsearch.files.fingerprint import fingerprint
 from mpsearch.request.options import FinishOptions, RunOptions
-from mpsearch.run.artifacts import Origin
+from mpsearch.run.artifacts import Origin, heads_json
 from mpsearch.run.loaded import Loaded
 from mpsearch.search.problem import BitProblem
 from mpsearch.search.settings import SearchSettings
 from mpsearch.sensitivity.scores import METRIC
+from mpsearch.sources.factory import factory_file
 
 
 def origin_key(options: RunOptions) -> str:
     """The options that `layers.json` depends on."""
-    names = ("model", "weights", "data", "samples", "seed", "tie")
-    return fingerprint(*[getattr(options, name) for name in names], bool(options.abits))
+    names = ("model", "weights", "weights_key", "input_size", "data", "samples", "seed", "tie")
+    return fingerprint(*[getattr(options, name) for name in names], bool(options.abits), task_digest(options.task))
 
 
-def scores_key(model: str, options: FinishOptions) -> str:
-    """What sensitivity scores depend on beside images and bits; `model` is the fingerprint of the weights."""
-    return fingerprint(METRIC, version("mpsearch"), model, options.seed, options.symmetric)
+def task_digest(reference: str) -> str:
+    """What a task depends on: its name, and the text of the user's file."""
+    code = factory_file(reference)
+    return fingerprint(reference, code.read_text("utf-8") if code is not None and code.is_file() else "")
+
+
+def scores_key(origin: Origin, options: FinishOptions) -> str:
+    """What sensitivity scores depend on beside samples and bits."""
+    return fingerprint(METRIC, version("mpsearch"), origin.model, origin.heads, options.seed, options.symmetric)
 
 
 def sensitivity_key(origin: Origin, options: FinishOptions, precisions: tuple[Precision, ...]) -> str:
     """What the sensitivity cache depends on."""
-    return fingerprint(scores_key(origin.model, options), origin.images, [str(precision) for precision in precisions])
+    return fingerprint(scores_key(origin, options), origin.images, [str(precision) for precision in precisions])
 
 
 def front_key(problem: BitProblem, settings: SearchSettings) -> str:
@@ -51,6 +58,8 @@ def finished_key(loaded: Loaded, config: BitConfig) -> str:
         loaded.model.fingerprint,
         loaded.data.calib.fingerprint,
         loaded.validation.fingerprint,
+        heads_json(loaded.likelihood),
+        task_digest(loaded.options.task),
         config.to_json(),
         asdict(loaded.settings),
         version("mpsearch"),

@@ -10,32 +10,85 @@ import torch
 
 from hwmodel import InputError
 from mpsearch.files.folder import RunFolder
-from mpsearch.finish.evaluate import Evaluation, evaluate, logits
+from mpsearch.finish.evaluate import Judge
+from mpsearch.finish.examples import example_outputs, is_random, require_finite
 from mpsearch.request.options import FinishOptions, ModelOptions
 from mpsearch.run.clock import Clock
 from mpsearch.show.console import Console
+from mpsearch.sources.batches import positional_inputs
+from mpsearch.sources.data import MIN_CALIBRATION, DataSource, load_data
 from mpsearch.sources.distilled import DISTILLED, MEASURED, make_distilled, read_distilled
-from mpsearch.sources.images import DataSource, Images, load_data, normalize
 from mpsearch.sources.models import LoadedModel, load_model
+from mpsearch.sources.split import Split
+from mpsearch.tasks.ending import endings
+from mpsearch.tasks.registry import load_task
+from mpsearch.tasks.task import Task
 from recon.compute.arithmetic import best_device, keep_freed_memory
 from recon.graph.network import Network, capture
 from recon.graph.samples import Samples
+from recon.likelihood.likelihood import Likelihood
 from recon.settings import Settings
 
+EXAMPLE = 3  # samples that a network is captured with
 
-def load_float(options: ModelOptions, console: Console) -> LoadedModel:
-    """The float model that was asked for."""
-    if options.demo:
+
+def load_float(options: ModelOptions, console: Console, trained: bool = True) -> LoadedModel:
+    """The float model that was asked for; where it need not be `trained`, its architecture will do."""
+    if options.demo and trained:
         console.note("embedded default: our own MobileNetV2 and rendered images; --weights and --data take yours")
     weights = None if options.weights is None else Path(options.weights)
-    return load_model(options.model, weights, demo=options.demo)
+    model = load_model(
+        options.model,
+        weights,
+        demo=options.demo,
+        weights_key=options.weights_key,
+        input_size=options.input_size,
+        trained=trained,
+    )
+    for note in model.notes:
+        console.note(note)
+    return model
 
 
-def captured(model: LoadedModel) -> Network:
-    """The captured model, on the compute device."""
+def captured(model: LoadedModel, example: Samples) -> Network:
+    """The captured model, on the compute device; `example` is a batch that it takes."""
     keep_freed_memory()
-    module = model.model.to(best_device()).to(memory_format=torch.channels_last)
-    return capture(module, Samples.noise(model.input_size), model.reference)
+    module = model.model.to(best_device())
+    for part in (*module.parameters(), *module.buffers()):
+        if part.dim() == 4:
+            part.data = part.data.contiguous(memory_format=torch.channels_last)
+    plain = Samples(tuple(leaf.contiguous() for leaf in example.leaves), example.spec)
+    return capture(module, plain, model.reference)
+
+
+def captured_alone(options: ModelOptions, console: Console) -> tuple[LoadedModel, Network]:
+    """The model, and its graph for the shapes of its data, where there are any, or of the input that is known.
+
+    Raises InputError where nothing says what the model takes.
+    """
+    model = load_float(options, console, trained=False)
+    if options.data not in (None, DISTILLED):
+        example = next(_data(model, options.data, MIN_CALIBRATION, 1, 0).calib.batches(EXAMPLE))[0]
+    elif model.input_size is not None:
+        example = Samples.noise(model.input_size)
+    else:
+        raise InputError(
+            f"nothing says what {model.reference} takes: give --input 3x224x224, or --data, "
+            "or input_size in a JSON beside it"
+        )
+    return model, captured(model, example)
+
+
+def _data(model: LoadedModel, path: str | None, calib_samples: int, val_samples: int | None, seed: int) -> DataSource:
+    return load_data(
+        path,
+        input_size=model.input_size,
+        normalization=model.normalization,
+        calib_samples=calib_samples,
+        val_samples=val_samples,
+        seed=seed,
+        takes=positional_inputs(model.model),
+    )
 
 
 @dataclass
@@ -69,21 +122,18 @@ class Loaded:
     @cached_property
     def network(self) -> Network:
         """The captured model, on the compute device."""
-        return captured(self.model)
+        return captured(self.model, next(self.data.calib.batches(EXAMPLE))[0])
 
     @cached_property
     def data(self) -> DataSource:
-        """The calibration and validation images."""
-        if self.options.data == DISTILLED:
+        """The calibration and validation samples."""
+        options = self.options
+        if options.data == DISTILLED:
             return self._distilled()
-        return load_data(
-            self.options.data,
-            input_size=self.model.input_size,
-            calib_samples=self.options.samples,
-            val_samples=self.options.val_samples or None,
-            seed=self.options.seed,
-            classes=self.model.classes,
-        )
+        data = _data(self.model, options.data, options.samples, options.val_samples or None, options.seed)
+        for note in data.notes:
+            self.console.note(note)
+        return data
 
     def _distilled(self) -> DataSource:
         what = self.model, self.options.samples, self.options.seed, self.folder.file("distilled.npz")
@@ -96,21 +146,45 @@ class Loaded:
 
     @cached_property
     def calibration(self) -> Samples:
-        """The calibration samples, as the model takes them."""
-        return Samples.of(normalize(self.data.calib.x, self.model.mean, self.model.std))
+        """The calibration samples, as the network takes them."""
+        return self.data.calib.samples
 
-    @property
-    def validation(self) -> Images:
-        """The validation images. Raises InputError where there are none."""
+    @cached_property
+    def validation(self) -> Split:
+        """The samples to measure on. Raises InputError where there are none, or their labels are of other classes."""
         if self.data.val is None:
-            raise InputError("measuring needs a val/ folder beside the calibration images")
+            raise InputError("measuring needs more samples than are calibrated on; give some, or a val/ folder")
+        if self.data.classes is not None:
+            outputs = list(self.network.outputs_of(*self.calibration[:1].to(self.network.device).leaves).values())
+            if len(outputs) == 1 and outputs[0].dim() == 2:
+                self.data.classes.check(max(2, outputs[0].shape[1]))  # one output is one decision
         return self.data.val
 
     @cached_property
-    def float_logits(self) -> torch.Tensor:
-        """The float model's logits on the validation images, what quantized ones are measured against."""
-        return logits(self.network.model, self.validation, self.model.mean, self.model.std)
+    def task(self) -> Task:
+        """What the network is for."""
+        return load_task(self.options.task)
 
-    def measure(self, model: torch.nn.Module) -> Evaluation:
-        """Accuracy and KL divergence from the float model on the validation images."""
-        return evaluate(model, self.validation, self.model.mean, self.model.std, reference_logits=self.float_logits)
+    @cached_property
+    def likelihood(self) -> Likelihood:
+        """What the outputs mean, by the task, from the graph and the float outputs on calibration samples.
+
+        Raises InputError where these are not what the task expects, or NaN or infinite.
+        """
+        outputs = example_outputs(self.network, self.data.calib)
+        found = self.task.likelihood_of(outputs, endings(self.network))
+        require_finite(found, outputs)
+        if is_random(self.network, self.data.calib):
+            self.console.note(
+                "the network is random in eval mode (the same input gives different outputs): no two runs give the "
+                "same, and figures are those of single draws; is there a dropout that is always on?"
+            )
+        return found
+
+    @cached_property
+    def judge(self) -> Judge:
+        """What measures networks on the validation samples; doubts about the float network are noted."""
+        made = Judge.of(self.network, self.task, self.likelihood, self.validation)
+        for doubt in made.doubts:
+            self.console.note(doubt)
+        return made

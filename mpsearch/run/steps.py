@@ -14,7 +14,7 @@ from mpsearch.request.budgets import COSTS, NEED_DEVICE, default_objectives, des
 from mpsearch.request.candidates import Candidates, candidates, priced
 from mpsearch.request.options import RunOptions
 from mpsearch.request.rules import parse_tie, tied
-from mpsearch.run.artifacts import Origin, costs_json, read_front, read_origin, require_same_model
+from mpsearch.run.artifacts import Origin, costs_json, heads_json, read_front, read_origin, require_same_model
 from mpsearch.run.clock import Clock
 from mpsearch.run.keys import front_key, origin_key, scores_key, sensitivity_key
 from mpsearch.run.loaded import Loaded
@@ -88,7 +88,8 @@ class Run:
         if self.stored is not None:
             return self.stored
         model, images = self.loaded.model.fingerprint, self.loaded.data.calib.fingerprint
-        return Origin(origin_key(self.options), model, images, self.fixed_bytes, self.table)
+        heads = heads_json(self.loaded.likelihood)
+        return Origin(origin_key(self.options), model, images, heads, self.fixed_bytes, self.table)
 
     @cached_property
     def device(self) -> DeviceSpec | None:
@@ -182,6 +183,8 @@ class Run:
             self.console.current("sensitivity", "cache is current")
             return current
         path, loaded, options = self.folder.file(CACHE), self.loaded, self.options
+        if loaded.data.val is not None:
+            _ = loaded.judge  # its doubts about the float network are worth knowing before anything else is done
         precisions = self.candidates.precisions
         known = None
         if path.is_file():
@@ -194,9 +197,10 @@ class Run:
                 loaded.calibration,
                 precisions,
                 options.seed,
-                scores_key(self.origin.model, options),
+                scores_key(self.origin, options),
                 known,
                 lambda done, total: advance(done),
+                likelihood=loaded.likelihood,
                 symmetric=options.symmetric,
             )
         table = scores.table(precisions, options.seed, self._sensitivity_key)
@@ -210,7 +214,7 @@ class Run:
             return f"images ({table.samples} of them judged)"
         if table.seed != self.options.seed:
             return f"seed ({table.seed})"
-        return "images, weights or quantizer, or of another version of mpsearch"
+        return "images, weights, task or quantizer, or of another version of mpsearch"
 
     def search_step(self, problem: BitProblem) -> ParetoFront:
         """The Pareto front: read when current, else searched and written, with the costs it was searched with."""

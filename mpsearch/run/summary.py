@@ -13,7 +13,7 @@ import torchvision
 from mpsearch.files.folder import Json
 from mpsearch.request.budgets import COSTS, NEED_DEVICE
 from mpsearch.request.options import RunOptions
-from mpsearch.sources.images import DataSource
+from mpsearch.sources.data import DataSource
 from mpsearch.sources.models import LoadedModel
 
 
@@ -28,7 +28,7 @@ def summarize(
     seconds: dict[str, float],
     peak_rss_bytes: int,
 ) -> Json:
-    """The contents of `summary.json`. Top-1 in percent, KL in nats, sizes in bytes.
+    """The contents of `summary.json`. Sizes in bytes; `judged_by` has the units of the `metrics`.
 
     `costs` are those of the chosen configuration; the ones shown are the budgeted and, on a device, latency and energy.
     """
@@ -36,17 +36,16 @@ def summarize(
         "size_bytes",
         "weights_only_bytes",
         "mean_weight_bits",
-        "top1_float",
-        "top1_nearest",
-        "top1_reconstructed",
-        "kl_nearest",
-        "kl_reconstructed",
-        "validation_images",
+        "metrics",
+        "judged_by",
+        "validation_samples",
+        "labelled",
     )
     return {
         "model": model.reference,
         "weights": model.source,
         "data": data.source,
+        "task": options.task,
         **{COSTS[name].field: getattr(options, COSTS[name].field) for name in options.budgets},
         **{name: chosen[name] for name in measured},
         **({} if device is None else {"device": device}),
@@ -54,7 +53,7 @@ def summarize(
         **({"symmetric": True} if options.symmetric else {}),
         **{name: value for name, value in costs.items() if name not in measured and _shown(name, options)},
         "edge_layers_at_8_bits": list(pinned),
-        "calibration_images": len(data.calib.x),
+        "calibration_samples": len(data.calib),
         "seed": options.seed,
         "seconds": seconds,
         "peak_rss_bytes": peak_rss_bytes,

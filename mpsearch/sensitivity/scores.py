@@ -16,6 +16,7 @@ from recon.quantizers.weights import QuantizedWeight
 
 METRIC = "held-out fisher, steadied, balanced basis, 256 patches of a map, maps behind means"
 SMALL = 1e-2  # below it log cosh s is ½ s² to 2e-5 of it, and what float64 leaves of the sum is less exact
+TINY = 1e-150  # of squared scores: the square of anything less is 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +103,10 @@ class Scores:
         rule and its competitors", JASA 68, 1973).
         """
         power, diagonal = np.square(s).mean(0), self._by_precision(self.square, precisions).mean(0).ravel()
-        known = (power > 0) & (diagonal > 0)
+        known = (power > TINY) & (diagonal > 0)  # a layer whose rounding changes nothing loses nothing
         shape = (len(self.layers), len(precisions))
         ratio = np.log(np.where(known, power, 1.0) / np.where(known, diagonal, 1.0)).reshape(shape)
-        noise = np.square(s).var(0) / np.square(power.clip(1e-300)) / len(s)
+        noise = np.square(s).var(0) / np.where(known, np.square(power), 1.0) / len(s)
         known, noise = known.reshape(shape), noise.reshape(shape)
         apart = np.where(known, ratio - ratio.sum(1, keepdims=True) / known.sum(1, keepdims=True).clip(1), 0.0)
         spread = max(float((np.square(apart) - noise)[known].mean()), 0.0) if known.any() else 0.0

@@ -13,18 +13,21 @@ from pymoo.indicators.hv import HV
 from hwmodel import InputError
 from mpsearch.files.folder import Json
 from mpsearch.search.front import LOSS, ParetoFront, non_dominated
+from mpsearch.tasks.figure import KL, Figure, headline, read_figures
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A finished point `index` of a front: its cost, KL divergence in nats, and top-1 in percent where labelled."""
+    """A finished point `index` of a front: its cost, its KL divergence in nats, and the task's first metric, which is
+    `figure` with a `value`, where the task has one beside KL."""
 
     name: str
     index: int
     cost: float
     predicted: float
     kl: float
-    top1: float | None
+    figure: Figure | None
+    value: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +106,14 @@ def measured_points(front: ParetoFront, finished: Sequence[tuple[str, Json]], co
             name, entry = hit
             value = float(front.objectives[index, front.names.index(cost or front.names[1])])
             loss = float(front.objectives[index, 0])
-            found.append(Measured(name, index, value, loss, entry["kl_reconstructed"], entry["top1_reconstructed"]))
+            found.append(Measured(name, index, value, loss, *headline_of(entry)))
     return tuple(sorted(found, key=lambda point: point.cost))
+
+
+def headline_of(entry: Json) -> tuple[float, Figure | None, float | None]:
+    """KL, the first figure and its value of a finished configuration's record."""
+    finished, figure = entry["metrics"]["finished"], headline(read_figures(entry))
+    return finished[KL], figure, None if figure is None else finished[figure.name]
 
 
 def _two(front: ParetoFront, cost: str) -> NDArray[np.float64]:

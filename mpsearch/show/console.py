@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TextIO
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -31,7 +31,7 @@ class Console:
     """Two streams: `log` for people (stderr), `out` for results (stdout)."""
 
     log: RichConsole = field(default_factory=lambda: RichConsole(stderr=True, highlight=False, soft_wrap=True))
-    out: RichConsole = field(default_factory=lambda: _results())
+    out: RichConsole = field(default_factory=lambda: results(sys.stdout))
 
     def note(self, text: str) -> None:
         """One line about what is going on."""
@@ -73,9 +73,9 @@ class Console:
         return RichProgress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.log, transient=True)
 
 
-def _results() -> RichConsole:
+def results(stream: TextIO) -> RichConsole:
     """Tables keep their columns where nothing says how wide the reader's window is."""
-    return RichConsole(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
+    return RichConsole(file=stream, highlight=False, soft_wrap=True, width=None if stream.isatty() else WIDTH)
 
 
 @dataclass

@@ -122,7 +122,7 @@ def draw_front(info: FrontInfo, path: Path) -> None:
     if info.budget is not None:
         top.axvline(info.budget, color="#d62728", lw=1, ls="--", label=info.budget_text)
     top.plot(*info.chosen, "*", color="#d62728", ms=15, zorder=4, label="chosen")
-    _draw_measured(top, info.measured, info.scale, "#e08214", "measured, finished")
+    _draw_measured(top, info.measured, info.scale, "#e08214", _legend("measured, finished", info.measured))
     top.margins(y=0.12)  # room for the words above the highest point
     top.set(yscale="log", xlabel=info.axis, ylabel="KL divergence, nats", title=info.title)
     top.grid(alpha=0.3, which="both")
@@ -150,8 +150,14 @@ def draw_front(info: FrontInfo, path: Path) -> None:
     figure.savefig(path, metadata={"Software": None})
 
 
+def _legend(name: str, measured: Sequence[Measured]) -> str:
+    """With the metric that stands beside the points."""
+    titles = dict.fromkeys(point.figure.title for point in measured if point.figure is not None)
+    return f"{name} ({', '.join(titles)})" if titles else name
+
+
 def _draw_measured(axes: Axes, measured: Sequence[Measured], scale: float, colour: str, name: str) -> None:
-    """Finished points, each with a line from what was predicted and its top-1, on the side away from that."""
+    """Finished points, each with a line from what was predicted and its first metric, on the side away from that."""
     from matplotlib.patheffects import withStroke
 
     for number, point in enumerate(measured):
@@ -159,8 +165,8 @@ def _draw_measured(axes: Axes, measured: Sequence[Measured], scale: float, colou
         axes.plot([cost, cost], [point.predicted, point.kl], color=colour, lw=0.8, alpha=0.6, zorder=3)
         once = name if number == 0 else None
         axes.plot(cost, point.kl, "D", ms=6, color=colour, mec="white", mew=0.7, zorder=5, label=once)
-        if point.top1 is not None:
-            text, at = f"{point.top1:.1f} %", (cost, point.kl)
+        if point.figure is not None and point.value is not None:
+            text, at = point.figure.brief(point.value), (cost, point.kl)
             beside = (6, -11 if point.kl < point.predicted else 5)
             label = axes.annotate(
                 text, at, textcoords="offset points", xytext=beside, fontsize=8, color=colour, zorder=6
@@ -192,7 +198,8 @@ def draw_comparison(comparison: Comparison, path: Path) -> None:
         colour = RUN_COLOURS[number % len(RUN_COLOURS)]
         costs = np.array(front.cost) * cost.scale
         axes.plot(costs, front.loss, "-", drawstyle="steps-post", color=colour, lw=1.4, alpha=0.9, label=front.run)
-        _draw_measured(axes, front.measured, cost.scale, colour, f"{front.run}, measured")
+        name = _legend(f"{front.run}, measured", front.measured)
+        _draw_measured(axes, front.measured, cost.scale, colour, name)
     titles = dict.fromkeys(model_title(front.model) for front in comparison.fronts)
     axes.set(yscale="log", xlabel=_axis(cost), ylabel="KL divergence, nats", title=", ".join(titles))
     axes.grid(alpha=0.3, which="both")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -18,8 +17,9 @@ from mpsearch.request.budgets import COSTS, NEED_DEVICE, share
 from mpsearch.request.units import format_number
 from mpsearch.search.baselines import Answer
 from mpsearch.search.front import LOSS, ParetoFront
-from mpsearch.show.compare import Comparison
+from mpsearch.show.compare import Comparison, headline_of
 from mpsearch.show.why import Step, Why
+from mpsearch.tasks.figure import Figure, read_figures
 
 WIDTH = 110
 MOST_COLUMNS = 7
@@ -137,9 +137,9 @@ def front_rows(
     front: ParetoFront, points: Sequence[int], finished: Sequence[Json] = (), answers: Sequence[Answer] = ()
 ) -> Table:
     """Points of the front and plain answers, by ascending cost; where one was finished, what was measured beside."""
-    measured = {tuple(entry["config"].items()): entry for entry in finished}
-    costs = front.names[1:]
-    view = _table("point", *[f">{_heading(name)}" for name in costs], ">predicted KL", ">measured KL", ">top-1 %", "")
+    measured = {tuple(entry["config"].items()): headline_of(entry) for entry in finished}
+    costs, titles = front.names[1:], _titles([figure for _, figure, _ in measured.values()])
+    view = _table("point", *[f">{_heading(name)}" for name in costs], ">predicted KL", ">measured KL", *titles, "")
     notes = {0: ["smallest"], len(front) - 1: ["largest"]}
     notes.setdefault(front.knee(), []).insert(0, "knee")
     if front.budgets:
@@ -152,10 +152,9 @@ def front_rows(
         over = "" if answer.feasible else "over budget"
         rows.append((answer.name.replace("A32", ""), {**dict(answer.costs), LOSS: answer.loss}, answer.config, over))
     for name, values, config, note in sorted(rows, key=lambda row: row[1][costs[0]]):
-        entry = measured.get(tuple(config.to_json().items()))
-        found = (f"{entry['kl_reconstructed']:.4g}", _percent(entry["top1_reconstructed"])) if entry else ("", "")
-        figures = [_figure(cost, values[cost]) for cost in costs]
-        view.add_row(name, *figures, f"{values[LOSS]:.4g}", *found, note)
+        kl, figure, value = measured.get(tuple(config.to_json().items()), (None, None, None))
+        found = ["" if kl is None else f"{kl:.4g}", *[_value(figure, value)] * len(titles)]
+        view.add_row(name, *[_figure(cost, values[cost]) for cost in costs], f"{values[LOSS]:.4g}", *found, note)
     return view
 
 
@@ -209,12 +208,14 @@ def comparison_rows(comparison: Comparison) -> list[Table | str]:
     losses.add_section()
     losses.add_row("hypervolume", *[f"{front.hypervolume:.4f}" for front in comparison.fronts], "")
     losses.add_row("points", *[f"{len(front.cost):,}" for front in comparison.fronts], "")
-    measured = _table("finished", "point", f">{_heading(comparison.cost)}", ">predicted KL", ">measured KL", ">top-1 %")
+    titles = _titles([point.figure for front in comparison.fronts for point in front.measured])
+    headings = (f">{_heading(comparison.cost)}", ">predicted KL", ">measured KL", *titles)
+    measured = _table("finished", "point", *headings)
     for front in comparison.fronts:
         for point in front.measured:
             cost = _figure(comparison.cost, point.cost)
-            figures = [f"{point.predicted:.4g}", f"{point.kl:.4g}", _percent(point.top1)]
-            measured.add_row(front.run, point.name, cost, *figures)
+            values = [_value(point.figure, point.value)] * len(titles)
+            measured.add_row(front.run, point.name, cost, f"{point.predicted:.4g}", f"{point.kl:.4g}", *values)
     parts: list[Table | str] = ["predicted KL, nats, of the best point within each cost:", losses]
     if not comparison.same_cache:
         parts.append("these predictions come of different sensitivity caches: compare what was measured")
@@ -249,9 +250,6 @@ def summary_rows(summary: Json) -> Table:
 def _summary_lines(summary: Json) -> list[tuple[str, str]]:
     """The summary for reading: (what, figure) rows."""
 
-    def percent(value: Any) -> str:
-        return "no labels" if value is None else f"{value:.2f} %"
-
     def cost(name: str) -> str:
         limit, value = summary.get(COSTS[name].field), summary[name]
         text = COSTS[name].text(value)
@@ -260,6 +258,7 @@ def _summary_lines(summary: Json) -> list[tuple[str, str]]:
         of = COSTS[name].text(limit).removesuffix(" bytes")
         return f"{text} of {of} ({100 * value / limit:.1f} % of the budget)"
 
+    labels = "" if summary["labelled"] else ", without labels"
     bounded = [name for name in COSTS if name != "size_bytes" and name in summary]
     on = {name: f" on {summary['device']}" if name in NEED_DEVICE else "" for name in bounded}
     return [
@@ -271,15 +270,22 @@ def _summary_lines(summary: Json) -> list[tuple[str, str]]:
         ),
         *[("activations", f"{', '.join(map(str, bits))} bits") for bits in (summary.get("activation_bits"),) if bits],
         *([("grids of weights", "symmetric")] if "symmetric" in summary else []),
-        ("top-1 float", percent(summary["top1_float"])),
-        ("top-1 plain rounding", percent(summary["top1_nearest"])),
-        ("top-1 reconstructed", percent(summary["top1_reconstructed"])),
-        ("KL plain rounding", f"{summary['kl_nearest']:.4f} nats"),
-        ("KL reconstructed", f"{summary['kl_reconstructed']:.4f} nats"),
-        ("measured on", f"{summary['validation_images']:,} validation images"),
+        *_metric_lines(summary),
+        ("measured on", f"{summary['validation_samples']:,} validation samples{labels}"),
         ("edge layers at 8 bits", ", ".join(summary["edge_layers_at_8_bits"]) or "none: searched like any other"),
         ("seconds", ", ".join(f"{step} {value:.1f}" for step, value in summary["seconds"].items())),
         ("peak memory", f"{summary['peak_rss_bytes'] / 1e9:.2f} GB"),
+    ]
+
+
+def _metric_lines(summary: Json) -> list[tuple[str, str]]:
+    """Every metric of the float network, where it is not compared with itself, of plain rounding, and finished."""
+    states = {"float": "float", "plain": "plain rounding", "finished": "reconstructed"}
+    return [
+        (f"{figure.title} {name}", figure.text(summary["metrics"][state][figure.name]))
+        for figure in read_figures(summary)
+        for state, name in states.items()
+        if figure.labelled or state != "float"
     ]
 
 
@@ -293,8 +299,14 @@ def as_text(*parts: Table | str) -> str:
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()).strip() + "\n"
 
 
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
+def _titles(figures: Sequence[Figure | None]) -> list[str]:
+    """The heading of a column of first metrics; none where there are none."""
+    titles = dict.fromkeys(figure.title for figure in figures if figure is not None)
+    return [f">{' or '.join(titles)}"] if titles else []
+
+
+def _value(figure: Figure | None, value: float | None) -> str:
+    return "" if figure is None or value is None else figure.text(value)
 
 
 def _few(names: Sequence[str]) -> str:

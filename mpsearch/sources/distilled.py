@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hwmodel.errors import InputError
 from mpsearch.files.fingerprint import fingerprint
-from mpsearch.sources.images import DataSource, make_images
+from mpsearch.sources.data import IMAGENET, DataSource
 from mpsearch.sources.models import LoadedModel
+from mpsearch.sources.split import Normalization, Split
 from recon.distill import distill
 
 DISTILLED = "distilled"
@@ -25,13 +27,18 @@ def make_distilled(
 ) -> DataSource:
     """Makes `samples` images to calibrate on and some to measure on, without labels, and keeps them at `path` (.npz).
 
-    Raises InputError where the model has no batch norm.
+    Raises InputError where the model has no batch norm, or nothing says what images it takes.
     """
-    x = distill(model.model, model.input_size, model.mean, model.std, samples + MEASURED, seed, on_batch)
+    size, normalization = model.input_size, _normalization(model)
+    if size is None or len(size) != 3:
+        raise InputError("--data distilled makes images: say their size with --input 3x224x224, or in a JSON")
+    channels, height, width = size
+    made = (channels, height, width), normalization.mean, normalization.std
+    x = distill(model.model, *made, samples + MEASURED, seed, on_batch)
     temporary = path.with_suffix(".tmp.npz")
     np.savez(temporary, x=x.numpy(), key=np.array(_key(model, samples, seed)))
     os.replace(temporary, path)
-    return _source(x, samples)
+    return _source(model, x, samples)
 
 
 def read_distilled(model: LoadedModel, samples: int, seed: int, path: Path) -> DataSource | None:
@@ -40,7 +47,7 @@ def read_distilled(model: LoadedModel, samples: int, seed: int, path: Path) -> D
         with np.load(path, allow_pickle=False) as file:
             if str(file["key"]) != _key(model, samples, seed):
                 return None
-            return _source(torch.from_numpy(np.asarray(file["x"], np.uint8)), samples)
+            return _source(model, torch.from_numpy(np.asarray(file["x"], np.uint8)), samples)
     except (OSError, KeyError, ValueError, zipfile.BadZipFile):
         return None
 
@@ -49,6 +56,13 @@ def _key(model: LoadedModel, samples: int, seed: int) -> str:
     return fingerprint(model.fingerprint, samples, seed)
 
 
-def _source(x: Tensor, samples: int) -> DataSource:
-    calib, val = (make_images(part.contiguous(), None) for part in (x[:samples], x[samples:]))
+def _source(model: LoadedModel, x: Tensor, samples: int) -> DataSource:
+    calib, val = (Split.of(part.contiguous(), None, _normalization(model)) for part in (x[:samples], x[samples:]))
     return DataSource(calib, val, f"{samples} images distilled from the network's batch norms; no image was given")
+
+
+def _normalization(model: LoadedModel) -> Normalization:
+    """What undoes the network's normalisation; where nothing says it, any does, as only the network sees the images."""
+    channels = 3 if model.input_size is None else model.input_size[0]
+    guess = IMAGENET if channels == 3 else Normalization((0.5,) * channels, (0.25,) * channels)
+    return model.normalization or guess

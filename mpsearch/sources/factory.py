@@ -6,11 +6,15 @@ import contextlib
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
+
+import torch
 
 from hwmodel.errors import InputError
 
@@ -45,13 +49,14 @@ def call_factory(reference: str) -> Any:
     factory = getattr(import_source(source), name, None)
     if not callable(factory):
         raise InputError(f"{reference}: {source} has no function {name!r}")
-    return guarded(factory, f"{reference}: the factory raised")
+    with contained():
+        return guarded(factory, f"{reference}: the factory raised")
 
 
 def import_source(source: str) -> ModuleType:
     """The module that a reference names before its colon: a file, or a module by its dotted name."""
     if not source.endswith(".py"):
-        with _on_import_path(Path.cwd()):
+        with _on_import_path(Path.cwd()), contained():
             return guarded(lambda: importlib.import_module(source), f"module {source!r} cannot be imported:")
     path = Path(source)
     if not path.is_file():
@@ -64,9 +69,25 @@ def import_source(source: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     loader = spec.loader
-    with _on_import_path(path.parent):
+    with _on_import_path(path.parent), contained():
         guarded(lambda: loader.exec_module(module), f"{path} cannot be imported:")
     return module
+
+
+@contextlib.contextmanager
+def contained() -> Iterator[None]:
+    """Runs the user's code so that it changes nothing for ours, and prints to stderr: stdout belongs to our results.
+
+    The working folder, torch's default dtype and gradient mode, and the filters of warnings are put back.
+    """
+    folder, dtype, gradients = Path.cwd(), torch.get_default_dtype(), torch.is_grad_enabled()
+    try:
+        with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+            yield
+    finally:
+        os.chdir(folder)
+        torch.set_default_dtype(dtype)
+        torch.set_grad_enabled(gradients)
 
 
 @contextlib.contextmanager

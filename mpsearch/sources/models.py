@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import difflib
 import hashlib
-import json
-import math
 import pickle
 import re
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
@@ -20,59 +19,90 @@ import torchvision
 from torch import Tensor, nn
 
 from hwmodel.errors import InputError
+from mpsearch.sources.checkpoints import State, align, find_state
+from mpsearch.sources.expected import Expected, Known, beside, expected
 from mpsearch.sources.factory import call_factory, canonical, factory_file, is_factory
-from mpsearch.sources.weights import State, fit_weights, read_weights, tidy
+from mpsearch.sources.split import Normalization
+from mpsearch.sources.weights import fit_weights, read_weights, require_finite
 
 _TORCHVISION = "torchvision:"
 _WITH_AUXILIARY = ("googlenet", "inception_v3")  # classifiers beside the main one, used in training only
-_AUXILIARY = re.compile(r"(AuxLogits|aux1|aux2)\.")
+_AUXILIARY = re.compile(r"(^|\.)(AuxLogits|aux1|aux2)\.")
 _DEMO = "mobilenet_v2"
-
-
-@dataclass(frozen=True, slots=True)
-class _Input:
-    """The image that a model expects: (channels, height, width), and (x / 255 - mean) / std per channel."""
-
-    size: tuple[int, int, int] = (3, 224, 224)
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedModel:
     """A float32 model in eval mode, and what it takes to build and feed it again.
 
-    `reference` rebuilds the architecture by `build_architecture`. `input_size` is (channels, height, width); pixels in
-    0…1 are normalised by `mean` and `std`. `fingerprint` is a sha256 over reference, input and all tensors. `source`
-    says in one line where the weights came from. `classes` is the number of logits.
+    `reference` rebuilds the architecture by `build_architecture`. `input_size` is the shape of one sample, of images
+    (channels, height, width), and `normalization` what becomes of their pixels; both are None where nothing says so.
+    `fingerprint` is a sha256 over the architecture's name, input and all tensors, not over the code or where it lies.
+    `source` says in one line where the weights came from, `notes` what else a user should know.
     """
 
     model: nn.Module
     reference: str
-    input_size: tuple[int, int, int]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    input_size: tuple[int, ...] | None
+    normalization: Normalization | None
     fingerprint: str
     source: str
-    classes: int
+    notes: tuple[str, ...] = ()
 
 
-def load_model(name: str, weights: Path | None, *, demo: bool) -> LoadedModel:
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """Weights as they were found: their tensors, where from, and notes on how they were found."""
+
+    state: State
+    source: str
+    notes: tuple[str, ...] = ()
+
+
+def load_model(
+    name: str,
+    weights: Path | None,
+    *,
+    demo: bool,
+    weights_key: str | None = None,
+    input_size: tuple[int, ...] | None = None,
+    trained: bool = True,
+) -> LoadedModel:
     """A torchvision classifier by name, or what `file.py:factory` or `package.module:factory` returns.
 
-    `weights` is a safetensors file or a torch checkpoint; a JSON beside it (same stem) may carry `input_size`, `mean`
-    and `std`. Without weights, `demo` takes the package's own MobileNetV2, else torchvision's published weights or
-    those that the factory's model comes with (with the JSON beside the factory's file). Raises InputError where a part
-    is missing, damaged, or does not belong to the others.
+    `weights` is a safetensors file or a torch checkpoint, `weights_key` says where in it they are if it holds several.
+    A JSON beside the factory's file, and one beside the weights, may carry `input_size`, `mean` and `std`: the latter
+    is right where both say a thing, and the argument `input_size` above both. Without weights, `demo` takes the
+    package's own MobileNetV2, else torchvision's published weights or those that the factory's model comes with. Where
+    it need not be `trained`, torchvision's architectures come with random weights instead of published ones. Raises
+    InputError where a part is missing, damaged, or does not belong to the others.
     """
+    if weights is None and weights_key is not None:
+        raise InputError("--weights-key says what to take from a checkpoint; name that with --weights")
+    found = None if weights is None else _read(weights, weights_key)
+    asked: list[tuple[str, Known]] = [(weights.with_suffix(".json").name, beside(weights))] if weights else []
+    if input_size is not None:
+        asked.append(("--input", {"input_size": tuple(map(float, input_size))}))
     if is_factory(name):
-        return _load_factory(canonical(name), weights, demo)
+        if found is None and demo and trained:
+            raise InputError(f"only {_DEMO} is there without --data and --weights; give --data for {canonical(name)}")
+        return _load_factory(canonical(name), found, asked)
     architecture = _torchvision_name(name)
-    if weights is not None:
-        state = read_weights(weights)
-        expected = _beside(weights, _published_input(architecture))
-        return _assemble(_reference(architecture, state, expected), state, expected, str(weights))
-    return _load_demo(architecture) if demo else _load_published(architecture)
+    if found is None and demo and (trained or architecture == _DEMO):
+        return _load_demo(architecture)
+    published = (f"torchvision's {architecture}", _published_input(architecture))
+    options = {}
+    if found is None and trained:
+        found = _published_weights(architecture)
+        options = {"transform_input": 1} if architecture in _WITH_AUXILIARY else {}
+    takes = expected(published, *asked)
+    reference = _reference(architecture, {} if found is None else found.state, takes, **options)
+    return _assemble(reference, found, takes, "random weights")
+
+
+def _read(path: Path, key: str | None) -> _Weights:
+    state, notes = find_state(read_weights(path), str(path), key)
+    return _Weights(state, str(path), notes)
 
 
 def build_architecture(reference: str) -> nn.Module:
@@ -94,16 +124,16 @@ def build_architecture(reference: str) -> nn.Module:
             raise InputError(f"a model reference looks like torchvision:NAME or file.py:factory, got {reference!r}")
     if not isinstance(model, nn.Module):
         raise InputError(f"{reference}: the factory must return a torch.nn.Module, got a {type(model).__name__}")
-    return model.float().eval()
+    # An exported module is in the mode that it was exported in, and says so.
+    with contextlib.suppress(NotImplementedError):
+        model.eval()
+    return model.float()
 
 
-def _load_factory(reference: str, weights: Path | None, demo: bool) -> LoadedModel:
-    if weights is None and demo:
-        raise InputError(f"only {_DEMO} is there without --data and --weights; give --data for {reference}")
-    state = None if weights is None else read_weights(weights)
-    beside = weights or factory_file(reference)
-    expected = _beside(beside, _Input()) if beside else _Input()
-    return _assemble(reference, state, expected, str(weights or f"{reference}, as its factory made it"))
+def _load_factory(reference: str, weights: _Weights | None, asked: list[tuple[str, Known]]) -> LoadedModel:
+    file = factory_file(reference)
+    known = [] if file is None else [(file.with_suffix(".json").name, beside(file))]
+    return _assemble(reference, weights, expected(*known, *asked), f"{reference}, as its factory made it")
 
 
 def _load_demo(architecture: str) -> LoadedModel:
@@ -111,12 +141,13 @@ def _load_demo(architecture: str) -> LoadedModel:
         raise InputError(f"only {_DEMO} is there without --data and --weights; give --data for {architecture}")
     from mpsearch.sources import demo
 
-    state = read_weights(Path(demo.weights_path()))
-    expected = _Input(demo.INPUT_SIZE, demo.MEAN, demo.STD)
-    return _assemble(_reference(architecture, state, expected), state, expected, "the embedded weights")
+    state, _ = find_state(read_weights(Path(demo.weights_path())), "the embedded weights")
+    takes = Expected(demo.INPUT_SIZE, Normalization(demo.MEAN, demo.STD), "")
+    weights = _Weights(state, "the embedded weights")
+    return _assemble(_reference(architecture, state, takes), weights, takes, weights.source)
 
 
-def _load_published(architecture: str) -> LoadedModel:
+def _published_weights(architecture: str) -> _Weights:
     published = torchvision.models.get_model_weights(architecture).DEFAULT
     try:
         # torch.hub announces downloads on stdout, which belongs to our results.
@@ -131,9 +162,7 @@ def _load_published(architecture: str) -> LoadedModel:
             "fetch the file where there is a network and pass it with --weights FILE"
         ) from error
     source = f"torchvision's published weights {published}"
-    state, expected = tidy(loaded, source), _published_input(architecture)
-    options = {"transform_input": 1} if architecture in _WITH_AUXILIARY else {}
-    return _assemble(_reference(architecture, state, expected, **options), state, expected, source)
+    return _Weights(find_state(loaded, source)[0], source)
 
 
 def _torchvision_name(name: str) -> str:
@@ -151,105 +180,49 @@ def _torchvision_name(name: str) -> str:
     raise InputError(f"unknown model {name!r}; {hint} a model of your own is given as file.py:factory")
 
 
-def _reference(architecture: str, state: State, expected: _Input, **options: int) -> str:
+def _reference(architecture: str, state: Mapping[str, Tensor], takes: Expected, **options: int) -> str:
     """The reference of a torchvision model with as many classes as the weights have, and their image size."""
-    if architecture.startswith("vit_"):  # its position embedding is made for one image size
-        options["image_size"] = expected.size[1]
+    if architecture.startswith("vit_") and takes.size is not None:  # its position embedding is made for one image size
+        options["image_size"] = takes.size[1]
     reference = f"{_TORCHVISION}{architecture}"
     own = build_architecture(f"{reference}?{urlencode(options)}").state_dict()
     classifier = [name for name, value in own.items() if value.dim() > 1][-1]
     classes = len(own[classifier])
-    if classifier in state and state[classifier].dim() == own[classifier].dim():
-        classes = len(state[classifier])
+    named, _ = align(State(state), own.keys(), architecture)
+    if classifier in named and named[classifier].dim() == own[classifier].dim():
+        classes = len(named[classifier])
     return f"{reference}?{urlencode({'num_classes': classes} | options)}"
 
 
-def _published_input(architecture: str) -> _Input:
+def _published_input(architecture: str) -> Known:
     """What torchvision's published weights of this architecture expect."""
     transforms = torchvision.models.get_model_weights(architecture).DEFAULT.transforms()
-    side = int(transforms.crop_size[0])
-    return _Input((3, side, side), tuple(transforms.mean), tuple(transforms.std))
+    side = float(transforms.crop_size[0])
+    return {"input_size": (3.0, side, side), "mean": tuple(transforms.mean), "std": tuple(transforms.std)}
 
 
-def _beside(path: Path, default: _Input) -> _Input:
-    """What the JSON beside a file says about the input; the default where it says nothing. Raises InputError."""
-    path = path.with_suffix(".json")
-    if not path.is_file():
-        return default
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is no readable JSON file ({error}); mend or remove it") from error
-    if not isinstance(known, dict):
-        raise InputError(f"{path} must hold an object with input_size, mean and std; got a {type(known).__name__}")
-    if "input_size" in known:
-        channels, height, width = (int(value) for value in _three(path, known, "input_size"))
-        if channels != 3 or min(height, width) < 1 or [channels, height, width] != known["input_size"]:
-            raise InputError(f"{path}: input_size must be [3, height, width], got {known['input_size']}")
-        default = replace(default, size=(channels, height, width))
-    if "mean" in known:
-        default = replace(default, mean=_three(path, known, "mean"))
-    if "std" in known:
-        default = replace(default, std=_three(path, known, "std"))
-        if min(default.std) <= 0:
-            raise InputError(f"{path}: std must be above zero, got {known['std']}")
-    return default
-
-
-def _three(path: Path, known: dict[str, Any], key: str) -> tuple[float, float, float]:
-    values = known[key]
-    if (
-        not isinstance(values, list)
-        or len(values) != 3
-        or not all(isinstance(value, int | float) and math.isfinite(value) for value in values)
-    ):
-        raise InputError(f"{path}: {key} must be three numbers, got {json.dumps(values)}")
-    return float(values[0]), float(values[1]), float(values[2])
-
-
-def _assemble(reference: str, state: State | None, expected: _Input, source: str) -> LoadedModel:
+def _assemble(reference: str, weights: _Weights | None, takes: Expected, source: str) -> LoadedModel:
     model = build_architecture(reference)
-    if state is not None:
+    notes = [takes.note] if takes.note else []
+    if weights is not None:
+        source = weights.source
+        state = State(weights.state)
         if reference.removeprefix(_TORCHVISION).partition("?")[0] in _WITH_AUXILIARY:
-            for name in [name for name in state if _AUXILIARY.match(name)]:
+            for name in [name for name in state if _AUXILIARY.search(name)]:
                 del state[name]
-        fit_weights(model, state, reference, source)
-    for name, value in model.state_dict().items():
-        if not torch.isfinite(value).all():
-            raise InputError(f"{source}: weights must be finite, but {name} has NaN or infinite values")
-    return LoadedModel(
-        model,
-        reference,
-        expected.size,
-        expected.mean,
-        expected.std,
-        _fingerprint(model, reference, expected),
-        source,
-        _count_classes(model, reference, expected.size),
-    )
+        if hasattr(weights.state, "_metadata"):
+            state._metadata = weights.state._metadata  # type: ignore[attr-defined]
+        notes += [*weights.notes, *fit_weights(model, state, reference, source)]
+    require_finite(model, source)
+    fingerprint = _fingerprint(model, reference, takes)
+    return LoadedModel(model, reference, takes.size, takes.normalization, fingerprint, source, tuple(notes))
 
 
-def _count_classes(model: nn.Module, reference: str, size: tuple[int, int, int]) -> int:
-    """The number of logits, found by one forward pass of an empty image. Raises InputError where it gives none."""
-    shape = "x".join(map(str, size))
-    try:
-        with torch.inference_mode():
-            output = model(torch.zeros(1, *size))
-    except Exception as error:  # whatever the user's code raises
-        first = (str(error).strip().splitlines() or [""])[0]
-        raise InputError(f"{reference} fails on an image of {shape}: {type(error).__name__}: {first}") from error
-    if not isinstance(output, Tensor) or output.dim() != 2:
-        seen = list(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
-        raise InputError(f"{reference} must give logits of shape [images, classes], got {seen}")
-    return int(output.shape[1])
-
-
-def _fingerprint(model: nn.Module, reference: str, expected: _Input) -> str:
-    digest = hashlib.sha256(f"{reference}\n{expected}\n".encode())
-    code = factory_file(reference)
-    if code is not None:
-        digest.update(code.read_bytes())
-    for name, value in model.state_dict().items():
-        digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+def _fingerprint(model: nn.Module, reference: str, takes: Expected) -> str:
+    code, colon, name = reference.rpartition(":")
+    digest = hashlib.sha256(f"{Path(code).name}{colon}{name}\n{takes.size} {takes.normalization}\n".encode())
+    for key, value in model.state_dict().items():
+        if isinstance(value, Tensor):
+            digest.update(f"{key} {value.dtype} {list(value.shape)}\n".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

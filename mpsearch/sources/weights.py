@@ -1,83 +1,72 @@
-"""Weights in files: read without running any code, and put into the architecture that they belong to."""
+"""Weights in files: read without running any code, and put into the network that they belong to."""
 
 from __future__ import annotations
 
+import argparse
+import pathlib
 import re
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
+from torch.nn.parameter import is_lazy
 
 from hwmodel.errors import InputError
+from mpsearch.sources.checkpoints import State, align
 
-State = OrderedDict[str, Tensor]
-
-_NESTED = ("state_dict", "model", "model_state_dict")
-# DenseNet's published file predates the names of its modules ("norm.1" is "norm1" now).
-_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
+_REFUSED = re.compile(r"GLOBAL (\S+) was not an allowed global")
+_STATISTICS = ("running_mean", "running_var")
 
 
-def read_weights(path: Path) -> State:
-    """The tensors of a safetensors file or a torch checkpoint, all floats as float32.
+def read_weights(path: Path) -> Any:
+    """What a safetensors file or a torch checkpoint holds.
 
-    Of a checkpoint only tensors are read (`weights_only`), bare or under `state_dict` or `model`, with or without the
-    prefix `module.`. Raises InputError where the file is missing, damaged or holds anything else.
+    Of a checkpoint only tensors, numbers, names and paths are read (`weights_only`). Raises InputError where the file
+    is missing, damaged or holds anything else.
     """
     if not path.is_file():
         raise InputError(f"no such weights file: {path}; expected a safetensors file or a torch checkpoint")
     if path.suffix == ".safetensors":
         try:
-            loaded: Any = safetensors.torch.load_file(path)
+            return safetensors.torch.load_file(path)
         except (SafetensorError, OSError) as error:
             raise InputError(f"weights {path} are no safetensors file ({error}); get the file again") from error
-    else:
-        try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # damaged bytes raise almost anything
-            raise InputError(
-                f"weights {path} are damaged, or hold more than tensors (code in a checkpoint is never run); "
-                "expected a file made by torch.save(model.state_dict(), ...) or a safetensors file"
-            ) from error
-    return tidy(loaded, str(path))
+    try:
+        with torch.serialization.safe_globals(_harmless()):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged bytes raise almost anything
+        what = _REFUSED.search(str(error))
+        raise InputError(
+            f"weights {path} are damaged, or hold more than tensors (code in a checkpoint is never run"
+            f"{f': {what[1]}' if what else ''}); "
+            "expected a file made by torch.save(model.state_dict(), ...) or a safetensors file"
+        ) from error
 
 
-def tidy(loaded: Any, source: str) -> State:
-    """A loaded checkpoint as a plain state dict in float32. Raises InputError where it is none, or not finite."""
-    while isinstance(loaded, dict) and (inner := [loaded[key] for key in _NESTED if isinstance(loaded.get(key), dict)]):
-        loaded = inner[0]
-    if not isinstance(loaded, dict) or not loaded:
-        raise InputError(f"weights {source} must hold named tensors, got {_described(loaded)}")
-    state: State = OrderedDict()
-    for name, value in loaded.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise InputError(f"weights {source} must hold named tensors only, but {name!r} is {_described(value)}")
-        value = value.float() if value.is_floating_point() else value
-        if not torch.isfinite(value).all():
-            count = int((~torch.isfinite(value)).sum())
-            raise InputError(f"weights {source} must be finite, but {name} has {count} NaN or infinite values")
-        state[_DENSENET.sub(r"\1\2", name)] = value
-    if hasattr(loaded, "_metadata"):  # versions of the modules: torch renames the tensors of older ones
-        state._metadata = loaded._metadata  # type: ignore[attr-defined]
-    consume_prefix_in_state_dict_if_present(state, "module.")
-    return state
+def _harmless() -> list[Any]:
+    """What stands in checkpoints beside tensors and does nothing when it is made: numpy's numbers, options, paths."""
+    multiarray = np._core.multiarray  # type: ignore[attr-defined]
+    scalars = [np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType, np.dtypes.Int32DType]
+    old = [(multiarray.scalar, "numpy.core.multiarray.scalar")]
+    old += [(multiarray._reconstruct, "numpy.core.multiarray._reconstruct")]
+    paths = [(pathlib.PosixPath, "pathlib.PosixPath"), (pathlib.PosixPath, "pathlib._local.PosixPath")]
+    arrays = [multiarray.scalar, multiarray._reconstruct, np.ndarray, np.dtype]
+    return [*arrays, *scalars, *old, *paths, argparse.Namespace]
 
 
-def _described(value: object) -> str:
-    return "nothing" if isinstance(value, dict) else f"a {type(value).__name__}"
-
-
-def fit_weights(model: nn.Module, state: State, architecture: str, source: str) -> None:
-    """Copies the tensors into the model; counters of batch norm may be missing.
+def fit_weights(model: nn.Module, state: State, architecture: str, source: str) -> tuple[str, ...]:
+    """Copies the tensors into the model; counters of batch norm may be missing. Returns notes on what was adapted.
 
     Raises InputError that names what is missing, unknown or of another shape.
     """
     own = model.state_dict()
-    shared = [name for name in own if name in state]
+    state, notes = align(state, own.keys(), source)
+    shared = [name for name in own if name in state and not is_lazy(own[name])]
     shapes = [
         f"{name}: expected {list(own[name].shape)}, saw {list(state[name].shape)}"
         for name in shared
@@ -88,10 +77,9 @@ def fit_weights(model: nn.Module, state: State, architecture: str, source: str) 
         for name in shared
         if own[name].is_floating_point() != state[name].is_floating_point()
     ]
-    if not hasattr(state, "_metadata"):
-        state._metadata = getattr(own, "_metadata", {})  # type: ignore[attr-defined]
-    fitting = OrderedDict((name, value) for name, value in state.items() if own.get(name, value).shape == value.shape)
-    fitting._metadata = state._metadata  # type: ignore[attr-defined]
+    unfit = {text.partition(":")[0] for text in shapes}
+    fitting = OrderedDict((name, value) for name, value in state.items() if name not in unfit)
+    fitting._metadata = getattr(state, "_metadata", getattr(own, "_metadata", {}))  # type: ignore[attr-defined]
     missing, unknown = model.load_state_dict(fitting, strict=False)
     missing = [name for name in missing if name not in state and not name.endswith("num_batches_tracked")]
     faults = [
@@ -109,3 +97,28 @@ def fit_weights(model: nn.Module, state: State, architecture: str, source: str) 
             f"weights {source} do not fit {architecture}: of {len(own)} tensors expected and {len(state)} seen, "
             f"{', '.join(faults)}; name the model that they belong to"
         )
+    return notes
+
+
+def require_finite(model: nn.Module, source: str) -> None:
+    """Raises InputError where a parameter is NaN or infinite, a buffer is NaN, or statistics of a norm are infinite.
+
+    Masks are buffers of ±inf. Also refuses what has no values: lazy models and those on the meta device.
+    """
+    buffers = {name for name, _ in model.named_buffers()}
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            continue  # what a module keeps by get_extra_state
+        if is_lazy(value) or value.is_meta:
+            kind = "on the meta device" if value.is_meta else "lazy"
+            raise InputError(
+                f"{source}: {name} is {kind} and has no values; give a model that has been run, or weights"
+            )
+        if value.is_quantized:
+            raise InputError(f"{source}: {name} is quantized already; give the float model")
+        if not value.is_floating_point():
+            continue
+        mask = name in buffers and not name.endswith(_STATISTICS)
+        broken = int((torch.isnan(value) if mask else ~torch.isfinite(value)).sum())
+        if broken:
+            raise InputError(f"weights must be finite, but {name} of {source} has {broken} NaN or infinite values")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from hwmodel.errors import InputError
 from mpsearch.tasks.metric import Metric, checked_tensor, mean_metric
-from mpsearch.tasks.parts import decision_form, find_part, form_of, is_vector
+from mpsearch.tasks.parts import decision_form, ending_of, find_part, form_of, is_vector
 from mpsearch.tasks.task import Task
 from recon.graph.samples import named_parts
 from recon.likelihood.heads import Bernoulli, Categorical
@@ -24,8 +25,9 @@ def class_scores(outputs: Mapping[str, Tensor]) -> Likelihood:
     """The head of a classifier in example outputs by part.
 
     The scores are a single tensor, the only one with a vector a sample, or called "logits" or "out". Several columns
-    are classes; one column, or a number a sample, is one decision. Values that are probabilities by what they add up
-    to, or by lying between 0 and 1 where there is one column, are taken as such. Raises InputError for anything else.
+    are classes, or decisions of their own where the graph ends in a sigmoid; one column, or a number a sample, is one
+    decision. Where the graph does not tell, values that are probabilities by what they add up to, or by lying between
+    0 and 1 where there is one column, are taken as such. Raises InputError for anything else.
     """
     single = len(outputs) == 1
     part = find_part(
@@ -34,10 +36,17 @@ def class_scores(outputs: Mapping[str, Tensor]) -> Likelihood:
         lambda z: is_vector(z) or (single and z.dim() == 1),
         "classification expects one tensor of class scores [N, classes]",
     )
-    z = outputs[part]
+    return Likelihood((discrete(outputs, part),))
+
+
+def discrete(outputs: Mapping[str, Tensor], part: str) -> Discrete:
+    """The head of a part (N, classes, …), (N, 1, …) or (N,), in the form that the graph tells, else its values."""
+    z, ending = outputs[part], ending_of(outputs, part)
+    if ending == "sigmoid":
+        return Bernoulli(part, None if z.dim() == 1 else 1, "probabilities")
     if z.dim() == 1 or z.shape[1] == 1:
-        return Likelihood((Bernoulli(part, None if z.dim() == 1 else 1, decision_form(z)),))
-    return Likelihood((Categorical(part, 1, form_of(z, 1)),))
+        return Bernoulli(part, None if z.dim() == 1 else 1, "logits" if ending == "logits" else decision_form(z))
+    return Categorical(part, 1, ending or form_of(z, 1))
 
 
 def decisions(head: Discrete, outputs: Any) -> Tensor:
@@ -77,7 +86,10 @@ def labels(targets: Any, decided: Tensor, classes: int, ignore: int | None = Non
 
 
 def classification_metrics(likelihood: Likelihood, labelled: bool) -> tuple[Metric, ...]:
-    """Top-1 against labels, the share of right decisions; without labels the agreement with the float network's."""
+    """Top-1 against labels, the share of right decisions; without labels the agreement with the float network's.
+
+    Of several decisions a sample, the surest is the class where there is one label a sample.
+    """
     head = discrete_head(likelihood)
     return (_top1(head),) if labelled else (agreement(head),)
 
@@ -93,10 +105,42 @@ def agreement(head: Discrete) -> Metric:
 
 def _top1(head: Discrete) -> Metric:
     def measure(outputs: Any, targets: Any) -> Tensor:
-        decided = decisions(head, outputs)
-        return _share(decided == labels(targets, decided, n_classes(head, outputs)))
+        return _share(torch.eq(*_decided(head, outputs, targets)))
 
-    return mean_metric("top1", measure, unit="%", higher_is_better=True, finish=_percent)
+    return mean_metric(
+        "top1", measure, unit="%", higher_is_better=True, finish=_percent, chance=lambda: _Independent(head)
+    )
+
+
+def _decided(head: Discrete, outputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
+    """Decisions and labels, both (N, decisions)."""
+    decided, classes = decisions(head, outputs), n_classes(head, outputs)
+    several = isinstance(head, Bernoulli) and decided.shape[1] > 1
+    if several and isinstance(targets, Tensor) and targets.numel() == len(decided):
+        rows = head.logits(named_parts(outputs)[head.part]).flatten(1)
+        decided, classes = rows.argmax(1, keepdim=True), rows.shape[1]
+    return decided, labels(targets, decided, classes)
+
+
+@dataclass(slots=True)
+class _Independent:
+    """The percent of decisions that would be right were the labels drawn without regard to the sample (the chance
+    agreement of Cohen's kappa, Educ. Psychol. Meas. 20, 1960)."""
+
+    head: Discrete
+    decided: list[Tensor] = field(default_factory=list)
+    known: list[Tensor] = field(default_factory=list)
+
+    def add(self, outputs: Any, targets: Any, reference: Any) -> None:
+        decided, known = _decided(self.head, outputs, targets)
+        self.decided.append(decided.flatten().cpu())
+        self.known.append(known.flatten().cpu())
+
+    def value(self) -> float:
+        decided, known = torch.cat(self.decided), torch.cat(self.known)
+        classes = int(torch.maximum(decided.max(), known.max())) + 1
+        shares = [torch.bincount(one, minlength=classes).double() / len(one) for one in (decided, known)]
+        return _percent(float(shares[0] @ shares[1]))
 
 
 def _share(right: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hwmodel.errors import InputError
+from mpsearch.tasks.figure import KL, Figure
 from recon.graph.samples import named_parts
 from recon.likelihood.likelihood import Likelihood
 
@@ -32,6 +33,8 @@ class Metric:
     """A figure by which networks are judged; `start` begins a new tally.
 
     `against` says what outputs are compared with: targets, which not every data set has, or the float network's.
+    `chance` begins the tally of what the same outputs would reach were the targets independent of them, where that is
+    known.
     """
 
     name: str
@@ -39,12 +42,18 @@ class Metric:
     higher_is_better: bool
     start: Callable[[], Tally]
     against: Against = "targets"
+    chance: Callable[[], Tally] | None = None
 
     def __post_init__(self) -> None:
         if not self.name:
             raise InputError("a metric needs a name")
         if self.against not in ("targets", "reference"):
             raise InputError(f"metric {self.name!r} is against 'targets' or 'reference', got {self.against!r}")
+
+    @property
+    def figure(self) -> Figure:
+        """What is written down of it."""
+        return Figure(self.name, self.unit, self.higher_is_better, self.against == "targets")
 
 
 def mean_metric(
@@ -55,6 +64,7 @@ def mean_metric(
     higher_is_better: bool,
     against: Against = "targets",
     finish: Callable[[float], float] = float,
+    chance: Callable[[], Tally] | None = None,
 ) -> Metric:
     """The metric `finish(mean over samples of measure(outputs, targets))`, from a plain function.
 
@@ -62,12 +72,12 @@ def mean_metric(
     which then counts once for each of its samples. With `against="reference"` it gets the float network's outputs
     in place of the targets. `finish` turns the mean into the figure: a root, an exponential, percent.
     """
-    return Metric(name, unit, higher_is_better, lambda: _Mean(name, measure, against, finish), against)
+    return Metric(name, unit, higher_is_better, lambda: _Mean(name, measure, against, finish), against, chance)
 
 
 def kl_metric(likelihood: Likelihood) -> Metric:
     """KL(float network ‖ network) in nats per sample, which every task has."""
-    return Metric("kl", "nats", False, lambda: _Divergence(likelihood), "reference")
+    return Metric(KL, "nats", False, lambda: _Divergence(likelihood), "reference")
 
 
 def batch_size(outputs: Any) -> int:

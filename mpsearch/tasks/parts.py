@@ -11,8 +11,23 @@ from hwmodel.errors import InputError
 from recon.likelihood.heads import Form
 from recon.likelihood.likelihood import describe
 
+Ending = Form | Literal["sigmoid"]  # the form that the last operation of a graph gives its output
+
 TOLERANCE = 1e-2  # of sums that are 1: bfloat16 rounds probabilities to 1/256 of themselves
 ADVICE = "choose another --task, or say in FILE.py:task what the outputs mean"
+
+
+class Examples(dict[str, Tensor]):
+    """Example outputs (N, …) by path, with the `endings` of those parts of which the network's graph tells them."""
+
+    def __init__(self, parts: Mapping[str, Tensor], endings: Mapping[str, Ending] | None = None) -> None:
+        super().__init__(parts)
+        self.endings = dict(endings or {})
+
+
+def ending_of(outputs: Mapping[str, Tensor], part: str) -> Ending | None:
+    """What the graph of the network says of a part; None where it says nothing."""
+    return outputs.endings.get(part) if isinstance(outputs, Examples) else None
 
 
 def find_part(

@@ -10,11 +10,19 @@ import torch
 from torch import Tensor
 
 from hwmodel.errors import InputError
-from mpsearch.tasks.classification import NAMES, Discrete, agreement, decisions, discrete_head, labels, n_classes
+from mpsearch.tasks.classification import (
+    NAMES,
+    Discrete,
+    agreement,
+    decisions,
+    discrete,
+    discrete_head,
+    labels,
+    n_classes,
+)
 from mpsearch.tasks.metric import Metric
-from mpsearch.tasks.parts import decision_form, find_part, form_of, is_vector
+from mpsearch.tasks.parts import find_part, is_vector
 from mpsearch.tasks.task import Task
-from recon.likelihood.heads import Bernoulli, Categorical
 from recon.likelihood.likelihood import Likelihood
 
 IGNORE = 255  # the label of pixels that do not count
@@ -24,7 +32,7 @@ def class_map(outputs: Mapping[str, Tensor]) -> Likelihood:
     """The head of a segmentation network in example outputs by part: a map (N, classes, H, W) of scores.
 
     It is the only map, or called "out" or "logits" (torchvision's "aux" does not count). One channel is foreground or
-    background. Raises InputError for anything else.
+    background; where the graph ends in a sigmoid, all are. Raises InputError for anything else.
     """
     part = find_part(
         outputs,
@@ -32,10 +40,7 @@ def class_map(outputs: Mapping[str, Tensor]) -> Likelihood:
         lambda z: z.dim() >= 4 and not is_vector(z),
         "segmentation expects one map of class scores [N, classes, H, W]",
     )
-    z = outputs[part]
-    if z.shape[1] == 1:
-        return Likelihood((Bernoulli(part, 1, decision_form(z)),))
-    return Likelihood((Categorical(part, 1, form_of(z, 1)),))
+    return Likelihood((discrete(outputs, part),))
 
 
 def segmentation_metrics(likelihood: Likelihood, labelled: bool) -> tuple[Metric, ...]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hwmodel.errors import InputError
 from mpsearch.tasks.metric import Metric, kl_metric
+from mpsearch.tasks.parts import Ending, Examples
 from recon.graph.samples import named_parts
 from recon.likelihood.likelihood import Likelihood
 
@@ -35,12 +36,13 @@ class Task:
         if not callable(self.metrics):
             _checked(self.name, self.metrics)
 
-    def likelihood_of(self, outputs: Any) -> Likelihood:
+    def likelihood_of(self, outputs: Any, endings: Mapping[str, Ending] | None = None) -> Likelihood:
         """The likelihood of a network, from its outputs (any pytree) on calibration samples.
 
-        Raises InputError where they are not what the task expects.
+        `endings` are what the network's graph says of parts. Raises InputError where outputs are not what the task
+        expects.
         """
-        parts = named_parts(outputs)
+        parts = Examples(named_parts(outputs), endings)
         found = self.likelihood if isinstance(self.likelihood, Likelihood) else self.likelihood(parts)
         if not isinstance(found, Likelihood):
             raise InputError(f"task {self.name!r}: its function must give a Likelihood, got a {type(found).__name__}")

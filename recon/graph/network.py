@@ -71,7 +71,7 @@ class Network:
         return dict(zip(self.names, self.module(*leaves), strict=True))
 
     def leaves(self, samples: Samples) -> tuple[Tensor, ...]:
-        """The tensors of samples, real ones in single precision. Raises InputError where they do not fit the network."""
+        """The tensors of samples, in single precision. Raises InputError where they do not fit the network."""
         if samples.spec != self.inputs:
             raise InputError(f"{self.table.model} takes {self.inputs}; got {samples.spec}")
         return samples.single().leaves

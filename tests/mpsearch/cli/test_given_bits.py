@@ -34,7 +34,7 @@ def test_uniform_bits_with_eight_at_both_ends(given: tuple[object, ...], tmp_pat
     assert config.precisions[0] == config.precisions[-1] == Precision(8, 8)
     path = tmp_path / "model-W3A8.safetensors"
     assert done["size_bytes"] == path.stat().st_size
-    assert done["kl_reconstructed"] < done["kl_nearest"]
+    assert done["metrics"]["finished"]["kl"] < done["metrics"]["plain"]["kl"]
     network = trace(mpsearch.load_packed(path), (3, 12, 12))
     assert done["weights_only_bytes"] == weights_only_bytes(network.table, config.wbits)
     exported = command("export", tmp_path)

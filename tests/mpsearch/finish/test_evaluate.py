@@ -8,15 +8,15 @@ from torch import Tensor, nn
 
 from hwmodel.errors import InputError
 from mpsearch.finish.evaluate import evaluate, logits, score
-from mpsearch.sources.images import Images, make_images
+from mpsearch.sources.split import Normalization, Split
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
 
-def _images(count: int, labelled: bool = True) -> Images:
+def _images(count: int, labelled: bool = True) -> Split:
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(0, 256, (count, 8, 8, 3), dtype=torch.uint8, generator=generator)
-    return make_images(x, torch.arange(count) % 5 if labelled else None)
+    return Split.of(x, torch.arange(count) % 5 if labelled else None, Normalization(MEAN, STD))
 
 
 def _model() -> nn.Module:
@@ -26,8 +26,8 @@ def _model() -> nn.Module:
 
 def test_logits_do_not_depend_on_the_batch_and_serve_autograd() -> None:
     model, images = _model(), _images(23)
-    outputs = logits(model, images, MEAN, STD, batch=7)
-    pixels = images.x.permute(0, 3, 1, 2).double() / 255
+    outputs = logits(model, images, batch=7)
+    pixels = images.stored.leaves[0].permute(0, 3, 1, 2).double() / 255
     mean, std = (torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (MEAN, STD))
     expected = model.double()((pixels - mean) / std)
     torch.testing.assert_close(outputs.double(), expected, atol=1e-5, rtol=1e-5)
@@ -56,10 +56,10 @@ def test_kl_is_the_sum_of_its_definition() -> None:
 
 def test_a_model_does_not_diverge_from_itself() -> None:
     model, images = _model(), _images(9, labelled=False)
-    found = evaluate(model, images, MEAN, STD, logits(model, images, MEAN, STD), batch=4)
+    found = evaluate(model, images, logits(model, images), batch=4)
     assert found.kl_nats == pytest.approx(0.0, abs=1e-12)
     assert found.top1 is None
-    assert found == evaluate(model, images, MEAN, STD, logits(model, images, MEAN, STD), batch=4)
+    assert found == evaluate(model, images, logits(model, images), batch=4)
 
 
 def test_nan_logits_are_refused() -> None:
@@ -69,4 +69,4 @@ def test_nan_logits_are_refused() -> None:
         return outputs
 
     with pytest.raises(InputError, match=r"1 of 6 images .*first: image 2"):
-        evaluate(broken, _images(6), MEAN, STD)
+        evaluate(broken, _images(6))

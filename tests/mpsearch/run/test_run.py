@@ -22,7 +22,7 @@ from hwmodel import BitConfig, InputError, LayerTable
 from mpsearch.search.build import build_problem
 from mpsearch.search.front import ParetoFront
 from mpsearch.sensitivity.cache import load_table
-from mpsearch.sources.images import normalize
+from mpsearch.sources.split import Normalization
 from recon.fit.checkpoint import Progress
 
 QUICK = ("--steps", 40, "--population", 40, "--generations", 30)
@@ -63,8 +63,8 @@ def test_the_summary_says_what_is_true(finished: Path, tiny: Path) -> None:
     assert summary["weights_only_bytes"] == bits / 8
     assert summary["mean_weight_bits"] == pytest.approx(bits / table.n_weights)
     assert config.wbits[0] == config.wbits[-1] == 8  # first and last layer
-    assert summary["kl_reconstructed"] < summary["kl_nearest"]
-    assert summary["top1_float"] == 100
+    assert summary["metrics"]["finished"]["kl"] < summary["metrics"]["plain"]["kl"]
+    assert summary["metrics"]["float"]["top1"] == 100
     assert set(summary["seconds"]) == {"sensitivity", "search", "finalize"}
     assert summary["peak_rss_bytes"] > 1e8
     assert summary["seed"] == 0
@@ -72,10 +72,10 @@ def test_the_summary_says_what_is_true(finished: Path, tiny: Path) -> None:
 
     loaded = mpsearch.load_packed(model)
     archive = np.load(tiny / "data" / "val.npz")
-    x = normalize(torch.from_numpy(archive["x"]), (0.5,) * 3, (0.25,) * 3)
+    x = Normalization((0.5,) * 3, (0.25,) * 3)(torch.from_numpy(archive["x"]))
     with torch.inference_mode():
         top1 = 100 * float((loaded(x).argmax(1).numpy() == archive["y"]).mean())
-    assert summary["top1_reconstructed"] == pytest.approx(top1)
+    assert summary["metrics"]["finished"]["top1"] == pytest.approx(top1)
     report = (finished / "report.txt").read_text()
     assert f"{summary['size_bytes']:,} bytes of {BUDGET:,}" in report
     assert "…" not in report  # nothing is cut off
@@ -177,7 +177,7 @@ def test_a_search_needs_neither_model_nor_images(
         assert "the model is loaded" in command("search", out).err
     (out / "config.toml").write_text(config)
     layers = json.loads((out / "layers.json").read_text())
-    (out / "layers.json").write_text(json.dumps({name: layers[name] for name in ("fingerprint", "table")}))
+    (out / "layers.json").write_text(json.dumps({name: layers[name] for name in ("format", "fingerprint", "table")}))
     assert "the model is loaded" in command("search", out).err
     (out / "layers.json").write_text(json.dumps({**layers, "fixed_bytes": None}))
     assert "layers.json is damaged" in command("search", out).err
@@ -223,7 +223,7 @@ def test_more_points_are_finished_and_shown(finished: Path, tmp_path: Path, comm
     assert shown.code == 0
     entry = json.loads((out / "chosen" / "point-0.json").read_text())
     assert f"{entry['size_bytes']:,}" in shown.out
-    assert f"{entry['kl_reconstructed']:.4g}" in shown.out
+    assert f"{entry['metrics']['finished']['kl']:.4g}" in shown.out
     assert "budget" in shown.out
     assert "knee" in shown.out
     assert "2.two" in shown.out  # who got which bits
@@ -314,7 +314,7 @@ def test_layers_are_listed(tiny: Path, command: Command) -> None:
 def test_weights_replace_those_of_the_factory(finished: Path, tiny: Path, tmp_path: Path, command: Command) -> None:
     assert command(*arguments(tiny, tmp_path / "out", "--weights", tiny / "net.pt")).code == 0
     first, second = (json.loads((folder / "summary.json").read_text()) for folder in (finished, tmp_path / "out"))
-    assert first["kl_reconstructed"] == second["kl_reconstructed"]
+    assert first["metrics"]["finished"]["kl"] == second["metrics"]["finished"]["kl"]
     assert second["weights"] == str(tiny / "net.pt")
 
 
@@ -347,8 +347,9 @@ def test_a_network_is_finished_without_any_images(tiny: Path, tmp_path: Path, co
     assert done.code == 0, done.err
     summary = json.loads(done.out)
     assert summary["data"] == "32 images distilled from the network's batch norms; no image was given"
-    assert summary["top1_reconstructed"] is None
-    assert summary["kl_reconstructed"] < summary["kl_nearest"]
+    assert set(summary["metrics"]["finished"]) == {"agreement", "kl"}
+    assert summary["labelled"] is False
+    assert summary["metrics"]["finished"]["kl"] < summary["metrics"]["plain"]["kl"]
     again = command("run", "--size-budget", "6kB", *options, "--json")
     assert json.loads(again.out) == summary
     assert "distillation" not in again.err

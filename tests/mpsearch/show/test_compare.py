@@ -45,7 +45,11 @@ def test_a_better_front_has_more_hypervolume(front: ParetoFront) -> None:
 
 def test_finished_points_are_found_by_their_bits(front: ParetoFront) -> None:
     index = len(front) // 2
-    entry = {"config": front.config(index).to_json(), "kl_reconstructed": 0.1, "top1_reconstructed": None}
+    entry = {
+        "config": front.config(index).to_json(),
+        "metrics": {"finished": {"kl": 0.1}},
+        "judged_by": [{"name": "kl", "unit": "nats", "higher_is_better": False, "labelled": False}],
+    }
     found = compare([("a", "net", front, [("mine", entry)]), run(front)])
     assert [(point.name, point.index, point.kl) for point in found.fronts[0].measured] == [("mine", index, 0.1)]
     assert found.fronts[1].measured == ()

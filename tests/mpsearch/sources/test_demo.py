@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from mpsearch.sources import demo
-from mpsearch.sources.images import normalize
+from mpsearch.sources.split import Normalization
 
 PINNED = {
     "train": "82b799d9da97d7f9eb2fc4cfdecac13e0b1c034b5b8d48f39e961601af57bf0d",
@@ -90,7 +90,7 @@ def test_the_network_solves_the_task() -> None:
     assert all(name.endswith("num_batches_tracked") for name in missing)
     images, labels = demo.render("val", 512)
     with torch.inference_mode():
-        outputs = model(normalize(torch.from_numpy(images), demo.MEAN, demo.STD))
+        outputs = model(Normalization(demo.MEAN, demo.STD)(torch.from_numpy(images)))
     top1 = 100 * np.mean(outputs.argmax(1).numpy() == labels)
     assert 85 <= top1 <= 95
     assert abs(top1 - about["top1_val_percent"]) < 4  # 512 images stand for 2000
