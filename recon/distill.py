@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from hwmodel import InputError
-from recon.compute.arithmetic import best_device, channels_last, device_of, fast
+from recon.compute.arithmetic import channels_last, device_of, fast
 from recon.fit.optimizer import Annealed
 from recon.graph.capture import export_graph
 from recon.graph.fold import NORM
@@ -40,8 +40,8 @@ def distill(
     Batches of 32 are fitted by Adam until mean and variance at every batch norm are near the running ones. `on_batch`
     is called with images done and in all. Raises InputError where the model has no batch norm with running statistics.
     """
-    where = best_device()
-    network = _norm_errors(model.to(where), input_size)
+    where = device_of(model)
+    network = _norm_errors(model, input_size)
     shift, scale = (torch.tensor(values).view(1, -1, 1, 1).to(where) for values in (mean, std))
     generator = torch.Generator().manual_seed(seed)
     images: list[Tensor] = []

@@ -130,7 +130,12 @@ def test_help_does_not_wait_for_torch() -> None:
 def test_every_module_is_there_without_what_windows_lacks() -> None:
     names = [name for package in PACKAGES for name in modules(package) if not name.endswith("__main__")]
     code = f"""
-import importlib, psutil, sys  # psutil asks for it by itself where it is there
+import ctypes, importlib, psutil, safetensors, scipy.optimize, sys, threadpoolctl, torch, torchvision
+for name in ("matplotlib.pyplot", "pymoo.algorithms.moo.nsga2", "pymoo.indicators.hv", "moocore", "joblib"):
+    importlib.import_module(name)  # what others ask for by themselves is theirs
+def refuse(*_, **__):
+    raise OSError("no library")
+ctypes.CDLL = refuse
 sys.modules["resource"] = None
 for name in {names}:
     importlib.import_module(name)

@@ -11,9 +11,9 @@ from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar, get_origin
 import typer
 
 from mpsearch.request.flags import Given, flags_of
-from mpsearch.request.options import PANELS, PLACE, ModelOptions
+from mpsearch.request.options import PANELS, PLACE, ComputeOptions
 
-Record = TypeVar("Record", bound=ModelOptions)
+Record = TypeVar("Record", bound=ComputeOptions)
 Rest = ParamSpec("Rest")
 
 Out = Annotated[Path | None, typer.Option(help="The run folder (default: runs/MODEL).", rich_help_panel=PLACE)]

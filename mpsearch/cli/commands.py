@@ -11,7 +11,7 @@ import typer
 from mpsearch.cli.arguments import Folder, Json, Out, takes
 from mpsearch.cli.common import console, draw, emit_json, run_folder
 from mpsearch.request.budgets import COSTS, NEED_DEVICE
-from mpsearch.request.options import FinishOptions, RunOptions, edge_precision
+from mpsearch.request.options import ComputeOptions, FinishOptions, RunOptions, edge_precision
 
 
 @takes(RunOptions)
@@ -98,21 +98,24 @@ def sensitivity(options: RunOptions, out: Out = None) -> None:
     job.console.note(f"the cache is in {job.folder.path}; go on with: mpsearch search {job.folder.path}")
 
 
-def search(folder: Folder) -> None:
+@takes(ComputeOptions)
+def search(options: ComputeOptions, folder: Folder) -> None:
     """Searches the Pareto front of a run folder."""
     from mpsearch.files.folder import RunFolder
     from mpsearch.run.steps import resume
     from mpsearch.search.baselines import answers
     from mpsearch.show import tables
 
-    job = resume(RunFolder(folder), console())
+    job = resume(RunFolder(folder), console(), options)
     problem = job.problem(job.sensitivity_step())
     front = job.search_step(problem)
     found = problem.genomes(front.choices[front.best() : front.best() + 1])[0]
     job.console.out.print(tables.answer_rows(answers(problem, found), job.options.budgets))
 
 
+@takes(ComputeOptions)
 def finalize(
+    options: ComputeOptions,
     folder: Folder,
     pick: Annotated[
         str, typer.Option(help="Which points: budget, knee, a point's number, or all:N for N of them.")
@@ -126,7 +129,7 @@ def finalize(
     from mpsearch.search.picks import picked
     from mpsearch.tasks.figure import finished_text
 
-    job = Run(RunOptions.from_toml(folder / "config.toml"), RunFolder(folder), console())
+    job = Run(RunOptions.from_toml(folder / "config.toml", options), RunFolder(folder), console())
     job.layers_step()
     front = job.search_step(job.problem(job.sensitivity_step()))
     everything = {}

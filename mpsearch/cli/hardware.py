@@ -65,10 +65,10 @@ def profile(
     options: ModelOptions,
     out: Annotated[Path, typer.Option(help="The lookup table to write: .csv or .json.")],
     runtime: Annotated[str, typer.Option(help="What runs the layers: onnxruntime.")] = "onnxruntime",
-    threads: Annotated[int, typer.Option(help="Threads of the runtime.")] = 1,
     rounds: Annotated[int, typer.Option(help="Runs that are counted.")] = 30,
 ) -> None:
-    """Measures every distinct layer shape in a runtime on this machine: a lookup table for --device."""
+    """Measures every distinct layer shape in a runtime on this machine: a lookup table for --device. It has one thread
+    unless --threads says more."""
     from mpsearch.hardware.profile import profile_layers
     from mpsearch.run.loaded import captured_alone
 
@@ -79,7 +79,9 @@ def profile(
     table = captured_alone(options, terminal)[1].table
     partial = out.with_suffix(".partial.json")
     with writing(out, "--out"):
-        found = profile_layers(table, threads=threads, rounds=rounds, report=terminal.note, partial=partial)
+        found = profile_layers(
+            table, threads=options.threads or 1, rounds=rounds, report=terminal.note, partial=partial
+        )
     _write_table(found, out, terminal)
 
 

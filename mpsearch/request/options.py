@@ -20,8 +20,10 @@ from mpsearch.request.parse import (
     listed,
     parse_abits,
     parse_bits,
+    parse_compute,
     parse_objectives,
     parse_shape,
+    parse_threads,
 )
 from mpsearch.request.rules import parse_rule, parse_tie
 from mpsearch.request.units import (
@@ -55,11 +57,36 @@ _ABITS = "Candidate activation bits: 8, 4,8 or 8,32 (32: float) (default: float;
 _INPUT = "What the model takes, where nothing says it: 3x224x224."
 _STEPS = "Most reconstruction steps a block; up to four times as many where much is to be done."
 _TASK = "What the network is for: classification, regression, segmentation, embedding or FILE.py:task."
+_COMPUTE = "cpu, cuda, or cuda:1 for the second GPU (default: cuda where there is one)."
+_THREADS = "Threads of torch, BLAS and our own pools; 0: as many as torch finds right."
 _MEMORY = "Memory for the inputs and outputs of blocks; what is beyond it is kept in files."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelOptions:
+class ComputeOptions:
+    """Where it is computed: `compute` is cpu, cuda or cuda:1, the GPU where there is one if None; `threads` is how many
+    torch, BLAS and our own pools take, as many as torch finds right if 0. No result depends on them but by rounding,
+    and no file keeps them."""
+
+    compute: Annotated[str | None, Flag(PLACE, _COMPUTE, parse_compute, metavar="DEVICE")] = None
+    threads: Annotated[int, Flag(PLACE, _THREADS, parse_threads, "0", metavar="COUNT")] = 0
+
+    def __post_init__(self) -> None:
+        if self.compute is not None:
+            parse_compute(self.compute)
+        parse_threads(str(self.threads))
+
+    @classmethod
+    def from_flags(cls, given: Mapping[str, Any]) -> Self:
+        """The record of the fields that were `given` on the command line, defaults for the others."""
+        return cls(**given)
+
+
+HERE = ComputeOptions()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOptions(ComputeOptions):
     """Which network: a name or a factory, its `weights`, and the `data` that it is for.
 
     `weights_key` says what to take from a checkpoint of several networks, `input_size` what shape a sample has.
@@ -84,11 +111,6 @@ class ModelOptions:
     def demo(self) -> bool:
         """Neither weights nor data were given: the embedded default."""
         return self.weights is None and self.data is None
-
-    @classmethod
-    def from_flags(cls, given: Mapping[str, Any]) -> Self:
-        """The record of the fields that were `given` on the command line, defaults for the others."""
-        return cls(**given)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +143,7 @@ class FinishOptions(ModelOptions):
         for name, least in (("samples", 1), ("val_samples", 0), ("seed", 0), ("cache_memory_bytes", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
+        ComputeOptions.__post_init__(self)  # super() does not know a class that slots made anew
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,7 +206,7 @@ class RunOptions(FinishOptions):
             raise InputError(
                 f"{COSTS[wanted].title} is that of a device; name one with --device (see mpsearch devices)"
             )
-        FinishOptions.__post_init__(self)  # super() does not know a class that slots made anew
+        FinishOptions.__post_init__(self)
 
     @classmethod
     def from_flags(cls, given: Mapping[str, Any]) -> Self:
@@ -211,21 +234,25 @@ class RunOptions(FinishOptions):
 
     def to_toml(self) -> str:
         """The text of `config.toml`."""
-        values = {name: value for name, value in asdict(self).items() if value not in (None, ())}
+        here = {field.name for field in fields(ComputeOptions)}
+        values = {name: value for name, value in asdict(self).items() if value not in (None, ()) and name not in here}
         return f"# mpsearch run options; budgets in the units of their names\n{tomli_w.dumps(values)}"
 
     @classmethod
-    def from_toml(cls, path: Path) -> RunOptions:
-        """The inverse of `to_toml`. Raises InputError where the file is missing or not ours."""
+    def from_toml(cls, path: Path, place: ComputeOptions = HERE) -> RunOptions:
+        """The inverse of `to_toml`, computed where `place` says.
+
+        Raises InputError where the file is missing or not ours.
+        """
         if not path.is_file():
             raise InputError(f"{path.parent} is no run folder: it has no {path.name}; make one with `mpsearch run`")
         try:
             data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-            known = {field.name for field in fields(cls)}
+            known = {field.name for field in fields(cls)} - {field.name for field in fields(ComputeOptions)}
             if not known >= set(data):
                 raise ValueError(f"unknown key {sorted(set(data) - known)[0]!r}")
             values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-            return cls(**values)
+            return cls(**values, **asdict(place))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, TypeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise

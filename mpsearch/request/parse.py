@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal, get_args
 
 from hwmodel import FLOAT_BITS, WEIGHT_BITS, InputError
@@ -17,6 +18,20 @@ def edge_policy(text: str) -> EdgePolicy:
         if text == policy:
             return text  # type: ignore[return-value]
     raise InputError(f"--edges must be one of {listed(get_args(EdgePolicy))}, got {text!r}")
+
+
+def parse_compute(text: str) -> str:
+    """Reads `--compute`; whether there is such a device shows when it is used. Raises InputError for anything else."""
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,2})?", text, re.ASCII):
+        raise InputError(f"--compute must be cpu, cuda or a GPU by its number, as cuda:1; got {text!r}")
+    return text
+
+
+def parse_threads(text: str) -> int:
+    """Reads `--threads`, 0 to 1024. Raises InputError for anything else."""
+    if not re.fullmatch(r"[0-9]{1,4}", text, re.ASCII) or int(text) > 1024:
+        raise InputError(f"--threads must be a number from 1 to 1024, or 0 for torch's own choice; got {text!r}")
+    return int(text)
 
 
 def parse_objectives(text: str) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from mpsearch.finish.evaluate import Judge
 from mpsearch.finish.examples import example_outputs, is_random, require_finite
 from mpsearch.request.options import FinishOptions, ModelOptions
 from mpsearch.run.clock import Clock
+from mpsearch.run.place import place
 from mpsearch.show.console import Console
 from mpsearch.sources.batches import positional_inputs
 from mpsearch.sources.data import MIN_CALIBRATION, DataSource, load_data
@@ -23,7 +24,7 @@ from mpsearch.sources.split import Split
 from mpsearch.tasks.ending import endings
 from mpsearch.tasks.registry import load_task
 from mpsearch.tasks.task import Task
-from recon.compute.arithmetic import best_device, keep_freed_memory
+from recon.compute.arithmetic import keep_freed_memory
 from recon.graph.network import Network, capture
 from recon.graph.samples import Samples
 from recon.likelihood.likelihood import Likelihood
@@ -33,7 +34,8 @@ EXAMPLE = 3  # samples that a network is captured with
 
 
 def load_float(options: ModelOptions, console: Console, trained: bool = True) -> LoadedModel:
-    """The float model that was asked for; where it need not be `trained`, its architecture will do."""
+    """The float model that was asked for, on the device that computes; where it need not be `trained`, its architecture
+    will do."""
     if options.demo and trained:
         console.note("embedded default: our own MobileNetV2 and rendered images; --weights and --data take yours")
     weights = None if options.weights is None else Path(options.weights)
@@ -45,15 +47,16 @@ def load_float(options: ModelOptions, console: Console, trained: bool = True) ->
         input_size=options.input_size,
         trained=trained,
     )
+    model.model.to(place(options))
     for note in model.notes:
         console.note(note)
     return model
 
 
 def captured(model: LoadedModel, example: Samples) -> Network:
-    """The captured model, on the compute device; `example` is a batch that it takes."""
+    """The captured model, on its device; `example` is a batch that it takes."""
     keep_freed_memory()
-    module = model.model.to(best_device())
+    module = model.model
     for part in (*module.parameters(), *module.buffers()):
         if part.dim() == 4:
             part.data = part.data.contiguous(memory_format=torch.channels_last)
@@ -95,8 +98,8 @@ def _data(model: LoadedModel, path: str | None, calib_samples: int, val_samples:
 class Loaded:
     """Model and images by the options of a run, in its folder.
 
-    `settings` is how finished models are reconstructed. Raises InputError, before anything is loaded, where the options
-    make none.
+    `settings` is how finished models are reconstructed, `place` the device that computes. Raises InputError, before
+    anything is loaded, where the options make none.
     """
 
     options: FinishOptions
@@ -104,9 +107,11 @@ class Loaded:
     console: Console
     clock: Clock = field(default_factory=Clock)
     settings: Settings = field(init=False)
+    place: torch.device = field(init=False)
 
     def __post_init__(self) -> None:
         options = self.options
+        self.place = place(options)
         self.settings = Settings(
             steps=options.steps,
             seed=options.seed,

@@ -12,7 +12,7 @@ from mpsearch.export.packed import layout_of
 from mpsearch.files.folder import Json, RunFolder
 from mpsearch.request.budgets import COSTS, NEED_DEVICE, default_objectives, describe
 from mpsearch.request.candidates import Candidates, candidates, priced
-from mpsearch.request.options import RunOptions
+from mpsearch.request.options import HERE, ComputeOptions, RunOptions
 from mpsearch.request.rules import parse_tie, tied
 from mpsearch.run.artifacts import Origin, costs_json, heads_json, read_front, read_origin, require_same_model
 from mpsearch.run.clock import Clock
@@ -33,13 +33,13 @@ from mpsearch.show.console import Console
 CACHE = "sensitivity.safetensors"
 
 
-def resume(folder: RunFolder, console: Console) -> Run:
-    """The run of a folder, for the steps behind sensitivity.
+def resume(folder: RunFolder, console: Console, place: ComputeOptions = HERE) -> Run:
+    """The run of a folder, for the steps behind sensitivity, computed where `place` says.
 
     Where layers and sensitivity cache are current by what the folder says, neither the model nor the images are loaded;
     else the layers step is made again.
     """
-    options = RunOptions.from_toml(folder.file("config.toml"))
+    options = RunOptions.from_toml(folder.file("config.toml"), place)
     origin = read_origin(folder)
     if origin is not None and origin.key == origin_key(options):
         job = Run(options, folder, console, origin)
@@ -247,6 +247,7 @@ class Run:
             chosen,
             self.costs_of(BitConfig.from_json(chosen["config"])),
             None if self.device is None else self.device.name,
+            self.loaded.place,
             seconds,
             max(peak_rss_bytes(), old.get("peak_rss_bytes", 0)),
         )

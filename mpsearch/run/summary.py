@@ -13,6 +13,7 @@ import torchvision
 from mpsearch.files.folder import Json
 from mpsearch.request.budgets import COSTS, NEED_DEVICE
 from mpsearch.request.options import RunOptions
+from mpsearch.run.place import place_name
 from mpsearch.sources.data import DataSource
 from mpsearch.sources.models import LoadedModel
 
@@ -25,6 +26,7 @@ def summarize(
     chosen: Json,
     costs: dict[str, float],
     device: str | None,
+    place: torch.device,
     seconds: dict[str, float],
     peak_rss_bytes: int,
 ) -> Json:
@@ -55,6 +57,8 @@ def summarize(
         "edge_layers_at_8_bits": list(pinned),
         "calibration_samples": len(data.calib),
         "seed": options.seed,
+        "compute": place_name(place),
+        "threads": torch.get_num_threads(),
         "seconds": seconds,
         "peak_rss_bytes": peak_rss_bytes,
         "versions": versions(),

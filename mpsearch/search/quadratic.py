@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 _CHUNK = 200_000  # states per pass: enough to hide numpy's calls, few enough for the cache
@@ -52,7 +52,7 @@ class QuadraticTables:
         if len(genomes) <= together:
             return self._sums(genomes)
         parts = [genomes[begin : begin + together] for begin in range(0, len(genomes), together)]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy's take releases the interpreter lock
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # numpy's take releases the interpreter lock
             return np.concatenate(list(pool.map(self._sums, parts)), axis=1)
 
     def _sums(self, genomes: NDArray[np.integer]) -> NDArray[np.float64]:

@@ -273,6 +273,7 @@ def _summary_lines(summary: Json) -> list[tuple[str, str]]:
         *_metric_lines(summary),
         ("measured on", f"{summary['validation_samples']:,} validation samples{labels}"),
         ("edge layers at 8 bits", ", ".join(summary["edge_layers_at_8_bits"]) or "none: searched like any other"),
+        ("computed on", f"{summary['compute']}, {summary['threads']} threads"),
         ("seconds", ", ".join(f"{step} {value:.1f}" for step, value in summary["seconds"].items())),
         ("peak memory", f"{summary['peak_rss_bytes'] / 1e9:.2f} GB"),
     ]

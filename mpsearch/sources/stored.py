@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
@@ -68,7 +67,7 @@ class Stored:
         def fill(row: int) -> None:
             pixels[row] = fit(image(row), size)
 
-        with ThreadPool(os.cpu_count()) as pool:
+        with ThreadPool(torch.get_num_threads()) as pool:
             pool.map(fill, range(self.count), chunksize=8)
         return Split.of(torch.from_numpy(pixels), targets, normalization)
 

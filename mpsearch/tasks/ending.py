@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import fx
 
 from mpsearch.tasks.parts import Ending
-from recon.graph.nodes import aten, packet_of
 from recon.graph.network import Network
+from recon.graph.nodes import aten, packet_of
 from recon.graph.units import is_layer
 
 _VIEWS = (aten.reshape, aten.view, aten.flatten, aten.squeeze, aten.unsqueeze, aten.contiguous, aten.clone, aten.to)

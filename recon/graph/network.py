@@ -132,14 +132,14 @@ def capture(model: nn.Module, example: Any, name: str = "model") -> Network:
     if len(samples) < 2:
         samples = Samples(tuple(torch.cat([leaf, leaf]) for leaf in samples.leaves), samples.spec)
     captured = export_graph(model, samples[:3], name)
-    module = captured.module
-    unfolded = fold_batch_norms(module)
+    unfolded = fold_batch_norms(captured.module)
+    module = fx.GraphModule(captured.module, captured.module.graph, class_name="Captured")  # without what was folded
     if not any(is_layer(module, node) for node in module.graph.nodes):
         raise InputError(f"{name} applies no convolution, linear map or embedding, so there is nothing to quantize")
     partition(module, captured.kinds)
     avoid_slow_kernels(module)
     module.recompile()
-    network = _described(captured, units_of(module), samples, unfolded, name)
+    network = _described(replace(captured, module=module), units_of(module), samples, unfolded, name)
     with contextlib.redirect_stdout(sys.stderr):  # the user's code runs
         _check(network, model, samples[:2], name)
     return network
