@@ -21,7 +21,7 @@ from mpsearch.request.options import HERE, ComputeOptions, RunOptions
 from mpsearch.request.rules import parse_tie, tied
 from mpsearch.run.artifacts import Origin, costs_json, heads_json, read_front, read_origin, require_same_model
 from mpsearch.run.clock import Clock
-from mpsearch.run.keys import front_key, origin_key, scores_key, sensitivity_key
+from mpsearch.run.keys import front_key, graph_digest, origin_key, scores_key, sensitivity_key
 from mpsearch.run.loaded import Given, Loaded
 from mpsearch.run.memory import peak_rss_bytes
 from mpsearch.run.summary import summarize
@@ -90,7 +90,8 @@ class Run:
             return self.stored
         model, images = self.loaded.model.fingerprint, self.loaded.data.calib.fingerprint
         heads = heads_json(self.loaded.likelihood)
-        return Origin(origin_key(self.options), model, images, heads, self.fixed_bytes, self.table)
+        graph = graph_digest(self.loaded.network)
+        return Origin(origin_key(self.options), model, graph, images, heads, self.fixed_bytes, self.table)
 
     @cached_property
     def device(self) -> DeviceSpec | None:
