@@ -61,7 +61,7 @@ class Measurer:
         torch.set_num_threads(1)
         self.job = start(network)
         count, runs = FINALIZED[network]
-        order = mixed_order(self.job.loaded.calibration)
+        order = mixed_order(self.job.loaded.calibration.leaves[0])
         self.images = [self.job.loaded.calibration[order[run * count : (run + 1) * count]] for run in range(runs)]
         loaded, val = self.job.loaded, self.job.loaded.validation
         parts = [slice(run, None, PARTS) for run in range(runs)]
@@ -90,7 +90,7 @@ class Measurer:
         config = self.config(bits)
         settings = Settings(steps=0, seed=run)
         layers = {
-            "plain": plainly_rounded(job.loaded.network, images, config),
+            "plain": plainly_rounded(job.loaded.network, job.loaded.network.leaves(images), config),
             "finalized": reconstruct(job.loaded.network, images, config, settings).layers,
         }
         found: Found = {}

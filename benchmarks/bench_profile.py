@@ -31,7 +31,8 @@ from hwmodel.device import lookup_device
 from hwmodel.latency import device_costs
 from hwmodel.precision import Precision
 from mpsearch.hardware.profile import FLOAT, profile_layers
-from recon.graph.network import trace
+from recon.graph.network import capture
+from recon.graph.samples import Samples
 
 NETWORKS = ("mobilenet_v2", "resnet18", "regnet_x_400mf")
 INTEGER = Precision(8, 8)
@@ -88,7 +89,7 @@ def whole_network_s(path: Path) -> float:
 def compare(name: str) -> list[dict[str, Any]]:
     """Predicted and measured milliseconds of one network at both precisions."""
     model = torchvision.models.get_model(name, weights=None).eval()
-    table = trace(model, (3, 224, 224), name).table
+    table = capture(model, Samples.noise((3, 224, 224)), name).table
     predicted: dict[Precision, list[float]] = {FLOAT: [], INTEGER: []}
     measured: dict[Precision, list[float]] = {FLOAT: [], INTEGER: []}
     with TemporaryDirectory() as folder:

@@ -105,7 +105,7 @@ def measure(row: str) -> dict[str, Any]:
     images = job.loaded.calibration
     started = time.perf_counter()
     if method == "plain":
-        layers = plainly_rounded(job.loaded.network, images, asked)
+        layers = plainly_rounded(job.loaded.network, job.loaded.network.leaves(images), asked)
     else:
         layers = reconstruct(job.loaded.network, images, asked, settings(network, method, int(seed))).layers
     seconds = time.perf_counter() - started

@@ -38,7 +38,7 @@ BUDGET = "1.5MB"
 
 
 def command(out: Path, *more: str) -> dict[str, Any]:
-    """One `mpsearch run --json`: its summary, metrics as the results name them, and the seconds of the whole process."""
+    """One `mpsearch run --json`: its summary, metrics named as in the results, and the seconds of the whole process."""
     arguments = ["run", "--model", "mobilenetv2", "--size-budget", BUDGET, "--out", str(out), "--json", *more]
     begin = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", "mpsearch", *arguments], check=True, stdout=subprocess.PIPE)
@@ -60,7 +60,8 @@ def embedded_uniform(folder: Path) -> list[dict[str, Any]]:
     names, rows = job.table.names, []
     for bits in (4, 3, 2):
         config = uniform(names, Precision(bits), (names[0], names[-1]), Precision(8))
-        rounded = plainly_rounded(job.loaded.network, job.loaded.calibration, config)
+        leaves = job.loaded.network.leaves(job.loaded.calibration)
+        rounded = plainly_rounded(job.loaded.network, leaves, config)
         begin = time.perf_counter()
         learned = reconstruct(job.loaded.network, job.loaded.calibration, config, Settings())
         seconds = time.perf_counter() - begin

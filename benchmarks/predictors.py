@@ -18,11 +18,13 @@ from mpsearch.optimization.problem import BitProblem, Genomes
 from mpsearch.run.steps import Run
 from mpsearch.sensitivity.measure import change, measure, split
 from mpsearch.sensitivity.table import SensitivityTable
-from recon.compute.arithmetic import batches, device_of, fast
-from recon.fit.rescale import kl_divergence
-from recon.graph.network import Network, Unit
+from recon.compute.store import Store
+from recon.graph.network import Network
+from recon.graph.run import Passing
+from recon.likelihood.heads import Categorical
 from recon.quantizers.attach import bias_of
 from recon.quantizers.weights import nearest
+from recon.reconstruct import CLASSIFIER
 from recon.statistics.fisher import fisher_diagonal
 from recon.transforms.basis import balanced
 
@@ -40,11 +42,8 @@ class Predictor:
 
 def predictors(job: Run) -> list[Predictor]:
     """All predictors; but for size and weight error, from the same weight roundings and the same images."""
-    network, images, precisions = (
-        balanced(job.loaded.network),
-        split(job.loaded.calibration)[1],
-        job.candidates.precisions,
-    )
+    network, precisions = balanced(job.loaded.network), job.candidates.precisions
+    images = network.leaves(split(job.loaded.calibration)[1])
     scores = measure(job.loaded.network, job.loaded.calibration, precisions, 0, "bench")  # balances by itself
     table, believed = scores.table(precisions, 0, "bench"), scores.shrinkage(precisions)
     errors: dict[str, Errors] = {
@@ -52,7 +51,7 @@ def predictors(job: Run) -> list[Predictor]:
         for name in scores.layers
     }
     reference, changes = one_at_a_time(network, images, errors)
-    kl = torch.tensor([[kl_divergence(reference, reference + moved) for moved in row] for row in changes])
+    kl = torch.tensor([[divergence(reference, reference + moved) for moved in row] for row in changes])
 
     def alone(intra: NDArray[np.float64]) -> SensitivityTable:
         return replace(table, intra=intra.clip(0)).additive()
@@ -92,21 +91,24 @@ def weight_mse(network: Network, job: Run) -> NDArray[np.float64]:
 
 
 @torch.no_grad()
-def brecq(table: SensitivityTable, network: Network, images: Tensor, errors: dict[str, Errors]) -> SensitivityTable:
+def brecq(
+    table: SensitivityTable, network: Network, images: Sequence[Tensor], errors: dict[str, Errors]
+) -> SensitivityTable:
     """½ E[Σ F δ²] of the outputs of blocks: of each layer alone, and of pairs inside a block at the lowest bits
     (BRECQ, section 3.4)."""
-    fisher = fisher_diagonal(network, images, 0)
+    fisher = fisher_diagonal(network, images, CLASSIFIER, 0)
     n_choices = len(table.precisions)
     place = {name: index for index, name in enumerate(table.layers)}
     intra, inter = np.zeros_like(table.intra), np.zeros_like(table.inter)
-    x = images
-    for unit in network.units:
-        truth = through([unit], x)
+    walk = Walk(network, images)
+    for index, unit in enumerate(network.units):
+        truth = walk.written(index)
 
-        def loss(choice: dict[str, int], unit=unit, x=x, truth=truth) -> float:  # type: ignore[no-untyped-def]
+        def loss(choice: dict[str, int], index=index, unit=unit, truth=truth) -> float:  # type: ignore[no-untyped-def]
             with Changed(network, errors, choice):
-                moved = through([unit], x).float() - truth
-            return 0.5 * float((fisher[unit.name] * moved.square()).sum()) / len(x)
+                moved = walk.written(index)
+            parts = zip(fisher[unit.name], moved, truth, strict=True)
+            return 0.5 * sum(float((f * (a.float() - b.float()).square()).sum()) for f, a, b in parts) / len(images[0])
 
         for name in unit.layers:
             intra[place[name]] = [loss({name: choice}) for choice in range(n_choices)]
@@ -114,39 +116,57 @@ def brecq(table: SensitivityTable, network: Network, images: Tensor, errors: dic
             at = place[one] * n_choices, place[two] * n_choices
             pair = loss({one: 0, two: 0}) - intra[place[one], 0] - intra[place[two], 0]
             inter[at] = inter[at[::-1]] = pair / 2
-        x = truth
+        walk.take(index, truth)
     return replace(table, intra=intra, inter=inter)
 
 
-@torch.no_grad()
-def through(units: Sequence[Unit], x: Tensor) -> Tensor:
-    """What units in a row make of x (N, …), in fast arithmetic."""
-    outputs = []
-    where = device_of(units[0].module)
-    with fast(where):
-        for part in batches(x, where):
-            for unit in units:
-                part = unit.module(part)
-            outputs.append(part)
-    return torch.cat(outputs)
+class Walk:
+    """What passes between the units of a network for samples, whose tensors are (N, …), in fast arithmetic."""
+
+    def __init__(self, network: Network, leaves: Sequence[Tensor]) -> None:
+        self.units, self.store = network.units, Store(2**34, network.device)
+        (self.result,) = Passing(network, leaves).order
+        inputs = [node.name for node in network.module.graph.nodes if node.op == "placeholder"]
+        self.values = dict(zip(inputs, leaves, strict=True))
+
+    def written(self, index: int, values: dict[str, Tensor] | None = None) -> tuple[Tensor, ...]:
+        """What a unit makes of the values, of those that were taken where none are given."""
+        unit, known = self.units[index], values or self.values
+        return self.store.map(unit.module, [known[name] for name in unit.reads])
+
+    def take(self, index: int, written: Sequence[Tensor]) -> None:
+        """Takes what a unit has made."""
+        self.values.update(zip(self.units[index].writes, written, strict=True))
+
+    def end(self, index: int) -> Tensor:
+        """The network's output where the units before `index` have given what was taken."""
+        known = dict(self.values)
+        for at in range(index, len(self.units)):
+            known.update(zip(self.units[at].writes, self.written(at, known), strict=True))
+        return known[self.result].float()
 
 
 @torch.inference_mode()
-def one_at_a_time(network: Network, images: Tensor, errors: dict[str, Errors]) -> tuple[Tensor, Tensor]:
+def one_at_a_time(network: Network, images: Sequence[Tensor], errors: dict[str, Errors]) -> tuple[Tensor, Tensor]:
     """The float logits (N, classes), and their change (L, C, N, classes) by each layer at each precision alone.
 
     The part of the network before the layer's unit is run once for all.
     """
-    assert network.chained
-    reference, x, changes = through(network.units, images).float(), images, []
+    walk, changes = Walk(network, images), []
+    reference = walk.end(0)
     for index, unit in enumerate(network.units):
         for name in unit.layers:
             for choice in range(len(errors[name])):
                 with Changed(network, errors, {name: choice}):
-                    changes.append(through(network.units[index:], x).float() - reference)
-        x = through([unit], x)
+                    changes.append(walk.end(index) - reference)
+        walk.take(index, walk.written(index))
     assert [name for unit in network.units for name in unit.layers] == list(network.table.names)
     return reference, torch.stack(changes).view(len(errors), -1, *reference.shape)
+
+
+def divergence(reference: Tensor, logits: Tensor) -> float:
+    """The mean KL divergence in nats of logits (N, classes)."""
+    return float(Categorical().divergence(reference, logits).mean())
 
 
 class Changed:
@@ -181,14 +201,14 @@ def superposition(job: Run, start: SensitivityTable, reference: Tensor, changes:
         if genome is None:
             return None
         logits, found = moved(genome), True
-        least = kl_divergence(reference, logits)
+        least = divergence(reference, logits)
         while found:
             found = False
             for other in _moves(problem, genome):
                 near = logits.clone()
                 for layer in np.flatnonzero(other != genome):
                     near += changes[layer, other[layer]] - changes[layer, genome[layer]]
-                value = kl_divergence(reference, near)
+                value = divergence(reference, near)
                 if value < least - 1e-6:
                     genome, logits, least, found = other, near, value, True
                     break
@@ -196,7 +216,7 @@ def superposition(job: Run, start: SensitivityTable, reference: Tensor, changes:
 
     return Predictor(
         "superposition of logits",
-        lambda _, genomes: np.array([float(kl_divergence(reference, moved(genome))) for genome in genomes]),
+        lambda _, genomes: np.array([divergence(reference, moved(genome)) for genome in genomes]),
         best,
     )
 

@@ -8,7 +8,8 @@ from hwmodel.errors import BudgetError, InputError
 from hwmodel.precision import BitConfig, Precision
 from mpsearch.optimization.front import ParetoFront, non_dominated
 from mpsearch.show.tables import as_text, bit_rows
-from recon.graph.network import trace
+from recon.graph.network import capture
+from recon.graph.samples import Samples
 
 
 def front(n_points=50):
@@ -82,7 +83,7 @@ def test_damaged_text_is_refused(text):
 
 
 def test_the_bits_of_a_dozen_far_points_fit_a_line():
-    table = trace(torchvision.models.mobilenet_v2(), (3, 32, 32)).table
+    table = capture(torchvision.models.mobilenet_v2(), Samples.noise((3, 32, 32))).table
     config = BitConfig.uniform(table.names, Precision(4, 8))
     text = as_text(bit_rows(table, [(str(number), config) for number in range(1000, 1014)]))
     assert text.split("\n")[0].split() == ["layer", "weights", *map(str, range(1000, 1014))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 from hwmodel import FLOAT_BITS, InputError, Precision
 from mpsearch.sensitivity import measure as sensitivity
 from mpsearch.sensitivity.cache import load_scores, load_table, save_cache
-from mpsearch.sensitivity.measure import change, measure
+from mpsearch.sensitivity.measure import change
 from mpsearch.sensitivity.scores import Rounded, RoundedWeight, Scores
 from mpsearch.sensitivity.table import SensitivityTable
-from recon.graph.network import Network, trace
+from recon.graph.network import Network, capture
+from recon.graph.samples import Samples
 from recon.quantizers.inputs import InputGrid
 from recon.quantizers.insert import quantize_inputs, quantizer_of
 
@@ -41,7 +43,12 @@ def network() -> Network:
     )
     with torch.no_grad():
         model[-1].weight *= 5
-    return trace(model, (3, 12, 12), "small")
+    return capture(model, Samples.noise((3, 12, 12)), "small")
+
+
+def measure(net: Network, x: Tensor, *rest: Any, **more: Any) -> Scores:
+    """Scores on images (N, …)."""
+    return sensitivity.measure(net, Samples.of(x), *rest, **more)
 
 
 def images(count: int, seed: int = 1) -> Tensor:
@@ -87,7 +94,7 @@ def measured(scored: tuple[Network, Scores]) -> tuple[Network, SensitivityTable,
 
 def test_a_linear_model_has_a_closed_form() -> None:
     torch.manual_seed(0)
-    net = trace(nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), (3, 2, 2), "linear")
+    net = capture(nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), Samples.noise((3, 2, 2)), "linear")
     x = torch.randn(6000, 3, 2, 2)
     scores = measure(net, x, BITS, 0, "key")
     table = scores.table(BITS, 0, "key")
@@ -258,9 +265,9 @@ def test_only_what_is_new_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     rounded: list[tuple[Precision, ...]] = []
     batch_terms, roundings = sensitivity._batch_terms, sensitivity._roundings
 
-    def count(network, x, changes, generator):  # type: ignore[no-untyped-def]
-        measured.append((len(x), len(next(iter(changes.values())))))
-        return batch_terms(network, x, changes, generator)
+    def count(network, leaves, likelihood, changes, generator):  # type: ignore[no-untyped-def]
+        measured.append((len(leaves[0]), len(next(iter(changes.values())))))
+        return batch_terms(network, leaves, likelihood, changes, generator)
 
     def note(network, images, terms, *how):  # type: ignore[no-untyped-def]
         rounded.append(tuple(terms))
@@ -275,7 +282,7 @@ def test_only_what_is_new_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
         scores = measure(net, x[:count], precisions, 0, "key", known)
         return scores, sum(images * terms for images, terms in measured)
 
-    decide = sensitivity.ROUNDING_IMAGES
+    decide = sensitivity.ROUNDING_SAMPLES
     fresh, everything = work(None, 320, *MIXED)
     assert everything == (320 - decide) * 4
     begun, _ = work(None, 272, *MIXED[::2])
@@ -300,7 +307,9 @@ def test_only_what_is_new_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_roundings_are_judged_by_images_that_did_not_decide_them() -> None:
     torch.manual_seed(0)
-    net = trace(nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), (3, 8, 8), "wide")  # more inputs than images
+    net = capture(
+        nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), Samples.noise((3, 8, 8)), "wide"
+    )  # more inputs than images
     x = torch.randn(4000, 3, 8, 8)
     precisions = (Precision(2), Precision(3))
     many = measure(net, x, precisions, 0, "key")
@@ -330,7 +339,7 @@ def test_on_disk_and_back(tmp_path: Path) -> None:
     for name in SensitivityTable.__slots__:
         assert np.array_equal(getattr(back, name), getattr(table, name))
     assert same(load_scores(path, net), scores)
-    other = trace(nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), (3, 2, 2), "linear")
+    other = capture(nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), Samples.noise((3, 2, 2)), "linear")
     with pytest.raises(InputError, match="another network"):
         load_scores(path, other)
     path.write_bytes(path.read_bytes()[:200])
