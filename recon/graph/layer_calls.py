@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from itertools import chain, count
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from recon.graph.layers import Convolution, Embedding, Layer, Linear, TransposedConvolution
-from recon.graph.nodes import STACK, aten, constant_nodes, packet_of, value_of
+from recon.graph.nodes import ELSEWHERE, STACK, aten, constant_nodes, packet_of, value_of
 
 _CONVOLUTIONS = (aten.conv1d, aten.conv2d, aten.conv3d)
 _TRANSPOSED = (aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d)
@@ -41,9 +42,13 @@ def layers_as_modules(module: fx.GraphModule, shared: Mapping[str, Sequence[str]
             layers[made[key]] = layer
         source = node.args[1] if packet_of(node) is aten.embedding else node.args[0]
         node.op, node.target, node.args, node.kwargs = "call_module", made[key], (source,), {}
+    for node in reversed(list(module.graph.nodes)):
+        if node in constants and not node.users:
+            module.graph.erase_node(node)
+    _set_apart(module, layers)
+    read = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
     for name, layer in layers.items():  # now that no layer reads the parameters any more
-        _add(module, name, layer)
-    module.graph.eliminate_dead_code()
+        _add(module, name, layer, read)
 
 
 def _free_name(source: str, paths: Sequence[str], node: fx.Node, taken: set[str]) -> str:
@@ -58,8 +63,28 @@ def _free_name(source: str, paths: Sequence[str], node: fx.Node, taken: set[str]
     return name
 
 
-def _add(module: fx.GraphModule, name: str, layer: Layer) -> None:
-    """Puts a layer where a module of the model, with children or parameters perhaps, has been."""
+def _set_apart(module: fx.GraphModule, layers: Iterable[str]) -> None:
+    """Parameters of layers that other operations read too stay as they are, whatever becomes of the layer's weight."""
+    taken = {path for name in layers for path in (name, f"{name}.weight", f"{name}.bias")}
+    for node in module.graph.nodes:
+        target = str(node.target)
+        if node.op != "get_attr" or target not in taken:
+            continue
+        *parents, leaf = target.split(".")
+        holder: nn.Module = module
+        for part in (ELSEWHERE, *parents):
+            if not hasattr(holder, part):
+                holder.add_module(part, nn.Module())
+            holder = getattr(holder, part)
+        if leaf not in holder._parameters:
+            value = operator.attrgetter(target)(module)
+            holder.register_parameter(leaf, nn.Parameter(value.detach().clone(), requires_grad=False))
+        node.target = f"{ELSEWHERE}.{target}"
+
+
+def _add(module: fx.GraphModule, name: str, layer: Layer, read: Container[str]) -> None:
+    """Puts a layer where a module of the model has been, whose children and tensors it keeps as far as they are
+    `read`."""
     parent, _, leaf = name.rpartition(".")
     holder: nn.Module = module
     for part in parent.split(".") if parent else ():
@@ -74,10 +99,10 @@ def _add(module: fx.GraphModule, name: str, layer: Layer) -> None:
         for key, child in old._modules.items():
             layer.add_module(key, child)
         for key, value in old.named_buffers(recurse=False):
-            if key not in ("weight", "bias"):
+            if f"{name}.{key}" in read:
                 layer.register_buffer(key, value, persistent=key not in old._non_persistent_buffers_set)
         for key, parameter in old.named_parameters(recurse=False):
-            if key not in ("weight", "bias"):
+            if f"{name}.{key}" in read:
                 layer.register_parameter(key, parameter)
     holder.add_module(leaf, layer)
 

@@ -114,7 +114,7 @@ class CapturedModel(nn.Module):
         self.module, self.inputs, self.outputs = module, inputs, outputs
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        leaves, spec = tree_flatten((args, kwargs))
+        leaves, spec = tree_flatten((args, dict(sorted(kwargs.items()))))
         if spec != self.inputs:
             raise InputError(f"expected arguments like {self.inputs}, got {spec}")
         return tree_unflatten(list(self.module(*map(single, leaves))), self.outputs)

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 aten = torch.ops.aten
 SAMPLES = "samples"  # node.meta: which axis of the value counts the samples, None where none does
+ELSEWHERE = "read_elsewhere"  # what holds parameters of layers that other operations read as well
 STACK = "modules"  # node.meta: paths of the modules that were running, outermost first
 
 

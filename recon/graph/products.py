@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from torch import fx
+from torch.utils._pytree import tree_leaves
 
 from hwmodel.layer import Product
 from recon.graph.nodes import STACK, aten, packet_of
@@ -24,7 +25,8 @@ def products(module: fx.GraphModule) -> Iterator[Product]:
         packet = packet_of(node)
         if node in repeated or packet not in (*_MATMULS, *_LAYER_LIKE):
             continue
-        sources = [source for source in node.all_input_nodes if "shape" in source.meta]
+        arguments = tree_leaves((node.args, node.kwargs))  # one tensor may be several factors
+        sources = [source for source in arguments if isinstance(source, fx.Node) and "shape" in source.meta]
         shapes = [[abs(size) for size in source.meta["shape"]] for source in sources]  # samples count as one
         if packet in _WITH_ADDEND:
             shapes = shapes[1:]

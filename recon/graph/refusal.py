@@ -35,6 +35,11 @@ def why_not(model: nn.Module, call: Call, name: str, error: Exception) -> str:
         parts = named_parts(kwargs or args).items()
         sizes = ", ".join(f"{'input' if key in ('', '0') else key} {list(leaf.shape)}" for key, leaf in parts)
         return f"{name} does not run on {sizes}: {first_line(plain)}{_userfirst_line(plain)}"
+    if "your code specialized it to be a constant" in str(error):
+        return (
+            f"{name} cannot be exported: its code makes the number of samples a constant; write x.shape[0] for len(x), "
+            "and -1 for the samples in shapes"
+        )
     part = _exportable_part(model, call)
     hint = (
         f"its submodule {part!r} can be exported: give that one, or wrap the model so that it returns what that does"
@@ -61,7 +66,7 @@ def _userfirst_line(error: BaseException) -> str:
 
 
 def _exportable_part(model: nn.Module, call: Call) -> str | None:
-    """The largest submodule, with layers, that can be exported for what it receives."""
+    """The submodule with most of the parameters, if it can be exported for what it receives."""
     seen: dict[str, Call] = {}
     args, kwargs = call
 
@@ -76,9 +81,9 @@ def _exportable_part(model: nn.Module, call: Call) -> str | None:
     finally:
         for hook in hooks:
             hook.remove()
-    modules.sort(key=lambda pair: -sum(parameter.numel() for parameter in pair[1].parameters()))
-    for path, module in modules[:2]:
-        if path not in seen or not any(True for _ in module.parameters()):
+    total = sum(parameter.numel() for parameter in model.parameters())
+    for path, module in modules:
+        if path not in seen or 2 * sum(parameter.numel() for parameter in module.parameters()) <= total:
             continue
         try:
             with quiet_export():

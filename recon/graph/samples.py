@@ -70,7 +70,7 @@ class Samples:
         if isinstance(batch, Samples):
             return batch
         if isinstance(batch, Mapping):
-            call: Call = ((), dict(batch))
+            call: Call = ((), dict(sorted(batch.items())))  # in whatever order they come
         elif isinstance(batch, tuple | list):
             call = (tuple(batch), {})
         else:

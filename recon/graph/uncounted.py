@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from recon.graph.capture import Captured
+from recon.graph.nodes import ELSEWHERE
 
 OF_TORCH = frozenset(name for name, kind in vars(nn).items() if isinstance(kind, type))
 
@@ -14,7 +15,8 @@ OF_TORCH = frozenset(name for name, kind in vars(nn).items() if isinstance(kind,
 def uncounted(captured: Captured, unfolded: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     """Every module of the model that holds parameters or float buffers outside of layers, with the reason why they are
     not quantized. `unfolded` are the reasons of batch norms, by path."""
-    read = {str(node.target) for node in captured.module.graph.nodes if node.op == "get_attr"}
+    nodes = (node for node in captured.module.graph.nodes if node.op == "get_attr")
+    read = {str(node.target).removeprefix(f"{ELSEWHERE}.") for node in nodes}
     by_module: dict[str, list[str]] = {}
     for path in captured.held:
         by_module.setdefault(path.rpartition(".")[0], []).append(path)

@@ -41,7 +41,7 @@ def front(images: Tensor) -> mpsearch.Front:
     model = network()
     labels = model(images).argmax(1)
     batches = DataLoader(TensorDataset(images[32:], labels[32:]), 8)
-    return mpsearch.search(model, DataLoader(images[:32], 8), "4kB", validation=batches, edges="free", **QUICK)
+    return mpsearch.search(model, DataLoader(images[:32], 8), "4kB", validation=batches, edges="free", wbits=(2, 3), **QUICK)
 
 
 def test_a_front_is_a_sequence_of_points(front: mpsearch.Front) -> None:

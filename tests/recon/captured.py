@@ -11,7 +11,7 @@ from recon.compute.store import Store
 from recon.fit.task import UnitTask
 from recon.graph.network import Network, capture
 from recon.graph.run import Passing
-from recon.graph.samples import Samples
+from recon.graph.samples import Samples, named_parts
 from recon.statistics.moments import InputMoments, gather_moments
 
 
@@ -53,6 +53,17 @@ def counted_macs(model: nn.Module, *leaves: Tensor) -> int:
         torch.backends.mha.set_fastpath_enabled(fused)
     assert counter.get_total_flops() % 2 == 0
     return counter.get_total_flops() // 2
+
+
+def require_same(network: Network, model: nn.Module, *leaves: Tensor) -> None:
+    """The network and its units one after another compute what the model does, one sample alone included."""
+    for some in (leaves, [leaf[:1] for leaf in leaves]):
+        with torch.no_grad():
+            expected = named_parts(model.eval()(*[x.clone() for x in some]))
+        for found in (network.outputs_of(*some), unit_by_unit(network, *some)):
+            assert list(found) == list(expected)
+            for name, z in expected.items():
+                torch.testing.assert_close(found[name], z, rtol=0, atol=2e-5 * float(z.abs().max()))
 
 
 def task_of(network: Network, x: Tensor, float_x: Tensor, store: Store, early_stopping: bool = True) -> UnitTask:

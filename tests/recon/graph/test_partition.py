@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torchvision
-from captured import of_images, unit_by_unit
+from captured import of_images, require_same
 from families import SIDE, small
 from torch import Tensor, nn
 
 from recon.graph.network import Network, capture
-from recon.graph.samples import named_parts
 
 
 def numbered(pattern: str, *counts: int) -> list[str]:
@@ -71,17 +70,6 @@ def require_partition(network: Network, names: list[str]) -> None:
     assert [unit.name for unit in network.units] == names
     assert tuple(layer for unit in network.units for layer in unit.layers) == network.table.names
     assert all(spec.block == unit.name for unit in network.units for spec in network.table if spec.name in unit.layers)
-
-
-def require_same(network: Network, model: nn.Module, *leaves: Tensor) -> None:
-    """The network and its units one after another compute what the model does, one sample alone included."""
-    for some in (leaves, [leaf[:1] for leaf in leaves]):
-        with torch.no_grad():
-            expected = named_parts(model.eval()(*[x.clone() for x in some]))
-        for found in (network.outputs_of(*some), unit_by_unit(network, *some)):
-            assert list(found) == list(expected)
-            for name, z in expected.items():
-                torch.testing.assert_close(found[name], z, rtol=0, atol=2e-5 * float(z.abs().max()))
 
 
 @pytest.mark.parametrize("name", PARTITIONS)
