@@ -102,6 +102,7 @@ def test_two_heads_are_reconstructed_and_a_unit_that_nothing_depends_on_too() ->
 @pytest.mark.slow
 def test_the_diagonal_predicts_the_divergence_of_small_errors() -> None:
     from mpsearch.sources.images import load_data, normalize
+
     from mpsearch.sources.models import load_model
 
     if not (DATA / "cifar10").is_dir():
