@@ -27,13 +27,13 @@ from predictors import Predictor, predictors
 from scipy.stats import kendalltau, spearmanr
 
 from hwmodel import BitConfig, Precision
-from mpsearch.finish.evaluate import evaluate, logits
+from mpsearch.finish.evaluate import Judge
+from mpsearch.optimization.build import build_problem
+from mpsearch.optimization.problem import BitProblem, Genomes
 from mpsearch.run.steps import Run
 from mpsearch.run.summary import versions
-from mpsearch.search.build import build_problem
-from mpsearch.search.problem import BitProblem, Genomes
 from mpsearch.sensitivity.table import SensitivityTable
-from mpsearch.sources.images import make_images
+from mpsearch.sources.split import Split
 from recon.compute.arithmetic import mixed_order
 from recon.quantizers.quantized import plainly_rounded, quantized
 from recon.reconstruct import reconstruct
@@ -63,12 +63,17 @@ class Measurer:
         count, runs = FINALIZED[network]
         order = mixed_order(self.job.loaded.calibration)
         self.images = [self.job.loaded.calibration[order[run * count : (run + 1) * count]] for run in range(runs)]
-        val = self.job.loaded.data.val
-        assert val is not None
-        assert val.y is not None
-        self.val = [make_images(val.x[run::PARTS].contiguous(), val.y[run::PARTS].contiguous()) for run in range(runs)]
-        model = self.job.loaded.model
-        self.reference = [logits(self.job.loaded.network.model, part, model.mean, model.std) for part in self.val]
+        loaded, val = self.job.loaded, self.job.loaded.validation
+        parts = [slice(run, None, PARTS) for run in range(runs)]
+        self.judges = [
+            Judge.of(
+                loaded.network,
+                loaded.task,
+                loaded.likelihood,
+                Split.of(val.stored[part], val.targets[part], val.normalization),
+            )
+            for part in parts
+        ]
 
     def config(self, bits: str) -> BitConfig:
         """What `as_bits` wrote."""
@@ -78,8 +83,7 @@ class Measurer:
         """What a user gets."""
         job = self.job
         layers = reconstruct(job.loaded.network, job.loaded.calibration, self.config(bits), Settings(seed=seed)).layers
-        found = job.loaded.measure(quantized(job.loaded.network, layers).model)
-        return {"kl": found.kl_nats or 0.0, "top1": found.top1 or 0.0}
+        return job.loaded.judge.measure(quantized(job.loaded.network, layers).model)
 
     def __call__(self, bits: str, run: int) -> Found:
         job, images = self.job, self.images[run]
@@ -91,9 +95,8 @@ class Measurer:
         }
         found: Found = {}
         for state, made in layers.items():
-            model = quantized(job.loaded.network, made).model
-            result = evaluate(model, self.val[run], job.loaded.model.mean, job.loaded.model.std, self.reference[run])
-            found[f"kl_{state}"], found[f"top1_{state}"] = result.kl_nats or 0.0, result.top1 or 0.0
+            result = self.judges[run].measure(quantized(job.loaded.network, made).model)
+            found[f"kl_{state}"], found[f"top1_{state}"] = result["kl"], result["top1"]
         return found
 
 

@@ -29,7 +29,7 @@ from networks import ROOT, start
 from scipy.stats import studentized_range
 
 from hwmodel import FLOAT_BITS, BitConfig, LayerTable, Precision
-from mpsearch.finish.evaluate import logits, score
+from mpsearch.finish.evaluate import outputs_on
 from mpsearch.run.memory import peak_rss_bytes
 from mpsearch.run.summary import versions
 from recon.compute.arithmetic import channels_last, fast
@@ -100,10 +100,7 @@ def measure(row: str) -> dict[str, Any]:
     """One row's figures; `right` holds a bit an image, set where the network finds its label."""
     network, bits, method, seed = row.split(" ")
     job = start(network)
-    assert job.loaded.data.val is not None
-    labels = job.loaded.data.val.y
-    assert labels is not None
-    truth = score(job.loaded.float_logits, labels)
+    judge = job.loaded.judge
     asked = config(job.table, bits)
     images = job.loaded.calibration
     started = time.perf_counter()
@@ -112,21 +109,20 @@ def measure(row: str) -> dict[str, Any]:
     else:
         layers = reconstruct(job.loaded.network, images, asked, settings(network, method, int(seed))).layers
     seconds = time.perf_counter() - started
-    outputs = logits(
-        quantized(job.loaded.network, layers).model, job.loaded.data.val, job.loaded.model.mean, job.loaded.model.std
-    )
-    found = score(outputs, labels, job.loaded.float_logits)
+    model = quantized(job.loaded.network, layers).model
+    found = judge.measure(model)
+    right = torch.cat([(outputs.argmax(1).cpu() == labels) for outputs, labels in outputs_on(judge.split, model)])
     memory = {"peak_rss_bytes": peak_rss_bytes()}
     if torch.cuda.is_available():
         memory = {"gpu": torch.cuda.get_device_name(), "peak_gpu_bytes": torch.cuda.max_memory_allocated()}
     return {
-        "top1_float": truth.top1,
-        "top1": found.top1,
-        "right": np.packbits((outputs.argmax(1) == labels).numpy()).tobytes().hex(),
-        "kl": found.kl_nats,
+        "top1_float": judge.truth["top1"],
+        "top1": found["top1"],
+        "right": np.packbits(right.numpy()).tobytes().hex(),
+        "kl": found["kl"],
         "seconds": seconds,
         **memory,
-        "validation_images": found.count,
+        "validation_images": len(right),
         "threads": torch.get_num_threads(),
     }
 

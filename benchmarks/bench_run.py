@@ -18,18 +18,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from machine import machine
 
 from hwmodel import Precision
-from mpsearch.export.packed import load_packed
+from mpsearch.export.packed import fill_packed
 from mpsearch.files.folder import RunFolder
-from mpsearch.finish.evaluate import logits, score
+from mpsearch.finish.evaluate import outputs_on
 from mpsearch.request.assignment import uniform
 from mpsearch.request.options import RunOptions
 from mpsearch.run.steps import Run
 from mpsearch.show.console import Console
-from mpsearch.sources.images import load_data
-from mpsearch.sources.models import load_model
 from recon.quantizers.quantized import plainly_rounded, quantized
 from recon.reconstruct import reconstruct
 from recon.settings import Settings
@@ -39,12 +38,20 @@ BUDGET = "1.5MB"
 
 
 def command(out: Path, *more: str) -> dict[str, Any]:
-    """One `mpsearch run --json`: its summary and the seconds of the whole process."""
+    """One `mpsearch run --json`: its summary, metrics as the results name them, and the seconds of the whole process."""
     arguments = ["run", "--model", "mobilenetv2", "--size-budget", BUDGET, "--out", str(out), "--json", *more]
     begin = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", "mpsearch", *arguments], check=True, stdout=subprocess.PIPE)
     summary: dict[str, Any] = json.loads(done.stdout)
-    return {"wall_seconds": round(time.perf_counter() - begin, 1), **summary}
+    metrics = summary.pop("metrics")
+    del summary["judged_by"]
+    return {"wall_seconds": round(time.perf_counter() - begin, 1), **summary, **flat(metrics)}
+
+
+def flat(metrics: dict[str, dict[str, float]]) -> dict[str, float]:
+    """`top1_float`, `kl_reconstructed`, … of metrics by state and name, as the results keep them."""
+    titles = {"float": "float", "plain": "nearest", "finished": "reconstructed"}
+    return {f"{name}_{titles[state]}": value for state, found in metrics.items() for name, value in found.items()}
 
 
 def embedded_uniform(folder: Path) -> list[dict[str, Any]]:
@@ -53,23 +60,14 @@ def embedded_uniform(folder: Path) -> list[dict[str, Any]]:
     names, rows = job.table.names, []
     for bits in (4, 3, 2):
         config = uniform(names, Precision(bits), (names[0], names[-1]), Precision(8))
-        plain = job.loaded.measure(
-            quantized(job.loaded.network, plainly_rounded(job.loaded.network, job.loaded.calibration, config)).model
-        )
+        rounded = plainly_rounded(job.loaded.network, job.loaded.calibration, config)
         begin = time.perf_counter()
         learned = reconstruct(job.loaded.network, job.loaded.calibration, config, Settings())
         seconds = time.perf_counter() - begin
-        done = job.loaded.measure(quantized(job.loaded.network, learned.layers).model)
-        rows.append(
-            {
-                "bits": bits,
-                "top1_nearest": plain.top1,
-                "top1_reconstructed": done.top1,
-                "kl_nearest": plain.kl_nats,
-                "kl_reconstructed": done.kl_nats,
-                "seconds": round(seconds, 1),
-            }
-        )
+        states = {"plain": rounded, "finished": learned.layers}
+        measure = job.loaded.judge.measure
+        found = {state: measure(quantized(job.loaded.network, made).model) for state, made in states.items()}
+        rows.append({"bits": bits, **flat(found), "seconds": round(seconds, 1)})
     return rows
 
 
@@ -81,24 +79,20 @@ def official(data: Path, weights: Path, folder: Path) -> dict[str, Any]:
     for name in ("calib", "classes.txt", *chosen):
         (folder / "official" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "official" / name).symlink_to((data / name).resolve())
-    float_model = load_model("mobilenetv2", weights, demo=False)
-    images = load_data(
-        folder / "official",
-        input_size=float_model.input_size,
-        calib_samples=16,
-        val_samples=None,
-        seed=0,
-        classes=float_model.classes,
-    ).val
-    assert images is not None
-    packed = load_packed(folder / "imagenet" / "model-budget.safetensors")
-    outputs = [logits(model, images, float_model.mean, float_model.std) for model in (float_model.model, packed)]
-    truth, found = (score(one, images.y) for one in outputs)
-    right, still = (one.argmax(1) == images.y for one in outputs)
+    options = RunOptions(
+        model="mobilenetv2", weights=str(weights), data=str(folder / "official"), samples=16, size_budget_bytes=10**9
+    )
+    loaded = Run(options, RunFolder(folder / "official_run"), Console()).loaded
+    packed = fill_packed(folder / "imagenet" / "model-budget.safetensors", loaded.network).model
+    hits = [
+        torch.cat([outputs.argmax(1).cpu() == labels for outputs, labels in outputs_on(loaded.validation, model)])
+        for model in (loaded.network.model, packed)
+    ]
+    right, still = hits
     return {
-        "images": len(images),
-        "top1_float": truth.top1,
-        "top1_reconstructed": found.top1,
+        "images": len(right),
+        "top1_float": 100 * float(right.double().mean()),
+        "top1_reconstructed": 100 * float(still.double().mean()),
         "lost": int((right & ~still).sum()),
         "won": int((still & ~right).sum()),
     }

@@ -28,18 +28,18 @@ from machine import machine
 from synthetic import at_fraction, network, problem
 
 from mpsearch.files.folder import RunFolder
+from mpsearch.optimization.baselines import answers, exact_additive, greedy
+from mpsearch.optimization.box import hypervolume
+from mpsearch.optimization.build import build_problem, with_budgets
+from mpsearch.optimization.front import ParetoFront, non_dominated
+from mpsearch.optimization.knapsack import exact_front
+from mpsearch.optimization.local import local_search
+from mpsearch.optimization.nsga2 import search
+from mpsearch.optimization.problem import BitProblem, Genomes
+from mpsearch.optimization.proof import branch_and_bound, lower_bound
+from mpsearch.optimization.settings import SearchSettings
 from mpsearch.run.artifacts import read_costs, read_layers
 from mpsearch.run.memory import peak_rss_bytes
-from mpsearch.search.baselines import answers, exact_additive, greedy
-from mpsearch.search.box import hypervolume
-from mpsearch.search.build import build_problem, with_budgets
-from mpsearch.search.front import ParetoFront, non_dominated
-from mpsearch.search.knapsack import exact_front
-from mpsearch.search.local import local_search
-from mpsearch.search.nsga2 import search
-from mpsearch.search.problem import BitProblem, Genomes
-from mpsearch.search.proof import branch_and_bound, lower_bound
-from mpsearch.search.settings import SearchSettings
 from mpsearch.sensitivity.cache import load_table
 
 SEEDS = range(10)

@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mpsearch.optimization.baselines import exact_additive
+from mpsearch.optimization.build import build_problem
+from mpsearch.optimization.nsga2 import best_at_budget
+from mpsearch.optimization.problem import BitProblem, Genomes
 from mpsearch.run.steps import Run
-from mpsearch.search.baselines import exact_additive
-from mpsearch.search.build import build_problem
-from mpsearch.search.nsga2 import best_at_budget
-from mpsearch.search.problem import BitProblem, Genomes
 from mpsearch.sensitivity.measure import change, measure, split
 from mpsearch.sensitivity.table import SensitivityTable
 from recon.compute.arithmetic import batches, device_of, fast

@@ -8,11 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mpsearch.export.packed import load_packed
+    from mpsearch.face import FinishedModel, Front, Point, search
 
-__all__ = ["load_packed"]
+_WHERE = {
+    "FinishedModel": "mpsearch.face",
+    "Front": "mpsearch.face",
+    "Point": "mpsearch.face",
+    "load_packed": "mpsearch.export.packed",
+    "search": "mpsearch.face",
+}
+__all__ = ["FinishedModel", "Front", "Point", "load_packed", "search"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load_packed":
-        return import_module("mpsearch.export.packed").load_packed
+    if name in _WHERE:
+        return getattr(import_module(_WHERE[name]), name)
     raise AttributeError(f"module 'mpsearch' has no attribute {name!r}")

@@ -7,8 +7,9 @@ by the Fisher diagonal (BRECQ, arXiv 2102.05426, algorithm 1), from a second-ord
 from __future__ import annotations
 
 import copy
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -90,10 +91,11 @@ def reconstruct(
                 report = _fit_unit(task, config, settings)
                 if progress:
                     progress.save(report, task.layers)
+            elif settings.order == "weights first":
+                release_inputs(task.layers.values())
             reports.append(report)
             on_block(report)
         if settings.order == "weights first" and inputs:
-            release_inputs(work)
             for task in walk(work, truth, leaves, settings, fisher, store):
                 _fit_inputs(task, settings)
         if settings.early_stopping:
@@ -122,7 +124,9 @@ def _fit_unit(task: UnitTask, config: BitConfig, settings: Settings) -> BlockRep
     start(task, config, settings)
     state = _states(task.layers)
     learned, after = _decided(task)
-    most = round(settings.steps * min(max(after / EASY, 1), MOST)) if settings.early_stopping else settings.steps
+    most = settings.steps
+    if settings.early_stopping:  # nothing can be learned from a start that is no number
+        most = 0 if math.isnan(after) else round(settings.steps * min(max(after / EASY, 1), MOST))
     # AdaRound decides at the end of all steps.
     by_cycles = settings.early_stopping and settings.rounding == "straight-through"
     steps, cycle = 0, max(FIRST, most // PARTS) if by_cycles else most
@@ -188,10 +192,10 @@ def gradient_steps(task: UnitTask, settings: Settings, steps: int) -> None:
         quantizer.drop(0.0)
 
 
-def release_inputs(work: Network) -> None:
-    """Lets activations pass unquantized again: units restored from disk have had theirs set when they were finished,
-    and weights are fitted to float inputs first."""
-    for quantizer in quantizers_of(work.layer(name) for name in work.table.names):
+def release_inputs(layers: Iterable[Layer]) -> None:
+    """Lets what layers read pass unquantized: a unit that is restored from disk brings quantizers with a step size, of
+    which there is none before all weights are fitted."""
+    for quantizer in quantizers_of(layers):
         quantizer.drop(1.0)
 
 

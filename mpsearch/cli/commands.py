@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mpsearch.cli.arguments import Folder, Json, Out, takes
-from mpsearch.cli.common import console, draw, emit_json, run_folder
+from mpsearch.cli.common import console, emit_json, run_folder
 from mpsearch.request.budgets import COSTS, NEED_DEVICE
 from mpsearch.request.options import ComputeOptions, FinishOptions, RunOptions, edge_precision
 
@@ -17,9 +17,10 @@ from mpsearch.request.options import ComputeOptions, FinishOptions, RunOptions, 
 @takes(RunOptions)
 def run(options: RunOptions, out: Out = None, as_json: Json = False) -> None:
     """The main job: sensitivity, search, and the finished model at the budget. Any number of budgets may be given."""
+    from mpsearch.optimization.baselines import answers
     from mpsearch.run.finalize import finalize_step
+    from mpsearch.run.picture import draw
     from mpsearch.run.steps import Run
-    from mpsearch.search.baselines import answers
     from mpsearch.show import tables
 
     job = Run(options, run_folder(out, options.model), console())
@@ -102,8 +103,8 @@ def sensitivity(options: RunOptions, out: Out = None) -> None:
 def search(options: ComputeOptions, folder: Folder) -> None:
     """Searches the Pareto front of a run folder."""
     from mpsearch.files.folder import RunFolder
+    from mpsearch.optimization.baselines import answers
     from mpsearch.run.steps import resume
-    from mpsearch.search.baselines import answers
     from mpsearch.show import tables
 
     job = resume(RunFolder(folder), console(), options)
@@ -124,9 +125,9 @@ def finalize(
 ) -> None:
     """Finishes points of a run folder's front: low-bit models with measured accuracy."""
     from mpsearch.files.folder import RunFolder
+    from mpsearch.optimization.picks import picked
     from mpsearch.run.finalize import finalize_step
     from mpsearch.run.steps import Run
-    from mpsearch.search.picks import picked
     from mpsearch.tasks.figure import finished_text
 
     job = Run(RunOptions.from_toml(folder / "config.toml", options), RunFolder(folder), console())

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TextIO
@@ -15,10 +15,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TextIO
 from hwmodel import InputError
 
 if TYPE_CHECKING:
-    from hwmodel import LayerTable
     from mpsearch.files.folder import RunFolder
-    from mpsearch.search.baselines import Answer
-    from mpsearch.search.front import ParetoFront
     from mpsearch.show.console import Console
 
 
@@ -89,15 +86,6 @@ def run_folder(out: Path | None, model: str) -> RunFolder:
     from mpsearch.files.folder import RunFolder
 
     return RunFolder(out or Path("runs") / model.rsplit(":", 1)[-1])
-
-
-def draw(folder: RunFolder, found: ParetoFront, table: LayerTable, beside: Sequence[Answer]) -> None:
-    """Draws `front.png`."""
-    from mpsearch.run.artifacts import finished_configs
-    from mpsearch.show.plots import draw_front, front_info
-
-    info = front_info(found, found.best(), dict(found.budgets), table, beside, finished_configs(folder))
-    draw_front(info, folder.file("front.png"))
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import typer
 
 from hwmodel import InputError
 from mpsearch.cli.arguments import Folder, Json
-from mpsearch.cli.common import console, draw, emit, emit_json, writing
+from mpsearch.cli.common import console, emit, emit_json, writing
 
 
 def front(
@@ -21,8 +21,9 @@ def front(
 ) -> None:
     """Shows a run's front beside plain answers: as a table, as a picture, and who got which bits."""
     from mpsearch.files.folder import RunFolder
+    from mpsearch.optimization.baselines import answers
     from mpsearch.run.artifacts import finished_configs, read_front, read_layers, read_problem
-    from mpsearch.search.baselines import answers
+    from mpsearch.run.picture import draw
     from mpsearch.show import tables
     from mpsearch.show.compare import measured_points
 

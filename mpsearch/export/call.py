@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from hwmodel.errors import InputError
 from hwmodel.size import as_json
+from mpsearch.export.header import shown
 from recon.graph.network import Network
 from recon.graph.samples import Samples
 
@@ -70,12 +71,12 @@ def example(text: str) -> Samples:
     try:
         call = json.loads(text)
     except (ValueError, RecursionError):
-        raise InputError(f"the structure of its inputs is no JSON: {_short(text)}") from None
+        raise InputError(f"the structure of its inputs is no JSON: {shown(text)}") from None
     if not (isinstance(call, list) and len(call) == 2 and isinstance(call[0], list) and isinstance(call[1], dict)):
-        raise InputError(f"its inputs must be positional and keyword arguments, got {_short(text)}")
+        raise InputError(f"its inputs must be positional and keyword arguments, got {shown(text)}")
     leaves = [leaf for part in (*call[0], *call[1].values()) for leaf in _leaves(part, 0)]
     if sum(math.prod(shape) for _, shape in leaves) > MOST_VALUES:
-        raise InputError(f"its inputs are larger than {MOST_VALUES:,} values a sample: {_short(text)}")
+        raise InputError(f"its inputs are larger than {MOST_VALUES:,} values a sample: {shown(text)}")
     generator = torch.Generator().manual_seed(0)
     args = tuple(_made(part, generator) for part in call[0])
     tensors, spec = tree_flatten((args, {key: _made(part, generator) for key, part in call[1].items()}))
@@ -91,14 +92,14 @@ def _leaves(tree: Any, depth: int) -> Iterator[tuple[torch.dtype, tuple[int, ...
         for part in parts[1:] if parts[:1] == [_TUPLE] and isinstance(tree, list) else parts:
             yield from _leaves(part, depth + 1)
     else:
-        raise InputError(f"its inputs must be tensors in tuples, lists and dicts, got {_short(tree)}")
+        raise InputError(f"its inputs must be tensors in tuples, lists and dicts, got {shown(tree)}")
 
 
 def _leaf(text: str) -> tuple[torch.dtype, tuple[int, ...]]:
     found = _LEAF.fullmatch(text)
     shape = tuple(map(int, found[2].split(","))) if found and found[2] else ()
     if found is None or found[1] not in _DTYPES or len(shape) > _MOST_DIMENSIONS:
-        raise InputError(f"a tensor of its inputs must look like float32[3,224,224], got {_short(text)}")
+        raise InputError(f"a tensor of its inputs must look like float32[3,224,224], got {shown(text)}")
     return _DTYPES[found[1]], shape
 
 
@@ -116,8 +117,3 @@ def _tensor(dtype: torch.dtype, shape: tuple[int, ...], generator: torch.Generat
     if dtype.is_floating_point or dtype.is_complex:
         return torch.randn(COUNT, *shape, generator=generator).to(dtype)
     return torch.zeros(COUNT, *shape, dtype=dtype)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}…"

@@ -80,6 +80,12 @@ def file_digest(header: Mapping[str, Any], data: Iterable[bytes | bytearray]) ->
     return hashed.hexdigest()
 
 
+def shown(value: object, most: int = 80) -> str:
+    """A value as a message shows it: on one line, and no longer than `most` characters."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def _damaged(path: Path, reason: str) -> InputError:
     return InputError(f"{path} is damaged or not a packed model ({reason}); write it again")
 
@@ -97,7 +103,7 @@ def _header(path: Path, text: bytes) -> dict[str, Any]:
 def _fields(path: Path, fields: Any) -> dict[str, str]:
     form = fields.get("format") if isinstance(fields, dict) else None
     if form != FORMAT:
-        raise InputError(f"{path} is not a packed model: expected format {FORMAT!r}, got {str(form)[:40]!r}")
+        raise InputError(f"{path} is not a packed model: expected format {FORMAT!r}, got {shown(form)}")
     if not all(isinstance(value, str) for value in fields.values()):
         raise _damaged(path, "a field is no text")
     missing = [name for name in _FIELDS if name not in fields]
@@ -111,15 +117,15 @@ def _check_entries(path: Path, entries: Mapping[str, Any], data_bytes: int) -> N
     at = 0
     for name, entry in entries.items():
         if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-            raise _damaged(path, f"what it says of tensor {name!r}")
+            raise _damaged(path, f"what it says of tensor {shown(name)}")
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
         if dtype not in VALUE_BYTES if isinstance(dtype, str) else True:
-            raise _damaged(path, f"tensor {name!r} is of another type than {', '.join(VALUE_BYTES)}")
+            raise _damaged(path, f"tensor {shown(name)} is of another type than {', '.join(VALUE_BYTES)}")
         if not (_sizes(shape) and _sizes(offsets)) or len(offsets) != 2:
-            raise _damaged(path, f"shape or place of tensor {name!r}")
+            raise _damaged(path, f"shape or place of tensor {shown(name)}")
         end = at + math.prod(shape) * VALUE_BYTES[dtype]
         if offsets != [at, end] or end > data_bytes:
-            raise _damaged(path, f"tensor {name!r} does not lie behind the one before it, in the file")
+            raise _damaged(path, f"tensor {shown(name)} does not lie behind the one before it, in the file")
         at = end
     if at != data_bytes:
         raise _damaged(path, f"its tensors have {at:,} bytes, the file {data_bytes:,} for them")
@@ -136,10 +142,10 @@ def _layers(path: Path, text: str) -> tuple[BitConfig, dict[str, tuple[int, ...]
     for entry in text.split(" "):
         found = _LAYER.fullmatch(entry)
         if found is None:
-            raise _damaged(path, f"layer {entry[:60]!r}")
+            raise _damaged(path, f"layer {shown(entry)}")
         name = found["name"].replace("%20", " ").replace("%25", "%")
         if name in shapes:
-            raise _damaged(path, f"layer {name!r} is there twice")
+            raise _damaged(path, f"layer {shown(name)} is there twice")
         shapes[name] = tuple(map(int, found["shape"].split("x")))
         precisions.append(Precision(int(found["w"]), *([int(found["a"])] if found["a"] else [])))
     return BitConfig(tuple(shapes), tuple(precisions)), shapes

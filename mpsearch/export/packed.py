@@ -35,7 +35,7 @@ from hwmodel.size import (
 )
 from mpsearch.export.call import call_text, example
 from mpsearch.export.codes import pack, unpack
-from mpsearch.export.header import ARRAYS, PackedFile, file_digest, read_packed
+from mpsearch.export.header import ARRAYS, PackedFile, file_digest, read_packed, shown
 from mpsearch.export.reference import built, portable
 from recon.graph.network import Network, capture
 from recon.quantizers.inputs import InputGrid
@@ -180,7 +180,7 @@ def _misfit(network: Network, file: PackedFile) -> str:
 
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(map(repr, names[:3])) + more
+    return ", ".join(map(shown, names[:3])) + more
 
 
 def _require_same_layers(network: Network, file: PackedFile) -> None:
@@ -192,10 +192,10 @@ def _require_same_layers(network: Network, file: PackedFile) -> None:
     reasons += [f"the file has no layer {_some(only_here)}"] if only_here else []
     for name, shape in file.shapes.items():
         if name in ours and ours[name] != shape and len(reasons) < 3:
-            reasons.append(f"{name!r} has weights {list(ours[name])}, in the file {list(shape)}")
+            reasons.append(f"{shown(name)} has weights {list(ours[name])}, in the file {list(shape)}")
     if not reasons and file.config.layers != network.table.names:
         pairs = zip(file.config.layers, network.table.names, strict=True)
-        moved = next(f"{there!r} where the network calls {here!r}" for there, here in pairs if there != here)
+        moved = next(f"{shown(there)} where the network calls {shown(here)}" for there, here in pairs if there != here)
         reasons.append(f"the file has its layers in another order, {moved}")
     if not reasons and " ".join(map(layer_entry, network.table, file.config.precisions)) != file.fields["layers"]:
         reasons.append("inputs of embeddings are ids, and the file has bits for them")
@@ -248,4 +248,6 @@ def _weights(network: Network, file: PackedFile) -> dict[str, QuantizedWeight]:
 
 
 def _beyond(file: PackedFile, name: str) -> InputError:
-    return InputError(f"{file.path} is damaged (a zero-point of layer {name!r} is beyond its codes); write it again")
+    return InputError(
+        f"{file.path} is damaged (a zero-point of layer {shown(name)} is beyond its codes); write it again"
+    )

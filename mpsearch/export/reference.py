@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from hwmodel.errors import InputError
+from mpsearch.export.header import shown
 from mpsearch.sources.factory import canonical, is_factory
 from mpsearch.sources.models import build_architecture
 
@@ -18,6 +19,7 @@ _ARCHITECTURE = re.compile(
     r"(&(num_classes|image_size|transform_input)=[0-9]{1,7})*)?",
     re.ASCII,
 )
+_MOST_CHARACTERS = 200  # of a name in a message
 _PATH = re.compile(r".*[/\\](?=[^/\\]*\.py:[^:]*$)", re.DOTALL)
 
 
@@ -35,14 +37,15 @@ def built(reference: str, allow: str | None, most_values: int, path: Path) -> nn
     """
     if _ARCHITECTURE.fullmatch(reference):
         return _architecture(reference, most_values, path)
+    name = shown(reference, _MOST_CHARACTERS)
     code = is_factory(reference) and not reference.startswith(_TORCHVISION)
     if allow is not None and code:
         if portable(allow) != reference:
-            raise InputError(f"{path} is of {reference!r}, and allowed is {allow!r}: allow that, or pass model=")
+            raise InputError(f"{path} is of {name}, and allowed is {allow!r}: allow that, or pass model=")
         return build_architecture(canonical(allow))
-    hint = f"load_packed(path, allow={reference!r}), with its path, runs that code, and " if code else ""
+    hint = f"load_packed(path, allow={name}), with its path, runs that code, and " if code else ""
     raise InputError(
-        f"{path} is of {reference!r}, which a file may not build: {hint}load_packed(path, model=MODULE) fills yours"
+        f"{path} is of {name}, which a file may not build: {hint}load_packed(path, model=MODULE) fills yours"
     )
 
 
@@ -53,8 +56,8 @@ def _architecture(reference: str, most_values: int, path: Path) -> nn.Module:
         if values > most_values:
             raise InputError(f"{path} is too small for {reference!r}, which has {values:,} parameters")
         return build_architecture(reference)
-    except (TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except Exception as error:  # whatever a constructor finds wrong with its options
         first = (str(error).strip().splitlines() or [""])[0]
         raise InputError(f"{path} is of {reference!r}, which cannot be built: {first}") from None

@@ -12,12 +12,12 @@ import numpy as np
 
 from hwmodel import BitConfig, CostTable, InputError, LayerTable, Precision
 from mpsearch.files.folder import Json, RunFolder
+from mpsearch.optimization.build import build_problem
+from mpsearch.optimization.front import ParetoFront
+from mpsearch.optimization.picks import picked
+from mpsearch.optimization.problem import BitProblem
 from mpsearch.request.assignment import read_assignment
 from mpsearch.request.budgets import NEED_DEVICE
-from mpsearch.search.build import build_problem
-from mpsearch.search.front import ParetoFront
-from mpsearch.search.picks import picked
-from mpsearch.search.problem import BitProblem
 from mpsearch.sensitivity.cache import load_table
 from mpsearch.sources.models import LoadedModel
 from recon.likelihood.likelihood import Likelihood

@@ -7,11 +7,11 @@ from importlib.metadata import version
 
 from hwmodel import BitConfig, Precision
 from mpsearch.files.fingerprint import fingerprint
+from mpsearch.optimization.problem import BitProblem
+from mpsearch.optimization.settings import SearchSettings
 from mpsearch.request.options import FinishOptions, RunOptions
 from mpsearch.run.artifacts import Origin, heads_json
 from mpsearch.run.loaded import Loaded
-from mpsearch.search.problem import BitProblem
-from mpsearch.search.settings import SearchSettings
 from mpsearch.sensitivity.scores import METRIC
 from mpsearch.sources.factory import factory_file
 

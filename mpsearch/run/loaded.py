@@ -94,9 +94,18 @@ def _data(model: LoadedModel, path: str | None, calib_samples: int, val_samples:
     )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Given:
+    """A model, its samples and its task that are in memory already."""
+
+    model: LoadedModel
+    data: DataSource
+    task: Task
+
+
 @dataclass
 class Loaded:
-    """Model and images by the options of a run, in its folder.
+    """Model and samples by the options of a run, in its folder, or as they were `given`.
 
     `settings` is how finished models are reconstructed, `place` the device that computes. Raises InputError, before
     anything is loaded, where the options make none.
@@ -106,6 +115,7 @@ class Loaded:
     folder: RunFolder
     console: Console
     clock: Clock = field(default_factory=Clock)
+    given: Given | None = None
     settings: Settings = field(init=False)
     place: torch.device = field(init=False)
 
@@ -122,6 +132,9 @@ class Loaded:
     @cached_property
     def model(self) -> LoadedModel:
         """The float model."""
+        if self.given is not None:
+            self.given.model.model.to(place(self.options))
+            return self.given.model
         return load_float(self.options, self.console)
 
     @cached_property
@@ -133,6 +146,8 @@ class Loaded:
     def data(self) -> DataSource:
         """The calibration and validation samples."""
         options = self.options
+        if self.given is not None:
+            return self.given.data
         if options.data == DISTILLED:
             return self._distilled()
         data = _data(self.model, options.data, options.samples, options.val_samples or None, options.seed)
@@ -168,7 +183,7 @@ class Loaded:
     @cached_property
     def task(self) -> Task:
         """What the network is for."""
-        return load_task(self.options.task)
+        return load_task(self.options.task) if self.given is None else self.given.task
 
     @cached_property
     def likelihood(self) -> Likelihood:

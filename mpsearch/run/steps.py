@@ -10,6 +10,11 @@ from hwmodel.cost import total_costs
 from hwmodel.device import DeviceSpec, load_device
 from mpsearch.export.packed import layout_of
 from mpsearch.files.folder import Json, RunFolder
+from mpsearch.optimization.build import build_problem, with_budgets, with_sensitivity
+from mpsearch.optimization.front import LOSS, ParetoFront
+from mpsearch.optimization.nsga2 import course, search
+from mpsearch.optimization.problem import BitProblem, cheapest
+from mpsearch.optimization.settings import SearchSettings
 from mpsearch.request.budgets import COSTS, NEED_DEVICE, default_objectives, describe
 from mpsearch.request.candidates import Candidates, candidates, priced
 from mpsearch.request.options import HERE, ComputeOptions, RunOptions
@@ -17,14 +22,9 @@ from mpsearch.request.rules import parse_tie, tied
 from mpsearch.run.artifacts import Origin, costs_json, heads_json, read_front, read_origin, require_same_model
 from mpsearch.run.clock import Clock
 from mpsearch.run.keys import front_key, origin_key, scores_key, sensitivity_key
-from mpsearch.run.loaded import Loaded
+from mpsearch.run.loaded import Given, Loaded
 from mpsearch.run.memory import peak_rss_bytes
 from mpsearch.run.summary import summarize
-from mpsearch.search.build import build_problem, with_budgets, with_sensitivity
-from mpsearch.search.front import LOSS, ParetoFront
-from mpsearch.search.nsga2 import course, search
-from mpsearch.search.problem import BitProblem, cheapest
-from mpsearch.search.settings import SearchSettings
 from mpsearch.sensitivity.cache import load_scores, load_table, save_cache
 from mpsearch.sensitivity.measure import measure, split
 from mpsearch.sensitivity.table import SensitivityTable
@@ -62,10 +62,11 @@ class Run:
     console: Console
     stored: Origin | None = None
     clock: Clock = field(default_factory=Clock)
+    given: Given | None = None
     loaded: Loaded = field(init=False)
 
     def __post_init__(self) -> None:
-        self.loaded = Loaded(self.options, self.folder, self.console, self.clock)
+        self.loaded = Loaded(self.options, self.folder, self.console, self.clock, self.given)
 
     @cached_property
     def table(self) -> LayerTable:

@@ -12,7 +12,7 @@ from pymoo.indicators.hv import HV
 
 from hwmodel import InputError
 from mpsearch.files.folder import Json
-from mpsearch.search.front import LOSS, ParetoFront, non_dominated
+from mpsearch.optimization.front import LOSS, ParetoFront, non_dominated
 from mpsearch.tasks.figure import KL, Figure, headline, read_figures
 
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from hwmodel import BitConfig, LayerTable
 from mpsearch.files.folder import Json
+from mpsearch.optimization.baselines import Answer
+from mpsearch.optimization.front import ParetoFront
 from mpsearch.request.budgets import COSTS, Cost
-from mpsearch.search.baselines import Answer
-from mpsearch.search.front import ParetoFront
 from mpsearch.show.compare import Comparison, Measured, measured_points
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from hwmodel import BitConfig, LayerTable, Precision
 from hwmodel.breakdown import DeviceCosts
 from hwmodel.device import DeviceSpec
 from mpsearch.files.folder import Json
+from mpsearch.optimization.baselines import Answer
+from mpsearch.optimization.front import LOSS, ParetoFront
 from mpsearch.request.budgets import COSTS, NEED_DEVICE, share
 from mpsearch.request.units import format_number
-from mpsearch.search.baselines import Answer
-from mpsearch.search.front import LOSS, ParetoFront
 from mpsearch.show.compare import Comparison, headline_of
 from mpsearch.show.why import Step, Why
 from mpsearch.tasks.figure import Figure, read_figures

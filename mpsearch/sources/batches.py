@@ -68,7 +68,7 @@ def validation_batches(batches: Iterable[Any], like: TreeSpec, source: str) -> I
         else:
             raise InputError(
                 f"{source}: a validation batch must be (inputs, targets), or inputs alone, with inputs like those of a "
-                f"calibration batch, {like}; got a {type(batch).__name__} that is {_built(batch)}"
+                f"calibration batch, {_text(like)}; got {_text(_built(batch))}"
             )
 
 
@@ -79,6 +79,9 @@ def joined(batches: Iterable[Batch], most: int | None, source: str) -> tuple[Sam
     targets: list[Any] = []
     count = 0
     for samples, target in batches:
+        if inputs and samples.spec != inputs[0].spec:
+            first, other = _text(inputs[0].spec), _text(samples.spec)
+            raise InputError(f"{source}: batches must be alike, but the first is {first}, another {other}")
         inputs.append(samples)
         targets.append(None if target is None else _targets(target, len(samples), source))
         count += len(samples)
@@ -90,7 +93,7 @@ def joined(batches: Iterable[Batch], most: int | None, source: str) -> tuple[Sam
         raise InputError(f"{source}: some batches have targets, others none")
     try:
         everything = Samples.join(inputs, most)
-        return everything, _cut(_joined_targets(targets), most)
+        return everything, _rows_of(_joined_targets(targets), slice(most))
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
     except (RuntimeError, ValueError) as error:
@@ -102,8 +105,7 @@ def split_at(samples: Samples, targets: Any, count: int) -> tuple[Split, Split |
     first = Split.of(samples[:count])
     if len(samples) <= count:
         return first, None
-    rest = tree_map(lambda leaf: leaf[count:], targets) if not isinstance(targets, list) else targets[count:]
-    return first, Split.of(samples[count:], rest)
+    return first, Split.of(samples[count:], _rows_of(targets, slice(count, None)))
 
 
 def _batches(batches: Iterable[Any], source: str) -> Iterator[Any]:
@@ -182,7 +184,20 @@ def _joined_targets(targets: list[Any]) -> Any:
     return tree_unflatten(leaves, flat[0][1])
 
 
-def _cut(targets: Any, most: int | None) -> Any:
-    if most is None or targets is None:
-        return targets
-    return targets[:most] if isinstance(targets, list) else tree_map(lambda leaf: leaf[:most], targets)
+def _rows_of(targets: Any, rows: slice) -> Any:
+    if targets is None:
+        return None
+    return targets[rows] if isinstance(targets, list) else tree_map(lambda leaf: leaf[rows], targets)
+
+
+def _text(spec: TreeSpec) -> str:
+    """The structure of a call in words: `tensor`, `(tensor, tensor)`, `{'x': tensor}`."""
+    args, kwargs = tree_unflatten([_Word()] * spec.num_leaves, spec)
+    if kwargs:
+        return str(kwargs)
+    return str(args[0]) if len(args) == 1 else str(args)
+
+
+class _Word:
+    def __repr__(self) -> str:
+        return "tensor"

@@ -8,11 +8,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hwmodel.errors import InputError
 from mpsearch.sources.arrays import from_arrays, open_npz
-from mpsearch.sources.batches import are_batches, calibration_batches, joined, split_at, validation_batches
+from mpsearch.sources.batches import (
+    are_batches,
+    calibration_batches,
+    joined,
+    positional_inputs,
+    split_at,
+    validation_batches,
+)
 from mpsearch.sources.expected import normalization_text, shape_text
 from mpsearch.sources.factory import call_factory, canonical, is_factory
 from mpsearch.sources.folders import ClassNames, has_images, open_classes, open_folder
@@ -157,6 +164,19 @@ def _from_batches(
         measured = validation_batches(validation, like, f"{source} validation")
         val = Split.of(*joined(measured, val_samples, f"{source} validation"))
     return DataSource(calib, val, f"{source}: {len(calib)} calibration samples{_measured(val, held_text)}")
+
+
+def from_memory(
+    calibration: Any, validation: Any, calib_samples: int, val_samples: int | None, model: nn.Module
+) -> DataSource:
+    """Samples for `model` from two iterables of batches, or from a tensor of samples each; see `batches.py`."""
+    first, second = ([part] if isinstance(part, Tensor) else part for part in (calibration, validation))
+    for part, what in ((first, "calibration"), (second, "validation")):
+        if not are_batches(part) and (part is not None or what == "calibration"):
+            seen = type(part).__name__
+            raise InputError(f"{what} must be an iterable of batches, such as a DataLoader; got a {seen}")
+    takes = positional_inputs(model)
+    return _from_batches(first, second, calib_samples, val_samples, takes, "samples in memory")
 
 
 def held_out(count: int) -> int:

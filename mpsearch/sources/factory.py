@@ -76,13 +76,10 @@ def import_source(source: str) -> ModuleType:
 
 @contextlib.contextmanager
 def contained() -> Iterator[None]:
-    """Runs the user's code so that it changes nothing for ours, and prints to stderr: stdout belongs to our results.
-
-    The working folder, torch's default dtype and gradient mode, and the filters of warnings are put back.
-    """
+    """Puts back what the user's code may change for ours: working folder, default dtype, gradient mode, warnings."""
     folder, dtype, gradients = Path.cwd(), torch.get_default_dtype(), torch.is_grad_enabled()
     try:
-        with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+        with warnings.catch_warnings():
             yield
     finally:
         os.chdir(folder)

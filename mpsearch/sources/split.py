@@ -71,8 +71,10 @@ class Split:
     def of(cls, samples: Any, targets: Any = None, normalization: Normalization | None = None) -> Split:
         """A split with its fingerprint. Raises InputError where targets are not as many as samples."""
         stored = Samples.of(samples)
-        counts = {len(leaf) for leaf in tree_leaves(targets) if isinstance(leaf, Tensor)}
-        counts |= {len(targets)} if isinstance(targets, list) else set()
+        if isinstance(targets, list):
+            counts = {len(targets)}
+        else:
+            counts = {len(leaf) if leaf.dim() else 0 for leaf in tree_leaves(targets) if isinstance(leaf, Tensor)}
         if counts - {len(stored)}:
             raise InputError(f"targets must be as many as samples ({len(stored)}), got {sorted(counts)[0]}")
         digest = hashlib.sha256(repr(normalization).encode())

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+import torch
 import torchvision
 
 from hwmodel import BitConfig, InputError, LayerSpec, LayerTable, Precision
-from hwmodel.size import PackedLayout, bops, cost_table, layer_bytes, packed_bytes, weights_only_bytes
-from recon.graph.network import trace
+from hwmodel.size import (
+    Other,
+    PackedLayout,
+    bops,
+    code_shape,
+    cost_table,
+    layer_bytes,
+    layer_entry,
+    packed_bytes,
+    weights_only_bytes,
+)
+from recon.graph.network import capture
 
 MIB = 2**20
 
 
 @pytest.fixture(scope="module")
 def resnet18() -> LayerTable:
-    return trace(torchvision.models.resnet18(), (3, 224, 224)).table
+    return capture(torchvision.models.resnet18(), torch.zeros(2, 3, 224, 224)).table
 
 
 @pytest.fixture(scope="module")
 def mobilenetv2() -> LayerTable:
-    return trace(torchvision.models.mobilenet_v2(), (3, 224, 224)).table
+    return capture(torchvision.models.mobilenet_v2(), torch.zeros(2, 3, 224, 224)).table
 
 
 def test_resnet18_counts(resnet18: LayerTable) -> None:
@@ -78,8 +91,9 @@ def test_counts_by_hand() -> None:
 
 
 def test_the_cost_table_adds_up_to_the_file() -> None:
-    table = LayerTable("m", (4, 8, 8), (small(), small(name="b", tie="b", out_channels=8)))
-    layout = PackedLayout("file.py:m", table, (("norm.weight", (6,)),), inputs=True)
+    table = LayerTable("m", ((4, 8, 8),), (small(), small(name="b", tie="b", out_channels=8)))
+    others = (Other("norm.weight", "F16", (6,)), Other("large", "F32", (2, 3)))
+    layout = PackedLayout("file.py:m", '[["float32[4,8,8]"],{}]', table, others, inputs=True)
     candidates = (Precision(2), Precision(3, 4), Precision(8, 8))
     costs = cost_table(table, candidates, layout.fixed_bytes())
     for i, first in enumerate(candidates):
@@ -87,6 +101,27 @@ def test_the_cost_table_adds_up_to_the_file() -> None:
             config = BitConfig(table.names, (first, second))
             predicted = costs.fixed_bytes + costs.weight_bytes[0, i] + costs.weight_bytes[1, k]
             assert predicted == layout.file_bytes(config)
+
+
+def test_entries_of_layers_by_hand() -> None:
+    assert layer_entry(small(name="x.0"), Precision(3, 8)) == "x.0:3/8:6x2x3x3"
+    assert layer_entry(small(name="a b%:", kernel=(1, 1)), Precision(3)) == "a%20b%25::3:6x2"
+    ids = small(kind="embedding", kernel=(1, 1), groups=1)
+    assert layer_entry(ids, Precision(3, 8)) == "a:3:6x4"  # ids are not quantized
+    assert code_shape(ids) == (6, 4)
+
+
+def test_a_header_by_hand() -> None:
+    table = LayerTable("m", ((4, 8, 8),), (small(),))
+    layout = PackedLayout("file.py:m", "[[],{}]", table, (Other("o", "F32", (2, 3)),), inputs=True)
+    header = json.loads(layout.header(BitConfig(("a",), (Precision(3, 8),)), ""))
+    places = {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
+    assert places == {
+        "other.o": [0, 24], "biases": [24, 36], "input_scales": [36, 38], "scales": [38, 50], "codes": [50, 91],
+        "input_zero_points": [91, 92], "zero_points": [92, 95],
+    }  # fmt: skip
+    assert header["__metadata__"]["model"] == "file.py:m"
+    assert header["__metadata__"]["layers"] == "a:3/8:6x2x3x3"
 
 
 @pytest.mark.parametrize(
@@ -104,11 +139,11 @@ def test_an_impossible_layer_is_refused(changes: dict[str, object], message: str
 
 
 def test_layers_with_a_tie_share_a_gene() -> None:
-    table = LayerTable("m", (4, 8, 8), (small(), small(name="b", tie="b"), small(name="c", tie="a")))
+    table = LayerTable("m", ((4, 8, 8),), (small(), small(name="b", tie="b"), small(name="c", tie="a")))
     assert table.genes == ((0, 2), (1,))
     assert LayerTable.from_json(table.to_json()) == table
     with pytest.raises(InputError, match="unique"):
-        LayerTable("m", (4, 8, 8), (small(), small()))
+        LayerTable("m", ((4, 8, 8),), (small(), small()))
 
 
 def test_bit_configs_go_to_json_and_back() -> None:

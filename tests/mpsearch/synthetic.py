@@ -9,8 +9,8 @@ import numpy as np
 from hwmodel.cost import CostTable
 from hwmodel.layer import LayerSpec, LayerTable
 from hwmodel.precision import Precision
-from mpsearch.search.build import build_problem, with_budgets
-from mpsearch.search.problem import BitProblem
+from mpsearch.optimization.build import build_problem, with_budgets
+from mpsearch.optimization.problem import BitProblem
 from mpsearch.sensitivity.table import SensitivityTable
 
 BITS = (2, 3, 4, 6, 8)

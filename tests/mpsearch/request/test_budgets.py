@@ -14,10 +14,10 @@ from hwmodel import BitConfig, LayerTable, Precision
 from hwmodel.device import load_device
 from hwmodel.errors import InputError
 from hwmodel.latency import device_costs
+from mpsearch.optimization.front import ParetoFront
 from mpsearch.request.budgets import COSTS, default_objectives, describe
 from mpsearch.request.edges import pinned_edges
 from mpsearch.request.options import RunOptions, device_abits, parse_abits, parse_objectives
-from mpsearch.search.front import ParetoFront
 
 QUICK = ("--steps", 2, "--population", 16, "--generations", 8, "--samples", 32)
 DEVICE = """

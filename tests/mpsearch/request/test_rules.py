@@ -7,10 +7,10 @@ import pytest
 from synthetic import network
 
 from hwmodel import InputError, Precision
+from mpsearch.optimization.build import build_problem, with_budgets
+from mpsearch.optimization.nsga2 import search
+from mpsearch.optimization.settings import SearchSettings
 from mpsearch.request.rules import Rule, allowed_precisions, parse_rule, parse_tie, tied
-from mpsearch.search.build import build_problem, with_budgets
-from mpsearch.search.nsga2 import search
-from mpsearch.search.settings import SearchSettings
 
 NAMES = ("features.0.0", "features.1.conv.0", "classifier.1")
 OFFERED = tuple(map(Precision, (2, 4, 8)))

@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_info
 
 from hwmodel import InputError
 from mpsearch.request.options import ComputeOptions, RunOptions
-from mpsearch.run.keys import origin_key, scores_key
+from mpsearch.run.keys import origin_key
 from mpsearch.run.place import place, place_name
 
 
@@ -52,7 +52,6 @@ def test_a_gpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> No
 def test_neither_is_in_a_key_or_a_file(tmp_path: Path) -> None:
     plain, other = (RunOptions(size_budget_bytes=10, **more) for more in ({}, {"compute": "cuda:1", "threads": 2}))
     assert origin_key(plain) == origin_key(other)
-    assert scores_key("m", plain) == scores_key("m", other)
     assert plain.to_toml() == other.to_toml()
     (tmp_path / "config.toml").write_text(other.to_toml())
     assert RunOptions.from_toml(tmp_path / "config.toml") == plain

@@ -19,8 +19,8 @@ from PIL import Image
 
 import mpsearch
 from hwmodel import BitConfig, InputError, LayerTable
-from mpsearch.search.build import build_problem
-from mpsearch.search.front import ParetoFront
+from mpsearch.optimization.build import build_problem
+from mpsearch.optimization.front import ParetoFront
 from mpsearch.sensitivity.cache import load_table
 from mpsearch.sources.split import Normalization
 from recon.fit.checkpoint import Progress

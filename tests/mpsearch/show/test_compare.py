@@ -7,9 +7,9 @@ import pytest
 from synthetic import problem
 
 from hwmodel import InputError
-from mpsearch.search.front import ParetoFront
-from mpsearch.search.nsga2 import search
-from mpsearch.search.settings import SearchSettings
+from mpsearch.optimization.front import ParetoFront
+from mpsearch.optimization.nsga2 import search
+from mpsearch.optimization.settings import SearchSettings
 from mpsearch.show.compare import compare
 
 QUICK = SearchSettings(population=24, generations=8, neighbours=50_000)

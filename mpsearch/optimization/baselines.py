@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodel.precision import BitConfig, Precision
-from mpsearch.search.front import non_dominated
-from mpsearch.search.milp import solve_additive
-from mpsearch.search.problem import BitProblem, Genomes, within
+from mpsearch.optimization.front import non_dominated
+from mpsearch.optimization.milp import solve_additive
+from mpsearch.optimization.problem import BitProblem, Genomes, within
 
 
 @dataclass(frozen=True, slots=True)

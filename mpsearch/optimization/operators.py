@@ -9,7 +9,7 @@ from pymoo.core.crossover import Crossover
 from pymoo.core.mutation import Mutation
 from pymoo.core.problem import Problem
 
-from mpsearch.search.problem import BitProblem, Genomes
+from mpsearch.optimization.problem import BitProblem, Genomes
 
 
 class Genes(Problem):  # type: ignore[misc]

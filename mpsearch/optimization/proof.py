@@ -7,15 +7,15 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh, eigvalsh
 
 from hwmodel.errors import InputError
-from mpsearch.search.baselines import (
+from mpsearch.optimization.baselines import (
     exact_additive,
     greedy,
 )
-from mpsearch.search.front import non_dominated
-from mpsearch.search.knapsack import knapsack_front
-from mpsearch.search.local import local_search
-from mpsearch.search.milp import per_gene_minimum, relaxed_additive, solve_additive
-from mpsearch.search.problem import BitProblem, Genomes, within
+from mpsearch.optimization.front import non_dominated
+from mpsearch.optimization.knapsack import knapsack_front
+from mpsearch.optimization.local import local_search
+from mpsearch.optimization.milp import per_gene_minimum, relaxed_additive, solve_additive
+from mpsearch.optimization.problem import BitProblem, Genomes, within
 
 _EXHAUSTIVE = 5_000_000
 

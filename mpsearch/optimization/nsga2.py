@@ -13,15 +13,15 @@ from pymoo.core.population import Population
 from pymoo.core.termination import NoTermination
 
 from hwmodel.errors import BudgetError
-from mpsearch.search.baselines import exact_additive, greedy, greedy_path, hull, uniform
-from mpsearch.search.box import Box
-from mpsearch.search.checkpoint import State, load, save, search_key
-from mpsearch.search.front import ParetoFront, non_dominated
-from mpsearch.search.local import local_search
-from mpsearch.search.operators import Genes, StepMutation, UniformCrossover
-from mpsearch.search.problem import BitProblem, Genomes, within
-from mpsearch.search.refine import fill_by_tangents, refine
-from mpsearch.search.settings import SearchSettings
+from mpsearch.optimization.baselines import exact_additive, greedy, greedy_path, hull, uniform
+from mpsearch.optimization.box import Box
+from mpsearch.optimization.checkpoint import State, load, save, search_key
+from mpsearch.optimization.front import ParetoFront, non_dominated
+from mpsearch.optimization.local import local_search
+from mpsearch.optimization.operators import Genes, StepMutation, UniformCrossover
+from mpsearch.optimization.problem import BitProblem, Genomes, within
+from mpsearch.optimization.refine import fill_by_tangents, refine
+from mpsearch.optimization.settings import SearchSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from synthetic import network, problem
 
 from hwmodel.errors import BudgetError, InputError
 from hwmodel.precision import Precision
-from mpsearch.search.build import build_problem
-from mpsearch.search.problem import smallest
+from mpsearch.optimization.build import build_problem
+from mpsearch.optimization.problem import smallest
 from mpsearch.sensitivity.table import SensitivityTable
 
 

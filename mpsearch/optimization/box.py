@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pymoo.indicators.hv import HV
 
-from mpsearch.search.problem import BitProblem
+from mpsearch.optimization.problem import BitProblem
 
 
 def hypervolume(problem: BitProblem, objectives: NDArray[np.float64]) -> float:

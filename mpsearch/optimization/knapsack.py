@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from mpsearch.search.front import non_dominated
-from mpsearch.search.problem import BitProblem, Genomes
+from mpsearch.optimization.front import non_dominated
+from mpsearch.optimization.problem import BitProblem, Genomes
 
 
 def exact_front(problem: BitProblem, cost: str = "size_bytes") -> tuple[Genomes, NDArray[np.float64]]:

@@ -6,7 +6,7 @@ import torchvision
 
 from hwmodel.errors import BudgetError, InputError
 from hwmodel.precision import BitConfig, Precision
-from mpsearch.search.front import ParetoFront, non_dominated
+from mpsearch.optimization.front import ParetoFront, non_dominated
 from mpsearch.show.tables import as_text, bit_rows
 from recon.graph.network import trace
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hwmodel import InputError
-from mpsearch.search.front import ParetoFront
+from mpsearch.optimization.front import ParetoFront
 
 
 def picked(front: ParetoFront, text: str) -> list[tuple[str, int]]:

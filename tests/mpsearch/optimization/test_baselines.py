@@ -8,11 +8,11 @@ import pytest
 from synthetic import at_fraction, problem
 
 from hwmodel.errors import InputError
-from mpsearch.search.baselines import answers, exact_additive, greedy, hull, uniform
-from mpsearch.search.build import with_budgets
-from mpsearch.search.knapsack import exact_front, knapsack_front
-from mpsearch.search.local import local_search
-from mpsearch.search.proof import branch_and_bound, brute_force, brute_force_front, lower_bound
+from mpsearch.optimization.baselines import answers, exact_additive, greedy, hull, uniform
+from mpsearch.optimization.build import with_budgets
+from mpsearch.optimization.knapsack import exact_front, knapsack_front
+from mpsearch.optimization.local import local_search
+from mpsearch.optimization.proof import branch_and_bound, brute_force, brute_force_front, lower_bound
 
 FRACTIONS = (0.02, 0.2, 0.45, 0.8, 1.0)
 
@@ -75,7 +75,7 @@ def test_branch_and_bound_with_strong_interactions_and_two_budgets():
 
 
 def test_branch_and_bound_says_where_it_ends(monkeypatch):
-    monkeypatch.setattr("mpsearch.search.proof._BRANCHES", 1000)
+    monkeypatch.setattr("mpsearch.optimization.proof._BRANCHES", 1000)
     with pytest.raises(InputError, match="about 12 free layers"):
         branch_and_bound(at_fraction(problem(40), 0.3))
 

@@ -14,13 +14,13 @@ from hwmodel.cost import CostTable, layer_costs
 from hwmodel.errors import BudgetError, InputError
 from hwmodel.layer import LayerTable
 from hwmodel.precision import Precision
-from mpsearch.request.budgets import COSTS
-from mpsearch.search.front import LOSS
-from mpsearch.search.milp import (
+from mpsearch.optimization.front import LOSS
+from mpsearch.optimization.milp import (
     relaxed_additive,
 )
-from mpsearch.search.problem import BitProblem, smallest
-from mpsearch.search.quadratic import QuadraticTables
+from mpsearch.optimization.problem import BitProblem, smallest
+from mpsearch.optimization.quadratic import QuadraticTables
+from mpsearch.request.budgets import COSTS
 from mpsearch.sensitivity.table import SensitivityTable
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from mpsearch.search.front import non_dominated
-from mpsearch.search.knapsack import knapsack_front
-from mpsearch.search.problem import BitProblem, Genomes, within
+from mpsearch.optimization.front import non_dominated
+from mpsearch.optimization.knapsack import knapsack_front
+from mpsearch.optimization.problem import BitProblem, Genomes, within
 
 _BATCH = 200_000  # neighbours that are compared with the front together
 _POINTS = 20_000  # a front of so many is full enough

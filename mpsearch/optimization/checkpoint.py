@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodel.errors import InputError
-from mpsearch.search.problem import BitProblem, Genomes
-from mpsearch.search.settings import SearchSettings
+from mpsearch.optimization.problem import BitProblem, Genomes
+from mpsearch.optimization.settings import SearchSettings
 
 
 @dataclass(slots=True)

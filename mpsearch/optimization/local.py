@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from mpsearch.search.problem import BitProblem, Genomes
+from mpsearch.optimization.problem import BitProblem, Genomes
 
 _WIDE = 800  # above this many choices in all, pairs of moves are restricted to neighbouring precisions
 

@@ -11,16 +11,16 @@ import pytest
 from synthetic import at_fraction, problem
 
 from hwmodel.errors import InputError
-from mpsearch.search.baselines import exact_additive, greedy, uniform
-from mpsearch.search.box import hypervolume
-from mpsearch.search.build import with_budgets
-from mpsearch.search.front import ParetoFront
-from mpsearch.search.knapsack import exact_front
-from mpsearch.search.local import local_search
-from mpsearch.search.nsga2 import best_at_budget, course, search
-from mpsearch.search.proof import brute_force, brute_force_front
-from mpsearch.search.refine import fill_by_tangents
-from mpsearch.search.settings import SearchSettings
+from mpsearch.optimization.baselines import exact_additive, greedy, uniform
+from mpsearch.optimization.box import hypervolume
+from mpsearch.optimization.build import with_budgets
+from mpsearch.optimization.front import ParetoFront
+from mpsearch.optimization.knapsack import exact_front
+from mpsearch.optimization.local import local_search
+from mpsearch.optimization.nsga2 import best_at_budget, course, search
+from mpsearch.optimization.proof import brute_force, brute_force_front
+from mpsearch.optimization.refine import fill_by_tangents
+from mpsearch.optimization.settings import SearchSettings
 
 QUICK = SearchSettings(population=60, generations=25, neighbours=1_000_000)
 
@@ -131,7 +131,7 @@ from pathlib import Path
 from dataclasses import replace
 from synthetic import at_fraction, problem
 from test_search import QUICK
-from mpsearch.search.nsga2 import search
+from mpsearch.optimization.nsga2 import search
 
 stop_at = int(sys.argv[2])
 def kill(progress):

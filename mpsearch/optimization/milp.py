@@ -14,7 +14,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_matrix, vstack
 
 from hwmodel.errors import BudgetError
-from mpsearch.search.problem import BitProblem, Genomes
+from mpsearch.optimization.problem import BitProblem, Genomes
 
 
 def solve_additive(

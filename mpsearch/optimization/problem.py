@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from hwmodel.errors import InputError
 from hwmodel.precision import BitConfig, Precision
-from mpsearch.search.front import LOSS
-from mpsearch.search.quadratic import QuadraticTables
+from mpsearch.optimization.front import LOSS
+from mpsearch.optimization.quadratic import QuadraticTables
 
 Genomes = NDArray[np.int16]
 
