@@ -408,7 +408,9 @@ def settled(model: nn.Module, samples: Any) -> nn.Module:
         for _ in range(3):
             model.train()(*call[0], **call[1])
         layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-        if not any(isinstance(module, nn.Embedding) and module.weight is layers[-1].weight for module in model.modules()):
+        if not any(
+            isinstance(module, nn.Embedding) and module.weight is layers[-1].weight for module in model.modules()
+        ):
             layers[-1].weight *= SHARPER
     return model.eval().requires_grad_(False)
 
