@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -30,7 +28,5 @@ def test_they_are_named_with_their_bytes() -> None:
     with pytest.raises(BudgetError) as refused:
         mpsearch.search(Embedded(), [torch.randn(32, 16, 300)], "5kB")
     line = str(refused.value)
-    assert re.search(
-        r"10,800 bytes of it stay float: position \(9,600\), norm\.weight \(600\), norm\.bias \(600\)", line
-    )
+    assert "10,800 bytes of it stay float: position (9,600), norm.bias (600), norm.weight (600)" in line
     assert "\n" not in line
