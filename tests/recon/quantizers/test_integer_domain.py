@@ -7,12 +7,12 @@ from collections.abc import Callable
 import pytest
 import torch
 from captured import of_images
+from families import SIDE, small
 from torch import Tensor, nn
-from torchvision.models import mobilenet_v2
 from torchvision.models.resnet import BasicBlock
 
 from recon.graph.layers import Layer
-from recon.graph.network import Unit
+from recon.graph.network import Network, Unit
 from recon.quantizers.attach import attach, bias_of, rounding_of
 from recon.quantizers.insert import find_ranges, quantize_inputs, quantizer_of, quantizers_of
 from recon.quantizers.integer_domain import in_integer_domain
@@ -32,10 +32,10 @@ class Residual(nn.Module):
         return self.blocks(torch.relu(self.first(x))).mean((2, 3))  # type: ignore[no-any-return]
 
 
-def rounded_unit(make: Callable[[], nn.Module], size: int, place: int) -> tuple[Unit, dict[str, Layer], Tensor]:
+def rounded_unit(make: Callable[[], Network], size: int, place: int) -> tuple[Unit, dict[str, Layer], Tensor]:
     """A unit with roundings and 4-bit inputs, its layers by name, and what it may read."""
     torch.manual_seed(0)
-    network = of_images(make(), (3, size, size))
+    network = make()
     network = quantize_inputs(network, dict.fromkeys(network.table.names, 4))
     x = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
     for unit in network.units[:place]:
@@ -56,9 +56,9 @@ def rounded_unit(make: Callable[[], nn.Module], size: int, place: int) -> tuple[
 
 
 UNITS = {
-    "basic": (Residual, 8, 1),
-    "inverted": (mobilenet_v2, 32, 3),
-    "strided": (mobilenet_v2, 32, 2),
+    "basic": (lambda: of_images(Residual(), (3, 8, 8)), 8, 1),
+    "inverted": (lambda: small("mobilenet_v2")[1], SIDE, 3),
+    "strided": (lambda: small("mobilenet_v2")[1], SIDE, 2),
 }
 
 
