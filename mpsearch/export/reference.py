@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from hwmodel.errors import InputError
 from mpsearch.export.header import shown
@@ -49,9 +51,21 @@ def built(reference: str, allow: str | None, most_values: int, path: Path) -> nn
     )
 
 
+class _Shapes(TorchFunctionMode):
+    """While it is open, tensors that are made to be filled have a shape only and take no memory.
+
+    `torch.device("meta")` would make all tensors so, but RegNet computes its widths with some.
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return function(*args, **{**(kwargs or {}), **({"device": "meta"} if function is torch.empty else {})})
+
+
 def _architecture(reference: str, most_values: int, path: Path) -> nn.Module:
     try:
-        with torch.device("meta"):  # shapes only
+        with _Shapes():
             values = sum(parameter.numel() for parameter in build_architecture(reference).parameters())
         if values > most_values:
             raise InputError(f"{path} is too small for {reference!r}, which has {values:,} parameters")

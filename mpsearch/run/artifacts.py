@@ -29,13 +29,14 @@ FORMAT = 2  # of run folders: 1 knew top-1 accuracy alone
 class Origin:
     """What a run is of, the contents of `layers.json`.
 
-    `key` is of the options that it was made from, `model` the fingerprint of the weights, `images` that of the
-    calibration samples; `heads` say what the network's outputs mean. A packed file has `fixed_bytes` beside the layers
-    of `table`.
+    `key` is of the options that it was made from, `model` the fingerprint of the weights, `graph` that of the
+    operations, `images` that of the calibration samples; `heads` say what the network's outputs mean. A packed file has
+    `fixed_bytes` beside the layers of `table`.
     """
 
     key: str
     model: str
+    graph: str
     images: str
     heads: list[Json]
     fixed_bytes: int
@@ -47,6 +48,7 @@ class Origin:
             "format": FORMAT,
             "key": self.key,
             "fingerprint": self.model,
+            "graph": self.graph,
             "images": self.images,
             "heads": self.heads,
             "fixed_bytes": self.fixed_bytes,
@@ -80,11 +82,12 @@ def read_origin(folder: RunFolder) -> Origin | None:
     if "key" not in data:  # written by `reconstruct`, which searches nothing
         return None
     try:
-        model, images, heads = str(data["fingerprint"]), str(data["images"]), list(data["heads"])
+        model, graph, images = str(data["fingerprint"]), str(data["graph"]), str(data["images"])
+        heads = list(data["heads"])
         fixed_bytes = int(data["fixed_bytes"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{folder.file('layers.json')} is damaged ({error}); delete it to make it again") from None
-    return Origin(str(data["key"]), model, images, heads, fixed_bytes, read_layers(folder))
+    return Origin(str(data["key"]), model, graph, images, heads, fixed_bytes, read_layers(folder))
 
 
 def require_same_model(folder: RunFolder, model: LoadedModel) -> None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from importlib.metadata import version
+from types import FunctionType
+
+from torch.fx import Node
+from torch.utils._pytree import tree_leaves
 
 from hwmodel import BitConfig, Precision
 from mpsearch.files.fingerprint import fingerprint
@@ -14,6 +18,7 @@ from mpsearch.run.artifacts import Origin, heads_json
 from mpsearch.run.loaded import Loaded
 from mpsearch.sensitivity.scores import METRIC
 from mpsearch.sources.factory import factory_file
+from recon.graph.network import Network
 
 
 def origin_key(options: RunOptions) -> str:
@@ -28,9 +33,23 @@ def task_digest(reference: str) -> str:
     return fingerprint(reference, code.read_text("utf-8") if code is not None and code.is_file() else "")
 
 
+def graph_digest(network: Network) -> str:
+    """What a network computes beside its weights: its operations in order, with their numbers, not the code they are
+    written in. Devices are left out."""
+    lines = []
+    for node in network.module.graph.nodes:
+        leaves = tree_leaves((node.args, node.kwargs))
+        parts = [part for part in leaves if isinstance(part, Node | int | float | str | None)]
+        target = node.target.__name__ if isinstance(node.target, FunctionType) else node.target
+        lines.append(f"{node.op} {target} {parts}")
+    return fingerprint(lines)
+
+
 def scores_key(origin: Origin, options: FinishOptions) -> str:
     """What sensitivity scores depend on beside samples and bits."""
-    return fingerprint(METRIC, version("mpsearch"), origin.model, origin.heads, options.seed, options.symmetric)
+    return fingerprint(
+        METRIC, version("mpsearch"), origin.model, origin.graph, origin.heads, options.seed, options.symmetric
+    )
 
 
 def sensitivity_key(origin: Origin, options: FinishOptions, precisions: tuple[Precision, ...]) -> str:
@@ -56,6 +75,7 @@ def finished_key(loaded: Loaded, config: BitConfig) -> str:
     """What a finished configuration depends on. What changes no result, such as memory, is not in it."""
     return fingerprint(
         loaded.model.fingerprint,
+        graph_digest(loaded.network),
         loaded.data.calib.fingerprint,
         loaded.validation.fingerprint,
         heads_json(loaded.likelihood),

@@ -123,7 +123,7 @@ def _batches(batches: Iterable[Any], source: str) -> Iterator[Any]:
 
 
 def _built(batch: Any) -> TreeSpec:
-    call = ((), dict(batch)) if isinstance(batch, Mapping) else ((batch,), {})
+    call = ((), dict(sorted(batch.items()))) if isinstance(batch, Mapping) else ((batch,), {})
     if isinstance(batch, tuple | list):
         call = (tuple(batch), {})
     return tree_flatten(call)[1]

@@ -49,8 +49,6 @@ def nan_images():
     return np.full((20, 12, 12, 3), np.nan, np.float32), None, None
 """
 
-PATH_LENGTH = 40  # of the folder: the model's path stands in a packed file, so its length decides the file's
-
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
@@ -73,8 +71,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `net.py` (a factory), `net.json`, `net.pt` (weights), and `data/` of 96 + 200 labelled images."""
-    base = tmp_path_factory.getbasetemp()
-    folder = tmp_path_factory.mktemp("tiny".ljust(PATH_LENGTH - len(f"{base}/"), "-"), numbered=False)
+    folder = tmp_path_factory.mktemp("tiny")
     (folder / "net.py").write_text(FACTORY)
     (folder / "net.json").write_text('{"input_size": [3, 12, 12], "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}')
     space: dict[str, Callable[..., torch.nn.Module]] = {}

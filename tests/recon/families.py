@@ -181,6 +181,9 @@ def settled(model: nn.Module, size: tuple[int, ...] = (3, SIDE, SIDE)) -> nn.Mod
     """The model in eval mode, its batch norms far from the identity and knowing what they see: else a deep network of
     random weights gives the same for everything."""
     x = torch.randn(16, *size, generator=torch.Generator().manual_seed(0))
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and not module.weight.any():  # as torchvision's heads of ViT are
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
         norm.momentum = None

@@ -49,7 +49,7 @@ def flat(base: dict[str, object], **changes: object) -> list[object]:
         ({"fix": "2.on=8"}, ("--fix 2.on=8", "no layer '2.on'", "did you mean", "2.one")),
         ({"fix": "2.one=1"}, ("--fix 2.one=1", "2 to 8")),
         ({"fix": "2.one"}, ("--fix looks like", "'2.one'")),
-        ({"fix": "2.one=8", "size_budget": 1700}, ("smallest file", "1,700", "2,050")),
+        ({"fix": "2.one=8", "size_budget": 1700}, ("smallest file", "1,700", "2,130")),
         ({"tie": "2.one"}, ("--tie", "two or more")),
         ({"samples": "1"}, ("at least 16 calibration images", "1 were asked for")),
         ({"samples": "many"}, ("--samples", "integer")),

@@ -68,7 +68,9 @@ def test_what_is_fitted_at_once_is_an_option(given: tuple[object, ...], tmp_path
     refused(command(*given, "--bits", "4", "--granularity", "half", "--out", tmp_path), "granularity", "half")
 
 
-def test_bits_by_layer_come_from_a_file(given: tuple[object, ...], tmp_path: Path, command: Command) -> None:
+def test_bits_by_layer_come_from_a_file(
+    given: tuple[object, ...], tiny: Path, tmp_path: Path, command: Command
+) -> None:
     assert command(*given, "--bits", "4", "--out", tmp_path / "uniform").code == 0
     bits = json.loads((tmp_path / "uniform" / "chosen" / "W4A32.json").read_text())["config"]
     bits["2.one"] = "W2A4"
@@ -76,7 +78,7 @@ def test_bits_by_layer_come_from_a_file(given: tuple[object, ...], tmp_path: Pat
     result = command(*given, "--bits", tmp_path / "mine.json", "--out", tmp_path / "given", "--cache-memory", "1B")
     assert result.code == 0, result.err
     assert json.loads((tmp_path / "given" / "chosen" / "mine.json").read_text())["config"] == bits
-    model = mpsearch.load_packed(tmp_path / "given" / "model-mine.safetensors", allow=str(given[2]))
+    model = mpsearch.load_packed(tmp_path / "given" / "model-mine.safetensors", allow=f"{tiny / 'net.py'}:net")
     assert len(quantizers_of(model.modules())) == 1
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
@@ -282,6 +283,13 @@ def test_a_file_runs_nothing(reference: str, renamed: Callable[[str], Path], tmp
     assert len(str(caught.value)) < 800
     assert not (tmp_path / "ran").exists()
     assert os.getcwd() == monitored
+
+
+@pytest.mark.parametrize("name", torchvision.models.list_models(module=torchvision.models))
+def test_a_large_architecture_is_refused_by_its_shapes(name: str, renamed: Callable[[str], Path]) -> None:
+    path = renamed(f"torchvision:{name}?num_classes=9999999")
+    with pytest.raises(InputError, match=r"is too small for .*, which has [0-9,]+ parameters"):
+        load_packed(path)
 
 
 def test_code_is_run_where_it_is_allowed(renamed: Callable[[str], Path], network: Network, tmp_path: Path) -> None:

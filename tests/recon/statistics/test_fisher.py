@@ -101,7 +101,7 @@ def test_two_heads_are_reconstructed_and_a_unit_that_nothing_depends_on_too() ->
 
 @pytest.mark.slow
 def test_the_diagonal_predicts_the_divergence_of_small_errors() -> None:
-    from mpsearch.sources.images import load_data, normalize
+    from mpsearch.sources.data import load_data
     from mpsearch.sources.models import load_model
 
     if not (DATA / "cifar10").is_dir():
@@ -109,10 +109,8 @@ def test_the_diagonal_predicts_the_divergence_of_small_errors() -> None:
     factory = f"{ROOT}/benchmarks/resnet20.py:make"
     loaded = load_model(factory, DATA / "models" / "cifar_resnet20.safetensors", demo=False)
     network = capture(loaded.model, Samples.noise(loaded.input_size), "resnet20")
-    data = load_data(
-        DATA / "cifar10", input_size=loaded.input_size, calib_samples=512, val_samples=1, seed=0, classes=10
-    )
-    x = normalize(data.calib.x, loaded.mean, loaded.std)
+    takes = {"input_size": loaded.input_size, "normalization": loaded.normalization}
+    (x,) = load_data(DATA / "cifar10", calib_samples=512, val_samples=1, seed=0, **takes).calib.samples.leaves
     fisher = fisher_diagonal(network, [x], CLASSIFIER, seed=0)
     generator = torch.Generator().manual_seed(0)
     with torch.inference_mode():
