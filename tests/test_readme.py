@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy.stats import kendalltau
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import mpsearch
+from mpsearch.tasks.registry import load_task
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 RESULTS = ROOT / "benchmarks" / "results"
-HARDWARE, PREDICTION, RECONSTRUCTION = (
-    (ROOT / "docs" / f"{name}.md").read_text("utf-8") for name in ("hardware", "prediction", "reconstruction")
+HARDWARE, PREDICTION, RECONSTRUCTION, TASKS, TROUBLE = (
+    (ROOT / "docs" / f"{name}.md").read_text("utf-8")
+    for name in ("hardware", "prediction", "reconstruction", "tasks", "troubleshooting")
 )
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
@@ -42,6 +51,140 @@ def test_every_command_and_option_exists(page: str) -> None:
         assert shown.returncode == 0, command
         for option in (part for part in rest if part.startswith("--")):
             assert option in shown.stdout, f"{command}: no option {option}"
+
+
+def test_every_option_in_the_text_exists() -> None:
+    help_of = [["run"], ["reconstruct"], ["layers"], ["finalize"]]
+    shown = "".join(
+        subprocess.run(
+            [sys.executable, "-m", "mpsearch", *name, "--help"], capture_output=True, text=True, cwd=ROOT, check=True
+        ).stdout
+        for name in help_of
+    )
+    for page in (README, TASKS, TROUBLE):
+        for option in set(re.findall(r"`(--[a-z-]+)", page)) - {"--debug"}:
+            assert option in shown, option
+
+
+def python_blocks(page: str) -> list[str]:
+    """Every Python block of a page."""
+    return re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+
+
+class Classifier(nn.Module):
+    """Three classes of images with one channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU())
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 50 * self.head(self.body(x).mean((2, 3)))
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(64, 1, 10, 10, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_python_of_the_readme_runs(
+    images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = Classifier().eval()
+    labelled = DataLoader(TensorDataset(images, model(images).argmax(1)), 16)
+    names = {"model": model, "loader": DataLoader(images, 16), "labelled": labelled, "images": images}
+    for block in python_blocks(README):
+        exec(compile(block, "README.md", "exec"), names)
+        low_bit = names["low_bit"]
+        assert isinstance(low_bit, nn.Module)
+        assert low_bit(images).shape == (64, 3)
+    assert len(python_blocks(README)) == 2
+    assert "top1" in capsys.readouterr().out
+    assert {"front.png", "model.safetensors"} <= {path.name for path in tmp_path.iterdir()}
+
+
+class Pose(nn.Module):
+    """Where something is, and whether it is there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU())
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        z = self.head(self.body(x).mean((2, 3)))
+        return {"position": z[:, :2], "visible": z[:, 2:]}
+
+
+def test_the_task_of_the_page_is_one(images: Tensor, tmp_path: Path) -> None:
+    (block,) = python_blocks(TASKS)
+    (tmp_path / "pose.py").write_text(block)
+    torch.manual_seed(0)
+    model = Pose().eval()
+    validation = [(images, {"position": model(images)["position"].detach()})]
+    front = mpsearch.search(
+        model,
+        [images],
+        "2kB",
+        validation=validation,
+        task=load_task(f"{tmp_path}/pose.py:task"),
+        edges="free",
+        wbits=(2, 4),
+        samples=32,
+        population=16,
+        generations=4,
+    )
+    metrics = front.finish().metrics
+    assert metrics["float"]["near"] == 100
+    assert set(metrics["finished"]) == {"near", "kl"}
+
+
+def texts(node: ast.AST) -> str:
+    """A string of the code, with … for what is filled in."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(texts(part) for part in node.values)
+    return str(node.value) if isinstance(node, ast.Constant) else "…"
+
+
+def test_messages_in_troubleshooting_are_those_of_the_code() -> None:
+    code = "\n".join(
+        texts(node)
+        for package in ("mpsearch", "recon")
+        for path in (ROOT / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
+    )
+    messages = re.findall(r"^\| `(.*?)` \|", TROUBLE, re.MULTILINE)
+    assert len(messages) > 30
+    for message in messages:
+        for part in message.split("…"):
+            assert part.strip(" ;:,()") in code, message
+
+
+def notebook_cells() -> list[dict[str, Any]]:
+    """The cells of the tutorial."""
+    cells: list[dict[str, Any]] = json.loads((ROOT / "docs" / "tutorial.ipynb").read_text("utf-8"))["cells"]
+    return cells
+
+
+def test_the_tutorial_has_its_results() -> None:
+    code = [cell for cell in notebook_cells() if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell["outputs"]]
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert "/root/" not in json.dumps(outputs)
+
+
+@pytest.mark.slow
+def test_the_tutorial_runs(tmp_path: Path) -> None:
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    notebook = nbformat.read(ROOT / "docs" / "tutorial.ipynb", as_version=4)
+    place = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(notebook, timeout=600, resources=place).execute()  # raises where a cell fails
 
 
 def test_the_two_commands_are_what_ci_runs() -> None:

@@ -28,9 +28,11 @@ class Advance(Protocol):
 
 @dataclass
 class Console:
-    """Two streams: `log` for people (stderr), `out` for results (stdout)."""
+    """Two streams, in notebooks too: `log` for people (stderr), `out` for results (stdout)."""
 
-    log: RichConsole = field(default_factory=lambda: RichConsole(stderr=True, highlight=False, soft_wrap=True))
+    log: RichConsole = field(
+        default_factory=lambda: RichConsole(stderr=True, highlight=False, soft_wrap=True, force_jupyter=False)
+    )
     out: RichConsole = field(default_factory=lambda: results(sys.stdout))
 
     def note(self, text: str) -> None:
@@ -75,7 +77,8 @@ class Console:
 
 def results(stream: TextIO) -> RichConsole:
     """Tables keep their columns where nothing says how wide the reader's window is."""
-    return RichConsole(file=stream, highlight=False, soft_wrap=True, width=None if stream.isatty() else WIDTH)
+    width = None if stream.isatty() else WIDTH
+    return RichConsole(file=stream, highlight=False, soft_wrap=True, width=width, force_jupyter=False)
 
 
 @dataclass
