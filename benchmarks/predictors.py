@@ -20,10 +20,10 @@ from mpsearch.sensitivity.measure import change, measure, split
 from mpsearch.sensitivity.table import SensitivityTable
 from recon.compute.store import Store
 from recon.graph.network import Network
-from recon.graph.run import Passing
+from recon.graph.unit_by_unit import Passing
 from recon.likelihood.heads import Categorical
 from recon.likelihood.likelihood import CLASSIFIER
-from recon.quantizers.attach import bias_of
+from recon.quantizers.learned import bias_of
 from recon.quantizers.weights import nearest
 from recon.statistics.fisher import fisher_diagonal
 from recon.transforms.basis import balanced

@@ -15,8 +15,8 @@ from zoo_networks import SMALL, settled
 
 from hwmodel import BitConfig, Precision
 from recon.graph.network import Network, capture
-from recon.graph.run import Passing
 from recon.graph.samples import Samples
+from recon.graph.unit_by_unit import Passing
 from recon.quantizers.quantized import plainly_rounded, quantized
 
 CLASSIFIERS: list[str] = torchvision.models.list_models(module=torchvision.models)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hwmodel import BitConfig, Precision
 from recon.graph.network import Network
-from recon.quantizers.attach import bias_of
+from recon.quantizers.learned import bias_of
 from recon.quantizers.quantized import plainly_rounded, quantized
 from recon.reconstruct import reconstruct
 from recon.settings import Settings
