@@ -38,7 +38,7 @@ def squashed():
     return Ended(lambda z: (z.tanh() + 1) / 2)
 
 def noisy():
-    return Ended(lambda z: z + 1e-4 * torch.randn_like(z))
+    return Ended(lambda z: z * (1 + 6e-4 * (torch.rand_like(z) - 0.5)))
 
 def talking():
     print("a factory prints")
