@@ -148,7 +148,7 @@ def _out_of_place(model: nn.Module) -> None:
     """Activations write to new tensors: the graph is the same, and torch.export takes half the time."""
     for module in model.modules():
         if type(module).__module__.startswith("torch.nn.") and getattr(module, "inplace", False):
-            module.inplace = False
+            setattr(module, "inplace", False)  # noqa: B010
 
 
 def _export(model: nn.Module, call: Call, name: str) -> torch.export.ExportedProgram:

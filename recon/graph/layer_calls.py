@@ -72,9 +72,10 @@ def _add(module: fx.GraphModule, name: str, layer: Layer) -> None:
     holder._parameters.pop(leaf, None)
     for key, child in () if old is None else old._modules.items():
         layer.add_module(key, child)
+    computed = set() if old is None else old._non_persistent_buffers_set
     for key, value in () if old is None else old.named_buffers(recurse=False):
         if key not in ("weight", "bias"):
-            layer.register_buffer(key, value, persistent=key not in old._non_persistent_buffers_set)
+            layer.register_buffer(key, value, persistent=key not in computed)
     for key, parameter in () if old is None else old.named_parameters(recurse=False):
         if key not in ("weight", "bias"):
             layer.register_parameter(key, parameter)

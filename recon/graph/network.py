@@ -69,7 +69,7 @@ class Network:
         return dict(zip(self.names, self.module(*leaves), strict=True))
 
     def leaves(self, samples: Samples) -> tuple[Tensor, ...]:
-        """The tensors of samples, real ones in single precision. Raises InputError where they are not what the network takes."""
+        """The tensors of samples, real ones in single precision. Raises InputError where the network takes others."""
         if samples.spec != self.inputs:
             raise InputError(f"{self.table.model} takes {self.inputs}; got {samples.spec}")
         return samples.single().leaves
