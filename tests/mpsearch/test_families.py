@@ -176,7 +176,7 @@ def test_sensitivity_sees_every_layer(case: tuple[str, Network, Samples, Samples
     assert (np.abs(scores.score).max((0, 2)) > 0).all()
 
 
-@pytest.mark.parametrize("precision", [W4, W4A8], ids=str)
+@pytest.mark.parametrize("precision", [pytest.param(W4, marks=pytest.mark.slow), W4A8], ids=str)
 def test_it_ends_nearer_to_float_than_plain_rounding(
     case: tuple[str, Network, Samples, Samples, Likelihood], precision: Precision
 ) -> None:

@@ -34,20 +34,14 @@ FAST = (
     "vit_b_32",
 )
 GIANT = (
-    "convnext_large",
-    "efficientnet_v2_l",
-    "regnet_y_128gf",
-    "regnet_y_32gf",
-    "vgg",
-    "vit_h_14",
-    "vit_l",
-    "wide_resnet101_2",
+    *("convnext_large", "efficientnet_v2_l", "regnet_y_128gf", "regnet_y_32gf", "vgg13", "vgg16", "vgg19"),
+    *("vit_h_14", "vit_l", "wide_resnet101_2"),
 )
 UNUSED = ("aux1.", "aux2.", "AuxLogits.")  # in eval mode
 
 
 def marks(name: str) -> Any:
-    if name.startswith(GIANT) and name not in ("vgg11",):
+    if name.startswith(GIANT):
         return pytest.mark.skip("weights of more than 400 MB, of a network whose smaller siblings are tried")
     return () if name in FAST else pytest.mark.slow
 
