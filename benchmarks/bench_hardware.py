@@ -95,7 +95,7 @@ def scale_sim() -> list[Row]:
             output_buffer=1e12,
         )  # fmt: skip
         layer = p.square("layer", into, out, kernel, 0, out_size=size)
-        costs = device_costs(LayerTable("t", (3, 8, 8), (layer,)), [W8A8], replace(array, dataflow=dataflow))
+        costs = device_costs(LayerTable("t", ((3, 8, 8),), (layer,)), [W8A8], replace(array, dataflow=dataflow))
         what = f"SCALE-Sim, {dataflow}, {'GEMM' if kernel == 1 else f'convolution {kernel} × {kernel}'}"
         rows.append(row("npu-int4", what, "cycles", [cycles], [float(costs.compute_s[0, 0]) * array["frequency"]]))
     return rows
@@ -109,9 +109,8 @@ def t4() -> list[Row]:
         found = 1e6 * device.batch * device_costs(p.t4_layers(layers), [W4A4, W8A8], device).latency_s
         fitted = ", fitted to it" if network == "ResNet-18" else ""
         for i, bits in enumerate(("INT4", "INT8")):
-            rows.append(
-                row("t4", f"{network}'s kernels, {bits}{fitted}", "µs", [layer[5 + i] for layer in layers], found[:, i])
-            )
+            given = [layer[5 + i] for layer in layers]
+            rows.append(row("t4", f"{network}'s kernels, {bits}{fitted}", "µs", given, found[:, i].tolist()))
     found = device_costs(p.t4_layers(p.HAWQ_ILP_LAYERS), [W4A4, W8A8], device).latency_s
     ratio = sum(p.HAWQ_ILP_INT8) / sum(p.HAWQ_ILP_INT4), found[:, 1].sum() / found[:, 0].sum()
     ranks = [spearmanr(found[:, i], given)[0] for i, given in enumerate((p.HAWQ_ILP_INT4, p.HAWQ_ILP_INT8))]
@@ -123,8 +122,8 @@ def processors() -> list[Row]:
     """Whole networks at 8 bits on a Cortex-M7 and on four Cortex-A53."""
     m7 = with_numbers(load_device("stm32h7"), "STM32H747I-DISCO", frequency=400e6)
     found = [
-        1e3 * float(device_costs(p.mobilenet_v1(*args), [W8A8], m7).latency_s.sum())
-        for *args, _ in p.STM32H7_MOBILENET_V1
+        1e3 * float(device_costs(p.mobilenet_v1(width, side, classes), [W8A8], m7).latency_s.sum())
+        for width, side, classes, _ in p.STM32H7_MOBILENET_V1
     ]
     given = [ms for *_, ms in p.STM32H7_MOBILENET_V1]
     rows = [row("stm32h7", "MobileNetV1, six sizes, STM32Cube.AI's kernels", "ms", given, found)]

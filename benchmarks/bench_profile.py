@@ -58,7 +58,7 @@ def exported(model: torch.nn.Module, folder: Path) -> dict[Precision, Path]:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     paths = {precision: folder / f"{precision}.onnx" for precision in (FLOAT, INTEGER)}
-    torch.onnx.export(model, torch.zeros(1, 3, 224, 224), str(paths[FLOAT]), dynamo=False, opset_version=17)
+    torch.onnx.export(model, (torch.zeros(1, 3, 224, 224),), str(paths[FLOAT]), dynamo=False, opset_version=17)
     quant_pre_process(str(paths[FLOAT]), str(folder / "ready.onnx"))
     quantize_static(
         str(folder / "ready.onnx"), str(paths[INTEGER]), RandomImages(_input(paths[FLOAT])),

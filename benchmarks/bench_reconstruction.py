@@ -2,10 +2,12 @@
 
     python benchmarks/bench_reconstruction.py                    # every row that has no result yet (many hours)
     python benchmarks/bench_reconstruction.py resnet20 W2A4      # rows whose name holds all these words
+    python benchmarks/bench_reconstruction.py --again ours 0     # the same, whether they have a result or not
 
-MobileNetV2 on ImageNet and ResNet-20 on CIFAR-10 (../shared/data or MPSEARCH_DATA); first and last layer at 8 bits, and
-with activations so is the output of the first layer, as in BRECQ's code. Each row runs in a process of its own and is
-written to benchmarks/results/bench_reconstruction.json when it is done, so that a run can be stopped and continued.
+ResNet-20 on CIFAR-10, MobileNetV2 and EfficientNet-Lite0 on ImageNet (../shared/data or MPSEARCH_DATA); first and last
+layer at 8 bits, and with activations so is the output of the first layer, as in BRECQ's code. Each row runs in a
+process of its own and, when it is done, is written to benchmarks/results/bench_reconstruction.json and into the tables
+of README.md and docs/reconstruction.md, so that a run can be stopped and continued.
 """
 
 from __future__ import annotations
@@ -26,13 +28,14 @@ import numpy as np
 import torch
 from machine import machine
 from networks import ROOT, start
+from numpy.typing import NDArray
 from scipy.stats import studentized_range
 
 from hwmodel import FLOAT_BITS, BitConfig, LayerTable, Precision
 from mpsearch.finish.evaluate import outputs_on
 from mpsearch.run.memory import peak_rss_bytes
 from mpsearch.run.summary import versions
-from recon.compute.arithmetic import channels_last, fast
+from recon.compute.arithmetic import fast, picked
 from recon.compute.store import Store
 from recon.fit.start import nearest_start
 from recon.fit.task import UnitTask, walk
@@ -43,9 +46,10 @@ from recon.settings import Settings
 from recon.statistics.fisher import Fisher
 
 RESULTS = ROOT / "benchmarks" / "results" / "bench_reconstruction.json"
-NETWORKS = ("resnet20", "mobilenetv2")
 BITS = ("W4A32", "W3A32", "W2A32", "W4A4", "W2A4")
 METHODS = ("plain", "ours", "adaround-2000", "brecq-2000")
+COMPARED = {"resnet20": METHODS, "mobilenetv2": METHODS, "efficientnet_lite0": METHODS[:2]}
+NETWORKS = tuple(COMPARED)
 TITLES = {
     "plain": "plain rounding",
     "adaround-2000": "AdaRound, 2,000 steps a layer",
@@ -69,7 +73,7 @@ FEW = 4  # blocks, as many as are named
 
 def rows() -> list[str]:
     """Names of all rows: network, bits, method, seed."""
-    names = [f"{network} {bits} {method} 0" for network, bits, method in product(NETWORKS, BITS, METHODS)]
+    names = [f"{network} {bits} {way} 0" for network, ways in COMPARED.items() for bits, way in product(BITS, ways)]
     names += [f"{network} {bits} ours {seed}" for network, bits in product(NETWORKS, BITS) for seed in range(1, SEEDS)]
     names += [" ".join((*ABLATED, method, str(seed))) for method, seed in product(ABLATION, range(SEEDS))]
     names += [f"resnet20 {bits} brecq-20000 0" for bits in BITS]
@@ -93,7 +97,7 @@ def settings(network: str, method: str, seed: int) -> Settings:
         return Settings(seed=seed, **ABLATION[method])
     if kind == "adaround":
         return Settings.adaround(int(steps), seed=seed)
-    return Settings.brecq(int(steps), regulariser=0.1 if network == "mobilenetv2" else 0.01, seed=seed)
+    return Settings.brecq(int(steps), regulariser=0.01 if network == "resnet20" else 0.1, seed=seed)
 
 
 def measure(row: str) -> dict[str, Any]:
@@ -112,7 +116,7 @@ def measure(row: str) -> dict[str, Any]:
     model = quantized(job.loaded.network, layers).model
     found = judge.measure(model)
     right = torch.cat([(outputs.argmax(1).cpu() == labels) for outputs, labels in outputs_on(judge.split, model)])
-    memory = {"peak_rss_bytes": peak_rss_bytes()}
+    memory: dict[str, Any] = {"peak_rss_bytes": peak_rss_bytes()}
     if torch.cuda.is_available():
         memory = {"gpu": torch.cuda.get_device_name(), "peak_gpu_bytes": torch.cuda.max_memory_allocated()}
     return {
@@ -130,13 +134,13 @@ def measure(row: str) -> dict[str, Any]:
 def measure_steps(network: str) -> dict[str, Any]:
     """Per block, the time of a reconstruction step over that of the float forward and backward of the same batch."""
     job = start(network)
-    images, how = job.loaded.calibration[:64], Settings(weighting="mse")
+    leaves, how = job.loaded.network.leaves(job.loaded.calibration[:64]), Settings(weighting="mse")
     ratios: dict[str, dict[str, float]] = {}
     for bits in ("W4A32", "W4A4"):
         asked = config(job.table, bits)
         work = quantize_inputs(job.loaded.network, input_bits(asked))
         with Store(2**40, work.device) as store:
-            tasks = walk(work, job.loaded.network, images, how, Fisher(), store)
+            tasks = walk(work, job.loaded.network, leaves, how, Fisher(), store)
             ratios[bits] = {task.name: step_ratio(task, asked, how) for task in tasks}
     return {"ratios": ratios}
 
@@ -144,16 +148,17 @@ def measure_steps(network: str) -> dict[str, Any]:
 def step_ratio(task: UnitTask, asked: BitConfig, how: Settings) -> float:
     """What gradient steps of a unit cost over as many float forward and backward passes of the same batch."""
     find_ranges(task.module, task.layers, task.x)
-    pick = task.draw(how.batch)
-    x, target = channels_last(task.x[pick]), task.target[pick].float()
+    pick, where = task.draw(how.batch), task.store.device
+    read, targets = picked(task.x, pick, where), [target[pick].to(where).float() for target in task.targets]
 
     def floats() -> None:
         for _ in range(STEPS):
-            leaf = x.detach().requires_grad_()
+            leaves = [x.detach().requires_grad_() for x in read]
             task.float_module.requires_grad_()
-            with fast(x.device):
-                output = task.float_module(leaf)
-            (output.float() - target).square().mean().backward()
+            with fast(where):
+                outputs = task.float_module(*leaves)
+            errors = [(z.float() - target).square().mean() for z, target in zip(outputs, targets, strict=True)]
+            torch.autograd.backward(errors)
             task.float_module.zero_grad()
             task.float_module.requires_grad_(False)
 
@@ -202,7 +207,7 @@ def table(results: dict[str, Any], network: str, kinds: Iterable[tuple[str, str]
     return "\n".join(lines)
 
 
-def rights(results: dict[str, Any], network: str, bits: str) -> np.ndarray:
+def rights(results: dict[str, Any], network: str, bits: str) -> NDArray[np.bool_]:
     """Which images (seeds, N) the networks of our seeds find the label of, as far as that was kept."""
     rows = [results["rows"].get(f"{network} {bits} ours {seed}", {}) for seed in range(SEEDS)]
     rows = [row for row in rows if "right" in row]
@@ -213,7 +218,7 @@ def rights(results: dict[str, Any], network: str, bits: str) -> np.ndarray:
 
 def luck(results: dict[str, Any], network: str) -> str:
     """How far the seeds' top-1 lie apart, and how far those of networks that are as good as each other would, in
-    Markdown: where only one of two is right, a coin decides which."""
+    Markdown: where only one of two is right, a coin decides which. Empty where no bit-width has all its seeds."""
     lines = ["| bits | right with one of two seeds alone | top-1 spans | by chance, on average | 95 times in 100 |"]
     lines.append("|---|---|---|---|---|")
     for bits in BITS:
@@ -225,7 +230,7 @@ def luck(results: dict[str, Any], network: str) -> str:
         spans = [float(np.ptp(100 * right.mean(1))), deviation * 3 / math.sqrt(math.pi)]
         spans.append(deviation * float(studentized_range.ppf(0.95, SEEDS, np.inf)))
         lines.append(f"| {bits} | {apart:.0f} of {right.shape[1]:,} | {' | '.join(f'{span:.2f}' for span in spans)} |")
-    return "\n".join(lines)
+    return "\n".join(lines) if len(lines) > 2 else ""
 
 
 def brief(results: dict[str, Any]) -> str:
@@ -262,8 +267,9 @@ def page(results: dict[str, Any]) -> str:
             lines.append(f"- a step at {bits}: {most}; above {DEAR}: {which or 'none'}")
         if lines:
             parts.append("\n".join(lines))
-        parts.append(f"{network}, {SEEDS} seeds, in points:")
-        parts.append(luck(results, network))
+        spans = luck(results, network)
+        if spans:
+            parts += [f"{network}, {SEEDS} seeds, in points:", spans]
     network, bits = ABLATED
     parts.append(f"{network}, what is fitted at once (ours: blocks), and without the Fisher information (mse):")
     parts.append(table(results, network, product((bits,), ABLATION)))
@@ -271,22 +277,39 @@ def page(results: dict[str, Any]) -> str:
 
 
 def main(words: list[str]) -> None:
-    """Measures what is missing among the rows whose names hold all `words`, and prints the tables."""
+    """Measures what is missing (all, after `--again`) of the rows whose names hold all `words`; prints the tables."""
     if words[:1] == ["--row"]:
         row = words[1]
         print(json.dumps(measure_steps(row.split(" ")[0]) if row.endswith("steps") else measure(row)))
         return
-    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {"rows": {}}
+    again, words = "--again" in words, [word for word in words if word != "--again"]
+    results = stored()
     for row in rows():
-        if row in results["rows"] or not all(word in row.split(" ") for word in words):
+        if (row in results["rows"] and not again) or not all(word in row.split(" ") for word in words):
             continue
         print(row, flush=True)
         done = subprocess.run([sys.executable, __file__, "--row", row], stdout=subprocess.PIPE, check=True, text=True)
-        results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {"rows": {}}
-        results |= {"machine": machine(), "versions": versions()}
-        results["rows"][row] = json.loads(done.stdout.splitlines()[-1])
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    print(page(results))
+        results = keep(row, json.loads(done.stdout.splitlines()[-1]))
+    print(brief(results), page(results), sep="\n\n")
+
+
+def stored() -> dict[str, Any]:
+    """The results so far."""
+    found: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {"rows": {}}
+    return found
+
+
+def keep(row: str, found: dict[str, Any]) -> dict[str, Any]:
+    """Writes a row's figures into the results, which are returned, and the pages' tables anew."""
+    before = stored()
+    results = {**before, "machine": machine(), "versions": versions(), "rows": {**before["rows"], row: found}}
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    for path, made in ((ROOT / "README.md", brief), (ROOT / "docs" / "reconstruction.md", page)):
+        text = path.read_text("utf-8")
+        if made(before) not in text:
+            print(f"{path.name} does not hold the table of the results before: put it there", file=sys.stderr)
+        path.write_text(text.replace(made(before), made(results)), "utf-8")
+    return results
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from hwmodel import Precision
 from mpsearch.run.memory import peak_rss_bytes
 from mpsearch.run.summary import versions
 from mpsearch.sensitivity.measure import measure, split
+from recon.graph.samples import Samples
 
 RESULTS = ROOT / "benchmarks" / "results" / "bench_sensitivity.json"
 RUNS = 2  # of which the fastest counts: other work on the machine only ever adds to the time
@@ -82,7 +83,7 @@ def linear(rows: list[dict[str, Any]]) -> dict[str, float]:
     largest relative error."""
     macs = max(row["macs"] for row in rows)
     share = np.array([row["macs"] / macs * row["candidates"] for row in rows])
-    judged = np.array([len(split(torch.empty(row["images"]))[1]) for row in rows], float)
+    judged = np.array([len(split(Samples.of(torch.empty(row["images"])))[1]) for row in rows], np.float64)
     seconds = np.array([row["seconds"] for row in rows])
     terms = np.stack([share, judged, judged * share], 1)
     found, _ = nnls(terms, seconds)

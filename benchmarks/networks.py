@@ -12,21 +12,28 @@ from mpsearch.show.console import Console
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("MPSEARCH_DATA") or ROOT.parent / "shared" / "data")
-SAMPLES = {"resnet20": 1024, "mobilenetv2": 512}
+SAMPLES = {"resnet20": 1024, "mobilenetv2": 512, "efficientnet_lite0": 512}
+# Model, weights and images of each.
+SOURCES = {
+    "resnet20": (f"{ROOT}/benchmarks/resnet20.py:make", "cifar_resnet20", "cifar10"),
+    "mobilenetv2": ("mobilenetv2", "mobilenet_v2_imagenet", "imagenet"),
+    "efficientnet_lite0": (
+        f"{DATA}/models/efficientnet_lite0_imagenet.py:factory",
+        "efficientnet_lite0_imagenet",
+        "imagenet",
+    ),
+}
 WBITS = (2, 3, 4, 6, 8)
 
 
 def start(network: str, samples: int | None = None) -> Run:
-    """MobileNetV2 on ImageNet or ResNet-20 on CIFAR-10: the network, its images (all, or `samples`), its logits."""
-    if network == "resnet20":
-        model, weights, images = f"{ROOT}/benchmarks/resnet20.py:make", "cifar_resnet20", "cifar10"
-    else:
-        model, weights, images = "mobilenetv2", "mobilenet_v2_imagenet", "imagenet"
-    path = str(DATA / "models" / f"{weights}.safetensors")
+    """ResNet-20 on CIFAR-10, or MobileNetV2 or EfficientNet-Lite0 on ImageNet: the network, its calibration images
+    (all, or `samples`), its validation images. JSON beside the weights says how pixels are normalised."""
+    model, weights, images = SOURCES[network]
     options = RunOptions(
-        model,
+        model=model,
         size_budget_bytes=1,
-        weights=path,
+        weights=str(DATA / "models" / f"{weights}.safetensors"),
         data=str(DATA / images),
         wbits=WBITS,
         samples=samples or SAMPLES[network],

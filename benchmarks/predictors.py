@@ -20,11 +20,11 @@ from mpsearch.sensitivity.measure import change, measure, split
 from mpsearch.sensitivity.table import SensitivityTable
 from recon.compute.store import Store
 from recon.graph.network import Network
-from recon.graph.run import Passing
+from recon.graph.unit_by_unit import Passing
 from recon.likelihood.heads import Categorical
-from recon.quantizers.attach import bias_of
+from recon.likelihood.likelihood import CLASSIFIER
+from recon.quantizers.learned import bias_of
 from recon.quantizers.weights import nearest
-from recon.reconstruct import CLASSIFIER
 from recon.statistics.fisher import fisher_diagonal
 from recon.transforms.basis import balanced
 
@@ -143,7 +143,8 @@ class Walk:
         known = dict(self.values)
         for at in range(index, len(self.units)):
             known.update(zip(self.units[at].writes, self.written(at, known), strict=True))
-        return known[self.result].float()
+        result: Tensor = known[self.result].float()
+        return result
 
 
 @torch.inference_mode()

@@ -176,7 +176,7 @@ def square(
 def bitfusion_layers(network: str) -> LayerTable:
     """The layers of one of Bit Fusion's benchmarks."""
     layers = tuple(square(f"l{i}", *row[:4]) for i, row in enumerate(BITFUSION[network]))
-    return LayerTable(network, (3, 32, 32), layers)
+    return LayerTable(network, ((3, 32, 32),), layers)
 
 
 def t4_layers(rows: Sequence[tuple[float, ...]]) -> LayerTable:
@@ -185,7 +185,7 @@ def t4_layers(rows: Sequence[tuple[float, ...]]) -> LayerTable:
         square(f"l{i}", int(into), int(out), int(kernel), int(side), int(stride))
         for i, (into, out, kernel, stride, side, *_) in enumerate(rows)
     )
-    return LayerTable("t4", (3, 224, 224), layers)
+    return LayerTable("t4", ((3, 224, 224),), layers)
 
 
 def mobilenet_v1(width: float, side: int, classes: int) -> LayerTable:
@@ -197,7 +197,7 @@ def mobilenet_v1(width: float, side: int, classes: int) -> LayerTable:
         side, out = side // stride, int(out * width)
         layers += [square(f"dw{i}", into, into, 3, side, stride, into), square(f"pw{i}", into, out, 1, side)]
         into = out
-    return LayerTable("MobileNetV1", (3, 224, 224), (*layers, square("fc", into, classes, 1, 1)))
+    return LayerTable("MobileNetV1", ((3, 224, 224),), (*layers, square("fc", into, classes, 1, 1)))
 
 
 def mobilenet_v2() -> LayerTable:
@@ -217,4 +217,4 @@ def mobilenet_v2() -> LayerTable:
             ]
             into = out
     layers += [square("last", into, 1280, 1, side), square("fc", 1280, 1000, 1, 1)]
-    return LayerTable("MobileNetV2", (3, 224, 224), tuple(layers))
+    return LayerTable("MobileNetV2", ((3, 224, 224),), tuple(layers))

@@ -44,7 +44,8 @@ class ResNet20(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, 10)."""
         x = self.layer3(self.layer2(self.layer1(torch.relu(self.bn1(self.conv1(x))))))
-        return self.linear(x.mean((2, 3)))
+        logits: Tensor = self.linear(x.mean((2, 3)))
+        return logits
 
 
 def make() -> nn.Module:

@@ -144,7 +144,11 @@ class PackedLayout:
 
     def fixed_bytes(self) -> int:
         """Bytes that do not depend on the bits: the header and the parts that are not quantized."""
-        return self.header_bytes() + sum(VALUE_BYTES[other.dtype] * math.prod(other.shape) for other in self.others)
+        return self.header_bytes() + sum(size for _, size in self.float_bytes())
+
+    def float_bytes(self) -> list[tuple[str, int]]:
+        """The tensors that no quantized layer holds, with their bytes."""
+        return [(other.name, VALUE_BYTES[other.dtype] * math.prod(other.shape)) for other in self.others]
 
     def file_bytes(self, config: BitConfig) -> int:
         """The size of the packed file of `config`."""

@@ -29,9 +29,9 @@ from recon.graph.layers import Layer
 from recon.graph.network import Network
 from recon.graph.samples import Samples
 from recon.likelihood.likelihood import CLASSIFIER, Likelihood
-from recon.quantizers.attach import attach, bias_of, detach, harden, rounding_of
 from recon.quantizers.insert import find_ranges, input_scale, quantize_inputs, quantizers_of
 from recon.quantizers.integer_domain import in_integer_domain
+from recon.quantizers.learned import bias_of, decide_rounding, learn_rounding, rounding_of, set_weight
 from recon.quantizers.quantized import QuantizedLayers, input_bits, stored_layers
 from recon.quantizers.rounding import AdaRound, Rounding, StraightThrough
 from recon.quantizers.weights import nearest
@@ -113,13 +113,13 @@ def _fit_unit(task: UnitTask, config: BitConfig, settings: Settings) -> BlockRep
         fit_ranges(task)
     for name, layer in task.layers.items():
         stored = nearest(layer.weight, config[name].w, settings.symmetric)
-        attach(layer, StraightThrough(stored.codes.float(), stored.grid))
+        learn_rounding(layer, StraightThrough(stored.codes.float(), stored.grid))
     before, plain = task.loss(), _states(task.layers)
     if settings.early_stopping and before < NEGLIGIBLE:
         return BlockReport(task.name, bits, before, before, 0, time.perf_counter() - started, "enough")
 
     for name, layer in task.layers.items():
-        detach(layer, floats[name])
+        set_weight(layer, floats[name])
     start = second_order_start if settings.start == "second-order" else nearest_start
     start(task, config, settings)
     state = _states(task.layers)
@@ -157,7 +157,7 @@ def _states(layers: dict[str, Layer]) -> States:
 
 def _put(layers: dict[str, Layer], states: States) -> None:
     for name, (rounding, bias, scale) in states.items():
-        attach(layers[name], rounding)
+        learn_rounding(layers[name], rounding)
         bias_of(layers[name]).data = bias
         if scale is not None:
             quantizers_of([layers[name]])[0].log_scale.data = scale
@@ -166,7 +166,7 @@ def _put(layers: dict[str, Layer], states: States) -> None:
 def _decided(task: UnitTask) -> tuple[States, float]:
     """The states of the unit with every rounding decided, and the loss they leave."""
     for layer in task.layers.values():
-        harden(layer)
+        decide_rounding(layer)
     return _states(task.layers), task.loss()
 
 
@@ -181,7 +181,7 @@ def gradient_steps(task: UnitTask, settings: Settings, steps: int) -> None:
     quantizers = quantizers_of(layers) if settings.order == "joint" else []
     optimizer = Annealed([*parameters, ([quantizer.log_scale for quantizer in quantizers], settings.input_rate)])
     for quantizer in quantizers:
-        quantizer.drop(settings.dropped, task.generator)
+        quantizer.leave_unquantized(settings.dropped, task.generator)
     module = in_integer_domain(task.module, task.layers)
     for step in range(steps):
         progress, loss = step / steps, task.error(task.draw(settings.batch), module)
@@ -189,14 +189,14 @@ def gradient_steps(task: UnitTask, settings: Settings, steps: int) -> None:
             loss = loss + weight * rounding.regulariser(progress)
         optimizer.step(loss, progress)
     for quantizer in quantizers:
-        quantizer.drop(0.0)
+        quantizer.leave_unquantized(0.0)
 
 
 def release_inputs(layers: Iterable[Layer]) -> None:
     """Lets what layers read pass unquantized: a unit that is restored from disk brings quantizers with a step size, of
     which there is none before all weights are fitted."""
     for quantizer in quantizers_of(layers):
-        quantizer.drop(1.0)
+        quantizer.leave_unquantized(1.0)
 
 
 def _fit_inputs(task: UnitTask, settings: Settings) -> None:

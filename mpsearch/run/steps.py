@@ -8,6 +8,7 @@ from functools import cached_property
 from hwmodel import BitConfig, BudgetError, CostTable, LayerTable, Precision
 from hwmodel.cost import total_costs
 from hwmodel.device import DeviceSpec, load_device
+from hwmodel.size import PackedLayout
 from mpsearch.export.packed import layout_of
 from mpsearch.files.folder import Json, RunFolder
 from mpsearch.optimization.build import build_problem, with_budgets, with_sensitivity
@@ -31,6 +32,7 @@ from mpsearch.sensitivity.table import SensitivityTable
 from mpsearch.show.console import Console
 
 CACHE = "sensitivity.safetensors"
+FLOAT_SHARE, MOST_NAMED = 0.1, 3  # of a file's fixed bytes, from which parts that stay float are named, and how many
 
 
 def resume(folder: RunFolder, console: Console, place: ComputeOptions = HERE) -> Run:
@@ -80,8 +82,11 @@ class Run:
         """What a packed file holds beside its layers."""
         if self.stored is not None:
             return self.stored.fixed_bytes
-        reference = self.loaded.model.reference
-        return layout_of(self.loaded.network, reference, bool(self.options.abits)).fixed_bytes()
+        return self._layout.fixed_bytes()
+
+    @cached_property
+    def _layout(self) -> PackedLayout:
+        return layout_of(self.loaded.network, self.loaded.model.reference, bool(self.options.abits))
 
     @cached_property
     def origin(self) -> Origin:
@@ -139,8 +144,20 @@ class Run:
         raise BudgetError(
             f"the {cost.title} budget is {cost.text(limit)}, but the {what} that candidate bits "
             f"{', '.join(map(str, self.candidates.offered))} can reach{on} has {cost.text(least)} "
-            f"({describe(problem.config(genome))}); raise {cost.option} or allow fewer bits with --wbits"
+            f"({describe(problem.config(genome))}){self._in_the_way(name)}; raise {cost.option} or allow fewer bits "
+            "with --wbits"
         )
+
+    def _in_the_way(self, cost: str) -> str:
+        """What no choice of bits makes smaller: the largest of the parts that stay float, where they take a share."""
+        parts = () if cost != "size_bytes" or self.stored is not None else self._layout.float_bytes()
+        total = sum(size for _, size in parts)
+        if total <= FLOAT_SHARE * self.fixed_bytes:
+            return ""
+        largest = sorted(parts, key=lambda part: -part[1])[:MOST_NAMED]
+        named = ", ".join(f"{name} ({size:,})" for name, size in largest)
+        more = f" and {len(parts) - len(largest)} more" if len(parts) > len(largest) else ""
+        return f"; {total:,} bytes of it stay float: {named}{more} (mpsearch layers says why)"
 
     def problem(self, sensitivity: SensitivityTable) -> BitProblem:
         """The search problem under the budgets."""

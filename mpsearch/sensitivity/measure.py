@@ -34,9 +34,9 @@ from recon.likelihood.likelihood import CLASSIFIER, Likelihood
 from recon.quantizers.inputs import InputGrid, round_to_grid
 from recon.quantizers.insert import input_histograms
 from recon.quantizers.weights import QuantizedWeight, nearest
-from recon.statistics.activity import activations
 from recon.statistics.fisher import output_metrics
 from recon.statistics.moments import gather_moments
+from recon.statistics.slopes import activations
 from recon.transforms.basis import balanced
 
 SENSITIVITY_BATCH = 4

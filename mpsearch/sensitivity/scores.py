@@ -1,4 +1,4 @@
-"""What single images say about the rounding of single layers: what the sensitivity table is made of, and grown from."""
+"""Per-sample, per-layer sensitivity scores: what the sensitivity table is made of, and grown from."""
 
 from __future__ import annotations
 

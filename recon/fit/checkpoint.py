@@ -14,8 +14,8 @@ from torch import Tensor
 
 from recon.fit.report import BlockReport
 from recon.graph.layers import Layer
-from recon.quantizers.attach import attach, bias_of, rounding_of
 from recon.quantizers.insert import quantizers_of
+from recon.quantizers.learned import bias_of, learn_rounding, rounding_of
 from recon.quantizers.rounding import StraightThrough
 from recon.quantizers.weights import Grid
 
@@ -59,10 +59,10 @@ class Progress:
             code, log_scale, scale, zero_point, bias = (self._tensors[f"{name}:{part}"].to(where) for part in PARTS)
             rounding = StraightThrough(code, Grid(report.bits[list(layers).index(name)], scale, zero_point))
             rounding.log_scale.data = log_scale
-            attach(layer, rounding)
+            learn_rounding(layer, rounding)
             bias_of(layer).data = bias
             for quantizer in quantizers_of([layer]):
-                quantizer.take(*self._tensors[f"{name}:{INPUT}"].tolist())
+                quantizer.set_step_size(*self._tensors[f"{name}:{INPUT}"].tolist())
         return report
 
     def save(self, report: BlockReport, layers: dict[str, Layer]) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from recon.graph.layers import Layer
-from recon.quantizers.attach import bias_of, rounding_of
+from recon.quantizers.learned import bias_of, rounding_of
 
 
 class Annealed:

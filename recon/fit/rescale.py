@@ -12,11 +12,11 @@ from recon.compute.store import Store
 from recon.graph.layers import Layer
 from recon.graph.network import Network
 from recon.graph.nodes import aten, packet_of
-from recon.graph.run import Passing
+from recon.graph.unit_by_unit import Passing
 from recon.graph.units import UNIT, Unit, is_layer
 from recon.likelihood.heads import Head
 from recon.likelihood.likelihood import Likelihood
-from recon.quantizers.attach import bias_of, rounding_of
+from recon.quantizers.learned import bias_of, rounding_of
 
 STEP, MOST = 1.05, 14  # the factor goes up or down by as much, at most so often: to twice or half
 _VIEWS = (aten.reshape, aten.squeeze, aten.unsqueeze, aten.permute, aten.transpose, aten.softmax, aten.log_softmax)

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from hwmodel import BitConfig
-from recon.fit.correction import corrected
+from recon.fit.compensation import compensated
 from recon.fit.obq import descend, descend_together, output_error, place_obq, refit_scale
 from recon.fit.task import UnitTask
 from recon.graph.layers import Embedding, Layer
-from recon.quantizers.attach import attach, bias_of
+from recon.quantizers.learned import bias_of, learn_rounding
 from recon.quantizers.rounding import make_rounding
 from recon.quantizers.weights import Grid, codes_at, decode, nearby_grids, search_grid
 from recon.settings import Settings
@@ -68,12 +68,12 @@ def second_order_start(task: UnitTask, config: BitConfig, settings: Settings) ->
         if isinstance(layer, Embedding):  # its rows are read one at a time: there is nothing to make up for
             place_nearest(layer, config[name].w, settings)
             continue
-        moments, weight, shift = corrected(task, name)
+        moments, weight, shift = compensated(task, name)
         grid, place, bias = second_order_rounding(
             weight, config[name].w, moments, settings.symmetric, task.metrics.get(name)
         )
         bias_of(layer).data = bias_of(layer).data + shift + bias
-        attach(layer, make_rounding(settings.rounding, place, grid))
+        learn_rounding(layer, make_rounding(settings.rounding, place, grid))
 
 
 def nearest_start(task: UnitTask, config: BitConfig, settings: Settings) -> None:
@@ -86,4 +86,4 @@ def place_nearest(layer: Layer, bits: int, settings: Settings) -> None:
     """Puts a rounding on a layer that stands where its weight stands."""
     weight = layer.weight.detach()
     grid = search_grid(weight, bits, symmetric=settings.symmetric)
-    attach(layer, make_rounding(settings.rounding, codes_at(weight, grid), grid))
+    learn_rounding(layer, make_rounding(settings.rounding, codes_at(weight, grid), grid))

@@ -14,7 +14,7 @@ from recon.compute.store import Store
 from recon.fit.squared_error import mean_square
 from recon.graph.layers import Layer
 from recon.graph.network import Network
-from recon.graph.run import Passing
+from recon.graph.unit_by_unit import Passing
 from recon.settings import Settings
 from recon.statistics.fisher import Fisher
 

@@ -54,6 +54,7 @@ def export_graph(model: nn.Module, example: Samples, name: str) -> Captured:
     """
     model = plain_copy(model)
     _remember_tensors(model)
+    _out_of_place(model)
     args, kwargs = example.call
     program = _export(model, (args, kwargs), name)
     signature = program.graph_signature
@@ -138,6 +139,13 @@ def _remember_tensors(model: nn.Module) -> None:
             module.__class__ = type(module).__bases__[0]  # remove_parametrizations would change the class itself
             for name, value in values.items():
                 module.register_parameter(name, nn.Parameter(value, requires_grad=False))
+
+
+def _out_of_place(model: nn.Module) -> None:
+    """Activations write to new tensors: the graph is the same, and torch.export takes half the time."""
+    for module in model.modules():
+        if type(module).__module__.startswith("torch.nn.") and getattr(module, "inplace", False):
+            module.inplace = False  # type: ignore[assignment]
 
 
 def _export(model: nn.Module, call: Call, name: str) -> torch.export.ExportedProgram:

@@ -66,18 +66,18 @@ class InputQuantizer(nn.Module):
         self.dropped = 1.0
         self.generator: torch.Generator | None = None
 
-    def put(self, grid: InputGrid) -> None:
+    def set_grid(self, grid: InputGrid) -> None:
         """Takes over a grid's scale and zero-point."""
-        self.take(math.log(grid.scale), grid.zero_point)
+        self.set_step_size(math.log(grid.scale), grid.zero_point)
 
-    def take(self, log_scale: float, zero_point: float) -> None:
-        """From now on everything is rounded, with this step size."""
+    def set_step_size(self, log_scale: float, zero_point: float) -> None:
+        """Sets the step size and enables quantization."""
         self.log_scale.data.fill_(log_scale)
         self.zero_point = int(zero_point)
         self.dropped = 0.0
 
-    def drop(self, share: float, generator: torch.Generator | None = None) -> None:
-        """From now on `share` of the channels pass unquantized, drawn by `generator`."""
+    def leave_unquantized(self, share: float, generator: torch.Generator | None = None) -> None:
+        """Lets `share` of the channels of every sample pass unquantized, drawn by `generator`."""
         self.dropped, self.generator = share, generator
 
     def freeze(self) -> InputGrid:

@@ -139,7 +139,7 @@ def find_ranges(module: nn.Module, layers: Mapping[str, Layer], leaves: Sequence
     if quantizers:
         seen = input_histograms(module, {name: layers[name] for name in quantizers}, leaves)
         for name, quantizer in quantizers.items():
-            quantizer.put(seen[name].grid(quantizer.bits))
+            quantizer.set_grid(seen[name].grid(quantizer.bits))
 
 
 def frozen_inputs(layers: Mapping[str, Layer]) -> dict[str, InputGrid]:

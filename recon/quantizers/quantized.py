@@ -12,9 +12,9 @@ from hwmodel import FLOAT_BITS, BitConfig, InputError, Precision
 from recon.compute.arithmetic import channels_last
 from recon.graph.layers import Layer
 from recon.graph.network import Network
-from recon.quantizers.attach import bias_of, rounding_of
 from recon.quantizers.inputs import InputGrid
 from recon.quantizers.insert import find_ranges, frozen_inputs, quantize_inputs, quantizers_of
+from recon.quantizers.learned import bias_of, rounding_of
 from recon.quantizers.weights import QuantizedWeight, nearest
 
 
@@ -40,7 +40,7 @@ def quantized(network: Network, layers: QuantizedLayers) -> Network:
         layer.weight.data = channels_last(weight.dequantize().to(layer.weight.device))
         bias_of(layer).data = layers.biases[name].float().to(layer.weight.device)
         for quantizer in quantizers_of([layer]):
-            quantizer.put(layers.inputs[name])
+            quantizer.set_grid(layers.inputs[name])
     return result
 
 

@@ -1,1 +1,1 @@
-"""What calibration samples say: moments of layer inputs, the Fisher information, activity of outputs."""
+"""What calibration samples say: moments of layer inputs, the Fisher information, slopes of activation functions."""

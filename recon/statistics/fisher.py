@@ -11,7 +11,7 @@ from torch import Tensor
 from recon.compute.arithmetic import channels_last, fast, mixed_order, picked, slices
 from recon.graph.layers import Embedding, Layer, keep_outputs, rows
 from recon.graph.network import Network
-from recon.graph.run import run
+from recon.graph.unit_by_unit import run_units
 from recon.graph.units import Unit
 from recon.likelihood.likelihood import Likelihood
 from recon.settings import Settings
@@ -96,7 +96,7 @@ def _measured(
             return kept
 
         with keep_outputs(layers) as calls, torch.enable_grad(), fast(network.device):
-            probe = likelihood.probe(run(network, picked(leaves, part, network.device), keep), generator)
+            probe = likelihood.probe(run_units(network, picked(leaves, part, network.device), keep), generator)
         wanted = [*outputs.values(), *(z for *_, z in calls)]
         gradients = torch.autograd.grad(probe, wanted, allow_unused=True)
         for key, gradient in zip(outputs, gradients, strict=False):

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from recon.compute.arithmetic import device_of, fast, mixed_order, picked, positions_of
 from recon.graph.layers import Layer, watched
 from recon.graph.patterns import with_pooled_maps
-from recon.statistics.activity import Activation, activity
+from recon.statistics.slopes import Activation, slope_weight
 
 POSITIONS = 65_536  # input patches that are enough for a layer's second moments
 PER_IMAGE = 256  # of them from one map: patches overlap, and other images tell more
@@ -163,7 +163,7 @@ def gather_moments(
 ) -> dict[str, InputMoments]:
     """The moments of `layers` while `module` runs on tensors (N, …), in mixed order until all layers have seen enough.
 
-    Where the layer's activation function is known, inputs count as much as the output's `activity`.
+    Where the layer's activation function is known, inputs count as much as the output's `slope_weight`.
     """
     found, known = {name: InputMoments() for name in layers}, activations or {}
     generator, where = torch.Generator().manual_seed(0), device_of(module)
@@ -179,7 +179,7 @@ def gather_moments(
                 layer = layers[name]
                 positions = some_positions(layer, z, generator)
                 outputs = layer.by_group(z, positions).float()
-                active = activity(outputs, known[name]) if name in known else None
+                active = slope_weight(outputs, known[name]) if name in known else None
                 patches = layer.patches(inputs, positions).float()
                 found[name].add(patches, active, maps.get(name))
 

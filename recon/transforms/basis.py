@@ -17,7 +17,7 @@ from recon.compute.arithmetic import channels_last
 from recon.graph.layers import Layer
 from recon.graph.network import Network
 from recon.graph.patterns import calls_one_of, is_plain_addition
-from recon.quantizers.attach import bias_of
+from recon.quantizers.learned import bias_of
 
 LEAST = 1e-4  # of the mean power of a direction: what is hardly written or read is not blown up
 

@@ -20,10 +20,10 @@ from recon.graph.layers import Layer, watched
 from recon.graph.network import Network
 from recon.graph.patterns import calls_one_of, relu_cap
 from recon.graph.units import UNIT
-from recon.quantizers.attach import bias_of
+from recon.quantizers.learned import bias_of
 from recon.statistics.moments import some_positions
 
-ENOUGH = 8  # bits of inputs, with which there is nothing to be had
+ENOUGH = 8  # bits of inputs: there and above, equalization gains nothing
 NARROWEST = 1 / 32  # of the widest channel: what is next to nothing is not blown up
 IMAGES, BATCH = 128, 32
 BINS, SHRINK_STEPS = 2048, 33

@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from recon.compute.store import Store
 from recon.fit.task import UnitTask
 from recon.graph.network import Network, capture
-from recon.graph.run import Passing
 from recon.graph.samples import Samples, named_parts
+from recon.graph.unit_by_unit import Passing
 from recon.statistics.moments import InputMoments, gather_moments
 
 

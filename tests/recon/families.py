@@ -27,7 +27,7 @@ from torchvision.models.efficientnet import FusedMBConvConfig, MBConvConfig
 from torchvision.models.googlenet import BasicConv2d, Inception
 from torchvision.models.mobilenetv3 import InvertedResidualConfig
 from torchvision.models.regnet import BlockParams
-from torchvision.models.resnet import BasicBlock, Bottleneck
+from torchvision.models.resnet import BasicBlock
 from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerBlockV2
 from torchvision.ops import FeaturePyramidNetwork
 
@@ -130,8 +130,7 @@ class PixelShuffle(nn.Module):
 _V3, _MB, _FUSED = InvertedResidualConfig, MBConvConfig, FusedMBConvConfig
 SMALL: dict[str, Callable[[], nn.Module]] = {
     "resnet": partial(ResNet, BasicBlock, [1, 2, 1, 1], num_classes=5),
-    "resnet, bottlenecks": partial(ResNet, Bottleneck, [1, 1, 1, 1], num_classes=5),
-    "mobilenet_v2": partial(MobileNetV2, 5, 0.5, [[1, 16, 1, 1], [6, 24, 2, 2], [6, 32, 2, 2]]),
+    "mobilenet_v2": partial(MobileNetV2, 5, 0.5, [[1, 16, 1, 1], [6, 24, 2, 2]]),
     "mobilenet_v3": partial(
         MobileNetV3,
         [
@@ -152,24 +151,24 @@ SMALL: dict[str, Callable[[], nn.Module]] = {
     ),
     "regnet": partial(RegNet, BlockParams([1, 2], [16, 32], [8, 8], [1.0, 1.0], [2, 2], 0.25), 5),
     "squeezenet": partial(SqueezeNet, "1_1", 5),
-    "shufflenet": partial(ShuffleNetV2, [2, 2, 2], [24, 48, 96, 192, 64], 5),
-    "densenet": partial(DenseNet, 8, (3, 4), 16, num_classes=5),
+    "shufflenet": partial(ShuffleNetV2, [2, 1, 1], [24, 48, 96, 192, 64], 5),
+    "densenet": partial(DenseNet, 8, (3, 2), 16, num_classes=5),
     "googlenet": googlenet,
     "convnext": partial(ConvNeXt, [CNBlockConfig(16, 32, 2), CNBlockConfig(32, None, 1)], num_classes=5),
-    "vit": partial(VisionTransformer, SIDE, 8, 3, 2, 16, 32, num_classes=5),
-    "swin": partial(SwinTransformer, [4, 4], 16, [2, 2], [2, 4], [4, 4], num_classes=5),
+    "vit": partial(VisionTransformer, SIDE, 8, 2, 2, 16, 32, num_classes=5),
+    "swin": partial(SwinTransformer, [4, 4], 16, [2, 1], [2, 4], [4, 4], num_classes=5),
     "swin_v2": partial(
         SwinTransformer,
         [4, 4],
         16,
-        [2, 2],
+        [1, 1],
         [2, 4],
         [4, 4],
         num_classes=5,
         block=SwinTransformerBlockV2,
         downsample_layer=PatchMergingV2,
     ),
-    "maxvit": partial(MaxVit, (SIDE, SIDE), 8, 4, [8, 16], [1, 1], 8, 0.0, num_classes=5),
+    "maxvit": partial(MaxVit, (SIDE, SIDE), 8, 4, [8], [1], 8, 0.0, num_classes=5),
     "u-net": UNet,
     "hrnet": HRNet,
     "pyramid": Pyramid,

@@ -18,7 +18,7 @@ from recon.fit.checkpoint import Progress
 from recon.fit.rescale import rescale_logits
 from recon.fit.task import UnitTask
 from recon.graph.network import Network
-from recon.quantizers.attach import attach, bias_of, rounding_of
+from recon.quantizers.learned import bias_of, learn_rounding, rounding_of
 from recon.quantizers.quantized import plainly_rounded, quantized
 from recon.quantizers.rounding import AdaRound, StraightThrough
 from recon.quantizers.weights import QuantizedWeight, decode, encode, nearest, search_grid
@@ -83,7 +83,7 @@ def test_logits_that_were_shrunk_are_scaled_back(shrunk: float, images: Tensor) 
     net, work = network(), network()
     for name in work.table.names:
         stored = nearest(work.layer(name).weight, 8)
-        attach(work.layer(name), StraightThrough(stored.codes.float(), stored.grid))
+        learn_rounding(work.layer(name), StraightThrough(stored.codes.float(), stored.grid))
     last = work.layer(work.table.names[-1])
     rounding_of(last).log_scale.data -= math.log(shrunk)
     bias_of(last).data /= shrunk
@@ -138,7 +138,7 @@ def test_a_block_that_gets_worse_is_put_back(images: Tensor, monkeypatch: pytest
     def worse(task: UnitTask, *_rest: object) -> None:
         for layer in task.layers.values():
             grid = search_grid(layer.weight, 4)
-            attach(layer, StraightThrough(torch.zeros_like(layer.weight), grid))
+            learn_rounding(layer, StraightThrough(torch.zeros_like(layer.weight), grid))
 
     monkeypatch.setattr(sys.modules[reconstruct.__module__], "second_order_start", worse)
     result = reconstruct(net, images, at(net, 4), Settings(steps=1, batch=16))

@@ -15,8 +15,8 @@ from zoo_networks import SMALL, settled
 
 from hwmodel import BitConfig, Precision
 from recon.graph.network import Network, capture
-from recon.graph.run import Passing
 from recon.graph.samples import Samples
+from recon.graph.unit_by_unit import Passing
 from recon.quantizers.quantized import plainly_rounded, quantized
 
 CLASSIFIERS: list[str] = torchvision.models.list_models(module=torchvision.models)
@@ -73,14 +73,14 @@ def counted_macs(model: nn.Module, samples: Samples) -> int:
 
 def held_weights(model: nn.Module) -> int:
     """The weights of all convolutions, linear maps, attention projections and embeddings that are used."""
-    weights: dict[int, int] = {}
+    weights: dict[int, Tensor] = {}
     for name, module in model.named_modules():
         kinds = nn.modules.conv._ConvNd | nn.Linear | nn.Embedding
         weight = module.in_proj_weight if isinstance(module, nn.MultiheadAttention) else None
         weight = module.weight if isinstance(module, kinds) else weight
         if weight is not None and not name.startswith(UNUSED):
-            weights[id(weight)] = weight.numel()
-    return sum(weights.values())
+            weights[id(weight)] = weight
+    return sum(weight.numel() for weight in weights.values())
 
 
 def check_outputs(network: Network, model: nn.Module, samples: Samples, exactness: float = 1e-4) -> None:

@@ -142,7 +142,7 @@ def test_quantized_inputs_are_predicted(bits: int) -> None:
         quantizer = quantizer_of(rounded.layer(name))
         assert quantizer is not None
         assert isinstance(grid, InputGrid)
-        quantizer.put(grid)
+        quantizer.set_grid(grid)
     for name, ((error, bias),) in weight_errors(net, scores).items():
         layer = rounded.layer(name)
         layer.weight.data += error

@@ -6,29 +6,22 @@ from itertools import product
 
 import pytest
 import torch
-import torchvision
 from captured import of_images, unit_by_unit
+from families import small
 from torch import Tensor, nn
 
 from hwmodel import BitConfig, InputError, Precision
 from recon.compute.store import Store
 from recon.graph.granularity import regroup
-from recon.graph.network import Network
 from recon.reconstruct import reconstruct
 from recon.settings import Settings
 
 
-def resnet() -> Network:
-    torch.manual_seed(0)
-    return of_images(torchvision.models.resnet18(num_classes=5), (3, 32, 32), "resnet18")
-
-
 def test_stages_are_runs_of_blocks_of_one_resolution() -> None:
-    net = resnet()
+    _, net = small("resnet")
     stages = regroup(net, "stage")
-    # stem and first stage, three more, and the classifier
     assert [unit.name for unit in stages.units] == [
-        "conv1", "layer1.0 … layer1.1", "layer2.0 … layer2.1", "layer3.0 … layer3.1", "layer4.0 … layer4.1", "fc",
+        "conv1", "layer1.0", "layer2.0 … layer2.1", "layer3.0", "layer4.0", "fc",
     ]  # fmt: skip
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():

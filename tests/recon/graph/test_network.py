@@ -18,6 +18,7 @@ from recon.graph.units import Unit
 WEIGHTS = (nn.modules.conv._ConvNd, nn.Linear, nn.Embedding, nn.MultiheadAttention)
 FULL = {
     "resnet18": {},
+    "resnet50": {},
     "mobilenet_v2": {},
     "regnet_x_400mf": {},
     "mnasnet1_0": {},
@@ -107,7 +108,7 @@ def test_layers_that_read_constants_alone_are_layers() -> None:
 
 def test_the_model_that_goes_in_stays_as_it_is() -> None:
     torch.manual_seed(0)
-    model = SMALL["mobilenet_v2"]().train()
+    model = SMALL["u-net"]().train()
     before = fingerprint(model), [type(m) for m in model.modules()], [m.training for m in model.modules()]
     network = of_images(model, (3, SIDE, SIDE))
     assert before == (fingerprint(model), [type(m) for m in model.modules()], [m.training for m in model.modules()])

@@ -26,12 +26,10 @@ def dense(*counts: int) -> list[str]:
     return names
 
 
-SWIN = ["features.0.0", "features.1.0", "features.1.1", "features.2.reduction", "features.3.0", "features.3.1", "head"]
 MAXVIT = ("MBconv", "window_attention", "grid_attention")
 PARTITIONS = {
     "resnet": ["conv1", *numbered("layer{}.{}", 1, 2, 1, 1), "fc"],
-    "resnet, bottlenecks": ["conv1", *numbered("layer{}.{}", 1, 1, 1, 1), "fc"],
-    "mobilenet_v2": ["features.0.0", *(f"features.{i}" for i in range(1, 6)), "features.6.0", "classifier.1"],
+    "mobilenet_v2": ["features.0.0", *(f"features.{i}" for i in range(1, 4)), "features.4.0", "classifier.1"],
     "mobilenet_v3": [
         *("features.0.0", *(f"features.{i}" for i in range(1, 5))),
         *("features.5.0", "classifier.0", "classifier.3"),
@@ -42,16 +40,16 @@ PARTITIONS = {
     ],
     "regnet": ["stem.0", *numbered("trunk_output.block{0}.block{0}-{1}", 1, 2), "fc"],
     "squeezenet": ["features.0", *(f"features.{i}" for i in (3, 4, 6, 7, 9, 10, 11, 12)), "classifier.1"],
-    "shufflenet": ["conv1.0", *numbered("stage{}.{}", 0, 2, 2, 2), "conv5.0", "fc"],
-    "densenet": ["features.conv0", *dense(3, 4), "classifier"],
+    "shufflenet": ["conv1.0", *numbered("stage{}.{}", 0, 2, 1, 1), "conv5.0", "fc"],
+    "densenet": ["features.conv0", *dense(3, 2), "classifier"],
     "googlenet": ["0.conv", "1", "2", "5"],
     "convnext": ["features.0.0", "features.1.0", "features.1.1", "features.2.1", "features.3.0", "classifier.2"],
-    "vit": ["conv_proj", *(f"encoder.layers.encoder_layer_{i}" for i in range(3)), "heads.head"],
-    "swin": SWIN,
-    "swin_v2": SWIN,
+    "vit": ["conv_proj", *(f"encoder.layers.encoder_layer_{i}" for i in range(2)), "heads.head"],
+    "swin": ["features.0.0", "features.1.0", "features.1.1", "features.2.reduction", "features.3.0", "head"],
+    "swin_v2": ["features.0.0", "features.1.0", "features.2.reduction", "features.3.0", "head"],
     "maxvit": [
         *("stem.0.0", "stem.1.0"),
-        *(f"blocks.{i}.layers.0.layers.{part}" for i in (0, 1) for part in MAXVIT),
+        *(f"blocks.0.layers.0.layers.{part}" for part in MAXVIT),
         *("classifier.3", "classifier.5"),
     ],
     "u-net": ["down1", "down2", "bottom", "up2", "left2", "up1", "left1", "head"],

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from recon.compute.arithmetic import mixed_order
 from recon.compute.store import Store
-from recon.fit.correction import corrected
+from recon.fit.compensation import compensated
 from recon.graph.granularity import regroup
 from recon.graph.patterns import relu_cap, with_pooled_maps
 from recon.statistics.moments import BATCH, InputMoments, gather_moments
@@ -122,5 +122,5 @@ def test_cache_and_correction_use_the_maps() -> None:
         with_maps = by_hand(maps=True)
         apart = (by_hand(maps=False) - with_maps).norm()
         of_cache = gather_moments(net.module, {"linear": net.layer("linear")}, [x])["linear"].hessian()
-        of_start = corrected(task_of(net, x, x, store, early_stopping=False), "linear")[0].hessian()
+        of_start = compensated(task_of(net, x, x, store, early_stopping=False), "linear")[0].hessian()
         assert max((of_cache - with_maps).norm(), (of_start - with_maps).norm()) < 0.1 * apart  # bfloat16

@@ -20,7 +20,7 @@ from recon.quantizers.insert import find_ranges, frozen_inputs, quantize_inputs,
 
 def quantizer(bits: int, scale: float, zero_point: int) -> InputQuantizer:
     made = InputQuantizer(bits)
-    made.put(InputGrid(bits, scale, zero_point))
+    made.set_grid(InputGrid(bits, scale, zero_point))
     made.log_scale.requires_grad_()
     return made
 
@@ -99,9 +99,9 @@ def test_a_part_of_many_values_tells_the_step_size() -> None:
 def test_everything_passes_until_there_is_a_grid_and_some_when_dropped() -> None:
     made, x = InputQuantizer(2), torch.rand(50, 40, 3, 3)
     assert torch.equal(made(x), x)
-    made.put(InputGrid(2, 0.5, 0))
+    made.set_grid(InputGrid(2, 0.5, 0))
     assert not torch.equal(made(x), x)
-    made.drop(0.3, torch.Generator().manual_seed(0))
+    made.leave_unquantized(0.3, torch.Generator().manual_seed(0))
     found = made(x)
     untouched = (found == x).flatten(2).all(2)
     assert float(untouched.float().mean()) == pytest.approx(0.3, abs=0.04)

@@ -7,15 +7,15 @@ from collections.abc import Callable
 import pytest
 import torch
 from captured import of_images
+from families import SIDE, small
 from torch import Tensor, nn
-from torchvision.models import mobilenet_v2
 from torchvision.models.resnet import BasicBlock
 
 from recon.graph.layers import Layer
-from recon.graph.network import Unit
-from recon.quantizers.attach import attach, bias_of, rounding_of
+from recon.graph.network import Network, Unit
 from recon.quantizers.insert import find_ranges, quantize_inputs, quantizer_of, quantizers_of
 from recon.quantizers.integer_domain import in_integer_domain
+from recon.quantizers.learned import bias_of, learn_rounding, rounding_of
 from recon.quantizers.rounding import make_rounding
 from recon.quantizers.weights import codes_at, search_grid
 
@@ -32,10 +32,10 @@ class Residual(nn.Module):
         return self.blocks(torch.relu(self.first(x))).mean((2, 3))  # type: ignore[no-any-return]
 
 
-def rounded_unit(make: Callable[[], nn.Module], size: int, place: int) -> tuple[Unit, dict[str, Layer], Tensor]:
+def rounded_unit(make: Callable[[], Network], size: int, place: int) -> tuple[Unit, dict[str, Layer], Tensor]:
     """A unit with roundings and 4-bit inputs, its layers by name, and what it may read."""
     torch.manual_seed(0)
-    network = of_images(make(), (3, size, size))
+    network = make()
     network = quantize_inputs(network, dict.fromkeys(network.table.names, 4))
     x = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
     for unit in network.units[:place]:
@@ -45,7 +45,7 @@ def rounded_unit(make: Callable[[], nn.Module], size: int, place: int) -> tuple[
     find_ranges(unit.module, layers, [x])
     for layer in layers.values():
         grid = search_grid(layer.weight, 4)
-        attach(layer, make_rounding("straight-through", codes_at(layer.weight, grid), grid))
+        learn_rounding(layer, make_rounding("straight-through", codes_at(layer.weight, grid), grid))
         generator = torch.Generator().manual_seed(len(layer.weight))
         # Without biases some outputs are zero but for how sums are rounded, at the kink of ReLU.
         bias_of(layer).data = 0.1 * torch.randn(len(layer.weight), generator=generator)
@@ -56,9 +56,9 @@ def rounded_unit(make: Callable[[], nn.Module], size: int, place: int) -> tuple[
 
 
 UNITS = {
-    "basic": (Residual, 8, 1),
-    "inverted": (mobilenet_v2, 32, 3),
-    "strided": (mobilenet_v2, 32, 2),
+    "basic": (lambda: of_images(Residual(), (3, 8, 8)), 8, 1),
+    "inverted": (lambda: small("mobilenet_v2")[1], SIDE, 3),
+    "strided": (lambda: small("mobilenet_v2")[1], SIDE, 2),
 }
 
 
@@ -96,7 +96,7 @@ def test_every_tensor_is_rounded_once() -> None:
 
 def test_nothing_changes_without_quantizers_or_where_activations_are_left_out() -> None:
     unit, layers, _ = rounded_unit(*UNITS["basic"])
-    quantizers_of(layers.values())[0].drop(0.5)
+    quantizers_of(layers.values())[0].leave_unquantized(0.5)
     assert in_integer_domain(unit.module, layers) is unit.module
     network = of_images(Residual(), (3, 8, 8))
     floats = {name: network.layer(name) for name in network.units[1].layers}

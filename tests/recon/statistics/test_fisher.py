@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from hwmodel import BitConfig, Precision
 from recon.graph.network import Network, capture
-from recon.graph.run import run
 from recon.graph.samples import Samples
+from recon.graph.unit_by_unit import run_units
 from recon.graph.units import Unit
 from recon.likelihood.heads import Categorical, Gaussian
 from recon.likelihood.likelihood import Likelihood
@@ -128,5 +128,5 @@ def test_the_diagonal_predicts_the_divergence_of_small_errors() -> None:
 
             measured = 0.0
             for _ in range(DRAWS):
-                measured += float(CLASSIFIER.divergence(truth, run(network, [x], disturbed)).mean()) / DRAWS
+                measured += float(CLASSIFIER.divergence(truth, run_units(network, [x], disturbed)).mean()) / DRAWS
             assert measured == pytest.approx(predicted, rel=0.1), unit.name

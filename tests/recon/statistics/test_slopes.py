@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from captured import of_images
 from torch import Tensor, nn
 
-from recon.statistics.activity import FLOOR, activation_after, activations, activity
 from recon.statistics.moments import gather_moments
+from recon.statistics.slopes import FLOOR, activation_after, activations, slope_weight
 
 
 class After(nn.Module):
@@ -37,14 +37,14 @@ def test_which_activation_reads_a_layer(how: str, top: float | None) -> None:
     if activation is not None:
         z = torch.tensor([[-1.0, 0.5], [5.0, 7.0]])
         counts = torch.where((z > 0) & (z < top), 1.0, FLOOR)
-        assert torch.allclose(activity(z, activation), counts)
+        assert torch.allclose(slope_weight(z, activation), counts)
 
 
 def test_smooth_activations_count_by_the_square_of_their_slope() -> None:
     z = torch.linspace(-4, 4, 9)
     sigmoid = torch.sigmoid(z)
     slope = sigmoid * (1 + z * (1 - sigmoid))
-    assert torch.allclose(activity(z, nn.SiLU()), FLOOR + (1 - FLOOR) * slope.square().clamp_max(1), atol=1e-6)
+    assert torch.allclose(slope_weight(z, nn.SiLU()), FLOOR + (1 - FLOOR) * slope.square().clamp_max(1), atol=1e-6)
 
 
 @torch.no_grad()

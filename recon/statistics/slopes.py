@@ -40,7 +40,7 @@ def activations(network: Network) -> Mapping[str, Activation]:
     return {name: activation for name, activation in found.items() if activation is not None}
 
 
-def activity(z: Tensor, activation: Activation) -> Tensor:
+def slope_weight(z: Tensor, activation: Activation) -> Tensor:
     """How much errors of outputs z (…) count, at most 1: the squared slope of the activation function there."""
     with torch.enable_grad():
         z = z.detach().float().requires_grad_()

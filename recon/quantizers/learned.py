@@ -15,16 +15,16 @@ def bias_of(layer: Layer) -> Tensor:
     return layer.bias
 
 
-def attach(layer: Layer, rounding: Rounding) -> None:
+def learn_rounding(layer: Layer, rounding: Rounding) -> None:
     """From now on `layer.weight` is what `rounding` makes of it; an earlier rounding is replaced."""
-    detach(layer, layer.weight)
+    set_weight(layer, layer.weight)
     rounding = rounding.to(layer.weight.device)
     if layer.weight.dim() == 4:
         rounding = rounding.to(memory_format=torch.channels_last)
     parametrize.register_parametrization(layer, "weight", rounding, unsafe=True)
 
 
-def detach(layer: Layer, weight: Tensor) -> None:
+def set_weight(layer: Layer, weight: Tensor) -> None:
     """Gives a layer the plain weight (O, …), without a rounding."""
     weight = weight.detach()
     if parametrize.is_parametrized(layer, "weight"):
@@ -33,15 +33,15 @@ def detach(layer: Layer, weight: Tensor) -> None:
 
 
 def rounding_of(layer: Layer) -> Rounding:
-    """The rounding that `attach` put on a layer."""
+    """The rounding that `learn_rounding` put on a layer."""
     rounding = layer.parametrizations.weight[0]  # type: ignore[union-attr, index]
     assert isinstance(rounding, Rounding)
     return rounding
 
 
-def harden(layer: Layer) -> None:
+def decide_rounding(layer: Layer) -> None:
     """Decides every rounding that is still between two integers."""
     rounding = rounding_of(layer)
     if not isinstance(rounding, StraightThrough):
         stored = rounding.freeze()
-        attach(layer, StraightThrough(stored.codes.float(), stored.grid))
+        learn_rounding(layer, StraightThrough(stored.codes.float(), stored.grid))

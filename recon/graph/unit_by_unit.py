@@ -43,7 +43,7 @@ class Passing:
         return tuple(self._values[name] for name in self.order)
 
 
-def run(network: Network, leaves: Sequence[Tensor], keep: Keep) -> dict[str, Tensor]:
+def run_units(network: Network, leaves: Sequence[Tensor], keep: Keep) -> dict[str, Tensor]:
     """The network's outputs by path; what every unit writes is replaced by keep(unit, values) on the way."""
     passing = Passing(network, leaves)
     for unit in network.units:

@@ -7,7 +7,7 @@ from captured import of_images, task_of
 from torch import Tensor, nn
 
 from recon.compute.store import Store
-from recon.fit.correction import _is_added_to_the_output, corrected
+from recon.fit.compensation import _is_added_to_the_output, compensated
 from recon.graph.patterns import leading_to
 
 
@@ -41,7 +41,7 @@ def test_a_linear_error_of_the_inputs_is_undone() -> None:
             task = task_of(net, x, float_x, store)
             module = net.layer("layer")
             wrong = (module(x) - layer(float_x)).square().mean()
-            _, weight, shift = corrected(task, "layer")
+            _, weight, shift = compensated(task, "layer")
             module.weight.data, module.bias.data = weight, module.bias + shift
             left = (module(x) - layer(float_x)).square().mean()
         assert left < 0.1 * wrong, layer  # what the damping leaves
@@ -64,7 +64,7 @@ def test_the_last_layer_makes_up_for_the_shortcut_as_well() -> None:
     net = of_images(model, (8, 6, 6))
     with Store(2**30, torch.device("cpu")) as store, torch.no_grad():
         wrong = (net.model(x) - model(float_x)).square().mean()
-        _, weight, shift = corrected(task_of(net, x, float_x, store), "layer")
+        _, weight, shift = compensated(task_of(net, x, float_x, store), "layer")
         layer = net.layer("layer")
         layer.weight.data, layer.bias.data = weight, layer.bias + shift
         assert (net.model(x) - model(float_x)).square().mean() < 0.01 * wrong
@@ -106,6 +106,6 @@ def test_what_the_samples_do_not_determine_is_left_alone() -> None:
     x = torch.randn(96, 64, generator=generator)  # hardly more samples than inputs
     noise = 0.5 * torch.randn(96, 64, generator=generator)
     with Store(2**30, torch.device("cpu")) as store:
-        _, weight, _ = corrected(task_of(net, x, x + noise, store), "layer")
+        _, weight, _ = compensated(task_of(net, x, x + noise, store), "layer")
     before = net.layer("layer").weight
     assert (weight - before).norm() < 0.05 * before.norm()

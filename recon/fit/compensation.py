@@ -11,12 +11,12 @@ from recon.compute.arithmetic import fast, mixed_order, picked
 from recon.fit.task import UnitTask
 from recon.graph.layers import watched
 from recon.graph.patterns import is_plain_addition, leading_to, only_call, with_pooled_maps
-from recon.statistics.activity import activation_after, activity
 from recon.statistics.moments import BATCH, InputMoments, Sums, mean_output, some_positions, weights_of
+from recon.statistics.slopes import activation_after, slope_weight
 
 
 @torch.no_grad()
-def corrected(task: UnitTask, name: str) -> tuple[InputMoments, Tensor, Tensor]:
+def compensated(task: UnitTask, name: str) -> tuple[InputMoments, Tensor, Tensor]:
     """What layer `name` gets, and for that, from the images that teach, its weight (O, …) whose outputs come nearest to
     those of the float unit, and what is to be added to its bias (O,).
 
@@ -31,7 +31,7 @@ def corrected(task: UnitTask, name: str) -> tuple[InputMoments, Tensor, Tensor]:
     lacking = mass = torch.zeros((), device=weight.device)
     activation = activation_after(task.float_module, name)
     for index, (patches, outputs, errors, pooled, teaches) in enumerate(_seen(task, name)):
-        active = activity(outputs, activation) if activation else None
+        active = slope_weight(outputs, activation) if activation else None
         moments.add(patches, active, pooled)
         if teaches:
             halves[index % 2] += Sums.of(errors, patches, weights_of(active))
