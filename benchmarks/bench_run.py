@@ -44,7 +44,9 @@ def command(out: Path, *more: str) -> dict[str, Any]:
     done = subprocess.run([sys.executable, "-m", "mpsearch", *arguments], check=True, stdout=subprocess.PIPE)
     summary: dict[str, Any] = json.loads(done.stdout)
     metrics = summary.pop("metrics")
-    del summary["judged_by"]
+    del summary["judged_by"], metrics["float"]["kl"]  # which is 0
+    for split in ("calibration", "validation"):
+        summary[f"{split}_images"] = summary.pop(f"{split}_samples")
     return {"wall_seconds": round(time.perf_counter() - begin, 1), **summary, **flat(metrics)}
 
 
