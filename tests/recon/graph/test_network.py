@@ -211,8 +211,8 @@ class Mixed(nn.Module):
 def test_what_is_not_quantized_is_listed() -> None:
     torch.manual_seed(0)
     model = Mixed()
-    network = of_images(model, (3, 6, 6))
-    require_same(network, model, torch.randn(3, 3, 6, 6))
+    network = of_images(model, (3, 2, 2))
+    require_same(network, model, torch.randn(3, 3, 2, 2))
     names = [*("conv", "up", "line", "attention.in_proj_weight", "attention.out_proj"), "direct", "head"]
     assert [name for name in network.table.names if not name.startswith("recurrent")] == names
     uncounted = dict(network.table.uncounted)
