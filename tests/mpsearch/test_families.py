@@ -141,15 +141,11 @@ LARGE: Zoo = {
     "googlenet": family(zoo.googlenet, 64, num_classes=10, init_weights=False),
     "inception": family(zoo.inception_v3, 75, num_classes=10, init_weights=False),
     "mobilenet_v3_small": family(zoo.mobilenet_v3_small, 64, num_classes=10),
-    "efficientnet_v2_s": family(zoo.efficientnet_v2_s, 32, num_classes=10),
     "shufflenet_v2_x0_5": family(zoo.shufflenet_v2_x0_5, 64, num_classes=10),
-    "regnet_y_400mf": family(zoo.regnet_y_400mf, 64, num_classes=10),
-    "densenet121": family(zoo.densenet121, 32, num_classes=10),
-    "mnasnet0_5": family(zoo.mnasnet0_5, 64, num_classes=10),
-    "swin_t": family(zoo.swin_t, 32, num_classes=10),
 }
 ALL: Zoo = {**SMALL, **TORCHVISION, **LARGE}
-CASES = [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in ALL]
+QUICK = (*SMALL, "efficientnet_v2", "convnext", "vit")
+CASES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in ALL]
 
 
 @pytest.fixture(scope="module", params=CASES)
