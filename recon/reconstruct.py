@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from hwmodel import BitConfig, InputError
+from recon.compute.arithmetic import picked
 from recon.compute.store import Store
 from recon.fit.checkpoint import Progress
 from recon.fit.optimizer import Annealed, weight_parameters
@@ -77,6 +79,8 @@ def reconstruct(
     leaves = network.leaves(Samples.of(samples))
     if len(leaves[0]) < FEWEST_SAMPLES:
         raise InputError(f"reconstruction needs at least {FEWEST_SAMPLES} calibration samples, got {len(leaves[0])}")
+    with torch.no_grad():
+        likelihood.check(network.outputs_of(*picked(leaves, slice(FEWEST_SAMPLES), network.device)))
     inputs, work = input_bits(config), network
     if settings.basis == "balanced":
         work, network = equalized(balanced(network), inputs, leaves)
@@ -170,6 +174,7 @@ def _decided(task: UnitTask) -> tuple[States, float]:
     return _states(task.layers), task.loss()
 
 
+@torch.enable_grad()
 def gradient_steps(task: UnitTask, settings: Settings, steps: int) -> None:
     """`steps` gradient steps on the roundings, scales and biases of the unit, and on the step sizes of its inputs where
     they are quantized already, some of their channels left out in every step."""
@@ -199,6 +204,7 @@ def release_inputs(layers: Iterable[Layer]) -> None:
         quantizer.leave_unquantized(1.0)
 
 
+@torch.enable_grad()
 def _fit_inputs(task: UnitTask, settings: Settings) -> None:
     """The ranges of the unit's inputs, then gradient steps on their step sizes alone."""
     find_ranges(task.module, task.layers, task.x)

@@ -28,6 +28,7 @@ from recon.graph.samples import Samples
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
+pytestmark = pytest.mark.slow
 FACTORY = """
 import torch
 from torch import nn

@@ -55,7 +55,7 @@ def network(
     omega[layer[:, None] == layer] = 0.0
     names = tuple(layer.name for layer in layers)
     table = SensitivityTable(names, precisions, intra, omega, intra, SAMPLES, seed, "synthetic", f"synthetic-{seed}")
-    return LayerTable("synthetic", (3, 224, 224), layers), costs, table
+    return LayerTable("synthetic", ((3, 224, 224),), layers), costs, table
 
 
 def problem(

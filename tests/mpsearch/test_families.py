@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 import torchvision.models as zoo
 from torch import nn
+from torch.utils._pytree import tree_leaves
 from torchvision.models.convnext import CNBlockConfig
 from torchvision.models.efficientnet import FusedMBConvConfig, MBConvConfig
 from torchvision.models.mobilenetv3 import InvertedResidualConfig
@@ -19,6 +21,7 @@ from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerB
 from zoo_networks import SMALL, Zoo, maps, settled
 
 from hwmodel import BitConfig, Precision
+from mpsearch.export.packed import load_packed, save_packed
 from mpsearch.sensitivity.measure import measure
 from recon.graph.network import Network, capture
 from recon.graph.samples import Samples
@@ -138,15 +141,11 @@ LARGE: Zoo = {
     "googlenet": family(zoo.googlenet, 64, num_classes=10, init_weights=False),
     "inception": family(zoo.inception_v3, 75, num_classes=10, init_weights=False),
     "mobilenet_v3_small": family(zoo.mobilenet_v3_small, 64, num_classes=10),
-    "efficientnet_v2_s": family(zoo.efficientnet_v2_s, 32, num_classes=10),
     "shufflenet_v2_x0_5": family(zoo.shufflenet_v2_x0_5, 64, num_classes=10),
-    "regnet_y_400mf": family(zoo.regnet_y_400mf, 64, num_classes=10),
-    "densenet121": family(zoo.densenet121, 32, num_classes=10),
-    "mnasnet0_5": family(zoo.mnasnet0_5, 64, num_classes=10),
-    "swin_t": family(zoo.swin_t, 32, num_classes=10),
 }
 ALL: Zoo = {**SMALL, **TORCHVISION, **LARGE}
-CASES = [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in ALL]
+QUICK = (*SMALL, "efficientnet_v2", "convnext", "vit")
+CASES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in ALL]
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -188,3 +187,20 @@ def test_it_ends_nearer_to_float_than_plain_rounding(
     print(f"\n{name} {precision}: {before:.5f} -> {after:.5f}")
     assert before > 1e-6
     assert after < before
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_its_packed_file_fills_a_new_module(name: str, tmp_path: Path) -> None:
+    make, samples, _ = SMALL[name]
+    network = capture(make().eval(), samples(3), name)
+    drawn = Samples.of(samples(8))
+    config = BitConfig.uniform(network.table.names, W4A8)
+    layers = plainly_rounded(network, network.leaves(drawn), config)
+    path = tmp_path / "model.safetensors"
+    save_packed(path, network, f"file.py:{name}", layers)
+    args, kwargs = drawn.call
+    with torch.no_grad():
+        expected = quantized(network, layers).model(*args, **kwargs)
+        found = load_packed(path, model=make())(*args, **kwargs)
+    for ours, theirs in zip(tree_leaves(found), tree_leaves(expected), strict=True):
+        torch.testing.assert_close(ours, theirs)

@@ -20,19 +20,7 @@ from recon.graph.unit_by_unit import Passing
 from recon.quantizers.quantized import plainly_rounded, quantized
 
 CLASSIFIERS: list[str] = torchvision.models.list_models(module=torchvision.models)
-FAST = (
-    "alexnet",
-    "convnext_tiny",
-    "maxvit_t",
-    "mobilenet_v2",
-    "mobilenet_v3_small",
-    "regnet_y_400mf",
-    "resnet18",
-    "shufflenet_v2_x0_5",
-    "squeezenet1_1",
-    "swin_t",
-    "vit_b_32",
-)
+FAST = ("convnext_tiny", "mobilenet_v2", "resnet18", "squeezenet1_1", "swin_t", "vit_b_32")
 GIANT = (
     *("convnext_large", "efficientnet_v2_l", "regnet_y_128gf", "regnet_y_32gf", "vgg13", "vgg16", "vgg19"),
     *("vit_h_14", "vit_l", "wide_resnet101_2"),
