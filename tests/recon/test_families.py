@@ -49,5 +49,5 @@ def test_it_survives(name: str) -> None:
             for layers in (plainly_rounded(network, [calibration], config), result.layers)
         ]
     # Sixteen images of noise teach little: what is asked for is that nothing breaks, not that much is gained.
-    assert errors[1] < 1.25 * errors[0]
-    assert errors[1] < 0.1 * len(expected)
+    assert errors[1] < 1.25 * errors[0], errors
+    assert errors[1] < 0.25 * len(expected), errors
