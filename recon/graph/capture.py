@@ -23,7 +23,7 @@ from torch.utils._pytree import TreeSpec
 from hwmodel.errors import InputError
 from recon.graph.layer_calls import layers_as_modules
 from recon.graph.nodes import STACK, note_samples
-from recon.graph.passes import drop_checks, drop_identities, views_of_any_layout
+from recon.graph.passes import drop_checks, drop_identities, products_as_linear, views_of_any_layout
 from recon.graph.refusal import first_line, quiet_export, why_not
 from recon.graph.samples import Call, Samples, path_name
 
@@ -67,7 +67,7 @@ def export_graph(model: nn.Module, example: Samples, name: str) -> Captured:
     read = [str(node.target) for node in module.graph.nodes if node.op == "get_attr"]
     used = frozenset(path for target in read for path in shared.get(target, (target,)))
     note_samples(module.graph)
-    for tidy in (drop_checks, drop_identities, views_of_any_layout):
+    for tidy in (drop_checks, drop_identities, views_of_any_layout, products_as_linear):
         tidy(module)
     layers_as_modules(module, shared)
     module.graph.eliminate_dead_code()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import fx
 
-from recon.graph.nodes import aten, packet_of
+from recon.graph.nodes import aten, constant_nodes, packet_of
 
 _IDENTITIES = (aten.alias, aten.detach, aten.lift_fresh_copy, aten.dropout, aten.feature_dropout, aten.detach_)
 _VIEWS = (aten.view, aten._unsafe_view, aten.reshape)
+_PRODUCTS = (aten.matmul, aten.mm)
 _CHECKS = ("_assert", "sym_constrain_range", "_guards_fn")
 
 
@@ -38,3 +39,28 @@ def views_of_any_layout(module: fx.GraphModule) -> None:
         if len(open_sizes) == 1:
             node.args = (source, [-1 if at in open_sizes else size for at, size in enumerate(shape)])
     module.graph.eliminate_dead_code()
+
+
+def products_as_linear(module: fx.GraphModule) -> None:
+    """Products of a tensor with a matrix of parameters are linear maps, however they are written (`x @ w`, addmm)."""
+    graph, constants = module.graph, constant_nodes(module.graph)
+    for node in list(graph.nodes):
+        packet, bias = packet_of(node), None
+        if packet in _PRODUCTS and len(node.args) == 2 and not node.kwargs:
+            x, weight = node.args
+        elif packet is aten.addmm and len(node.args) == 3 and not node.kwargs:
+            bias, x, weight = node.args
+        else:
+            continue
+        if not isinstance(weight, fx.Node) or weight not in constants or x in constants:
+            continue
+        if len(weight.meta["shape"]) != 2 or len(x.meta["shape"]) < 2:
+            continue
+        if bias is not None and (bias not in constants or len(bias.meta["shape"]) != 1):
+            continue
+        with graph.inserting_before(node):
+            turned = graph.call_function(aten.t.default, (weight,))
+            linear = graph.call_function(aten.linear.default, (x, turned) if bias is None else (x, turned, bias))
+        turned.meta, linear.meta = {"counts": False, "shape": weight.meta["shape"][::-1]}, dict(node.meta)
+        node.replace_all_uses_with(linear)
+        graph.erase_node(node)
