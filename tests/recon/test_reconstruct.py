@@ -18,6 +18,8 @@ from recon.fit.checkpoint import Progress
 from recon.fit.rescale import rescale_logits
 from recon.fit.task import UnitTask
 from recon.graph.network import Network
+from recon.likelihood.heads import Gaussian
+from recon.likelihood.likelihood import Likelihood
 from recon.quantizers.learned import bias_of, learn_rounding, rounding_of
 from recon.quantizers.quantized import plainly_rounded, quantized
 from recon.quantizers.rounding import AdaRound, StraightThrough
@@ -206,7 +208,8 @@ def test_a_block_whose_best_rounding_is_known_is_solved() -> None:
     rates = {"code_rate": 0.01, "other_rate": 1e-9}
     how = {"rounding": "adaround", "weighting": "mse", "start": "nearest"}
     settings = Settings(steps=600, batch=64, **how, **rates)  # type: ignore[arg-type]
-    found = reconstruct(net, x, at(net, 3), settings).layers.weights[net.table.names[0]]
+    value = Likelihood((Gaussian(),))
+    found = reconstruct(net, x, at(net, 3), settings, likelihood=value).layers.weights[net.table.names[0]]
     weight, grid = layer.weight.detach(), found.grid
     floor = (weight / grid.scale + grid.zero_point).floor()
 
