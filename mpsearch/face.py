@@ -58,13 +58,14 @@ class FinishedModel:
     """A low-bit model: `model` takes and returns what the float one does, with the weights of the packed file `path`.
 
     `report` is what the run folder keeps of it: metrics of the float network, of plain rounding and of this one, the
-    blocks, the seconds.
+    blocks, the seconds. The folder is there as long as this record or its front.
     """
 
     model: nn.Module
     config: BitConfig
     report: Json
     path: Path
+    job: Run
 
     @property
     def metrics(self) -> dict[str, dict[str, float]]:
@@ -122,7 +123,7 @@ class Front:
         loaded = self.job.loaded
         report = finalize_step(loaded, config, name)
         path = loaded.folder.file(f"model-{name}.safetensors")
-        return FinishedModel(fill_packed(path, loaded.network).model, config, report, path)
+        return FinishedModel(fill_packed(path, loaded.network).model, config, report, path, self.job)
 
     def plot(self, path: Path | str = "front.png") -> Path:
         """Draws the front, the point at the budget and finished points into a .png file, and gives its path."""

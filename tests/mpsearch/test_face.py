@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,16 @@ def test_steps_in_a_folder_are_gone_on_from(images: Tensor, tmp_path: Path) -> N
     assert cache.stat().st_mtime_ns == written
     assert first.record.to_json() == second.record.to_json()
     assert "rmse_to_float" in second.finish("knee").metrics["finished"]
+
+
+def test_a_finished_model_outlives_its_front(images: Tensor, tmp_path: Path) -> None:
+    finished = mpsearch.search(network(), [images], "4kB", edges="free", **QUICK).finish("knee")
+    gc.collect()
+    assert finished.save(tmp_path / "model.safetensors").stat().st_size == finished.size_bytes
+    folder = finished.path.parent
+    del finished
+    gc.collect()
+    assert not folder.exists()
 
 
 def test_what_is_wrong_is_said(images: Tensor, front: mpsearch.Front) -> None:
