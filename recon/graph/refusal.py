@@ -14,6 +14,12 @@ from torch import nn
 
 from recon.graph.samples import Call, named_parts
 
+KNOWN = {  # what torch says, and what is to be done
+    "your code specialized it to be a constant": "its code makes the number of samples a constant; write x.shape[0] "
+    "for len(x), and -1 for the samples in shapes",
+    "fake tensor in the exported program constant": "its code reads x.data, which hides the tensor; write x.detach()",
+}
+
 
 @contextlib.contextmanager
 def quiet_export() -> Iterator[None]:
@@ -34,19 +40,17 @@ def why_not(model: nn.Module, call: Call, name: str, error: Exception) -> str:
     except Exception as plain:
         parts = named_parts(kwargs or args).items()
         sizes = ", ".join(f"{'input' if key in ('', '0') else key} {list(leaf.shape)}" for key, leaf in parts)
-        return f"{name} does not run on {sizes}: {first_line(plain)}{_userfirst_line(plain)}"
-    if "your code specialized it to be a constant" in str(error):
-        return (
-            f"{name} cannot be exported: its code makes the number of samples a constant; write x.shape[0] for len(x), "
-            "and -1 for the samples in shapes"
-        )
+        return f"{name} does not run on {sizes}: {first_line(plain)}{_user_line(plain)}"
+    for sign, hint in KNOWN.items():
+        if sign in str(error):
+            return f"{name} cannot be exported: {hint}"
     part = _exportable_part(model, call)
     hint = (
         f"its submodule {part!r} can be exported: give that one, or wrap the model so that it returns what that does"
         if part
         else "wrap the part of the model before it, or write it with torch operations on whole batches"
     )
-    return f"{name} cannot be exported: {first_line(error)}{_userfirst_line(error)}; {hint}"
+    return f"{name} cannot be exported: {first_line(error)}{_user_line(error)}; {hint}"
 
 
 def first_line(error: BaseException) -> str:
@@ -56,7 +60,7 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {first}"[:300] if first else type(error).__name__
 
 
-def _userfirst_line(error: BaseException) -> str:
+def _user_line(error: BaseException) -> str:
     """The innermost line outside of torch that an error passed through."""
     inside = str(Path(torch.__file__).parent)
     here = str(Path(__file__).parent)

@@ -526,3 +526,17 @@ def test_an_encoder_that_looks_at_its_mask_is_refused_without_bad_advice() -> No
     message = refusal(Encoder(), torch.randint(0, 9, (3, 6)))
     assert "cannot be exported" in message
     assert "'words'" not in message
+
+
+def test_data_of_a_tensor_is_named() -> None:
+    class Hidden(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.fc(2 * x.data)
+            return y
+
+    with pytest.raises(InputError, match=r"hidden cannot be exported: its code reads x\.data, .* write x\.detach\(\)$"):
+        capture(Hidden(), torch.randn(3, 4), "hidden")
