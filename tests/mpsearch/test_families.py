@@ -139,7 +139,7 @@ TORCHVISION: Zoo = {
 }
 LARGE: Zoo = {
     "googlenet": family(zoo.googlenet, 64, num_classes=10, init_weights=False),
-    "inception": family(zoo.inception_v3, 75, num_classes=10, init_weights=False),
+    "inception": family(zoo.inception_v3, 75, num_classes=10, init_weights=False, aux_logits=False),
     "mobilenet_v3_small": family(zoo.mobilenet_v3_small, 64, num_classes=10),
     "shufflenet_v2_x0_5": family(zoo.shufflenet_v2_x0_5, 64, num_classes=10),
 }
