@@ -487,7 +487,7 @@ def test_parameters_that_other_operations_read_stay_as_they_are() -> None:
 
 
 class Products(nn.Module):
-    """Weights in products that are no layers."""
+    """Products with parameters: two that are linear maps, and an einsum that is not looked into."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -503,11 +503,11 @@ class Products(nn.Module):
         )
 
 
-def test_weights_of_other_products_are_listed_and_their_work_is_counted() -> None:
+def test_products_with_parameters_are_layers_whose_work_is_counted() -> None:
     model, x = Products(), torch.randn(3, 4)
     network = capture(model, x)
-    assert network.table.names == ("layer",)
-    assert [name for name, _ in network.table.uncounted] == ["weight", "other"]
+    assert network.table.names == ("layer", "weight", "other")
+    assert [name for name, _ in network.table.uncounted] == ["weight"]  # that of the einsum
     assert network.table.macs == counted_macs(model, x[:1])
     require_same(network, model, x)
 
