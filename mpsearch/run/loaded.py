@@ -133,7 +133,7 @@ class Loaded:
     def model(self) -> LoadedModel:
         """The float model."""
         if self.given is not None:
-            self.given.model.model.to(place(self.options))
+            self.given.model.model.to(self.place)
             return self.given.model
         return load_float(self.options, self.console)
 

@@ -83,12 +83,6 @@ def parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
             yield from zip(*(torch.split(tensor, rows, dim=1) for tensor in some), strict=True)
 
 
-def batches(x: Tensor, where: torch.device, size: int = BATCH) -> Iterator[Tensor]:
-    """Consecutive slices (≤ size, …) of x (N, …) on a device."""
-    for start in range(0, len(x), size):
-        yield x[start : start + size].to(where)
-
-
 def picked(leaves: Sequence[Tensor], pick: Tensor | slice, where: torch.device) -> list[Tensor]:
     """The samples `pick` of tensors (N, …), on a device, laid out as they are computed with."""
     return [channels_last(leaf[pick].to(where)) for leaf in leaves]

@@ -58,7 +58,7 @@ def export_graph(model: nn.Module, example: Samples, name: str) -> Captured:
     args, kwargs = example.call
     program = _export(model, (args, kwargs), name)
     signature = program.graph_signature
-    module = _with_parameters(program, model)
+    module = _with_parameters(program)
     mutated = [spec.kind != OutputKind.USER_OUTPUT for spec in signature.output_specs]
     (output,) = (node for node in module.graph.nodes if node.op == "output")
     output.args = (tuple(node for node, extra in zip(output.args[0], mutated, strict=True) if not extra),)
@@ -170,7 +170,7 @@ def _by_parameter(model: nn.Module, shapes: Any) -> Any:
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
-def _with_parameters(program: torch.export.ExportedProgram, model: nn.Module) -> fx.GraphModule:
+def _with_parameters(program: torch.export.ExportedProgram) -> fx.GraphModule:
     """The program's graph with parameters, buffers and constants as attributes instead of inputs."""
     root = nn.Module()
     kinds = {spec.arg.name: spec for spec in program.graph_signature.input_specs}

@@ -39,12 +39,12 @@ def _renamed(network: Network, granularity: Granularity) -> list[str]:
             stage = [unit.name for unit in found]
             name = stage[0] if len(stage) == 1 else f"{stage[0]} … {stage[-1]}"
             names |= dict.fromkeys(stage, name)
-    return [names[node.meta[UNIT]] for node in network.unit_nodes()]
+    return [names[node.meta[UNIT]] for node in flow_nodes(network.module.graph)]
 
 
 def _layer_names(network: Network) -> list[str]:
     """By node, the next layer; the last one behind it. Layers that are called again join what lies between."""
-    nodes = list(network.unit_nodes())
+    nodes = flow_nodes(network.module.graph)
     calls = [str(node.target) if is_layer(network.module, node) else None for node in nodes]
     reach = {name: at for at, name in enumerate(calls) if name}
     starts = {name: calls.index(name) for name in reach}

@@ -7,7 +7,7 @@ import copy
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,9 +23,10 @@ from recon.graph.fold import fold_batch_norms
 from recon.graph.layers import Convolution, Layer, TransposedConvolution
 from recon.graph.partition import partition
 from recon.graph.products import products
+from recon.graph.refusal import first_line
 from recon.graph.samples import Samples, single
 from recon.graph.uncounted import uncounted
-from recon.graph.units import Unit, flow_nodes, is_layer, units_of
+from recon.graph.units import Unit, is_layer, units_of
 
 __all__ = ["Network", "Unit", "capture"]
 
@@ -90,10 +91,6 @@ class Network:
         return {
             name: next((axis for axis, size in enumerate(shape) if size < 0), None) for name, shape in shapes.items()
         }
-
-    def unit_nodes(self) -> Iterator[fx.Node]:
-        """The nodes of the graph that belong to units, in order."""
-        yield from flow_nodes(self.module.graph)
 
     def copy(self) -> Network:
         """A deep copy that shares nothing with this network."""
@@ -241,10 +238,7 @@ def _check(network: Network, model: nn.Module, samples: Samples, name: str) -> N
                 expected = tree_flatten(plain(*args, **kwargs))[0]
                 found = network.module(*part.leaves)
             except Exception as error:
-                line = (str(error).splitlines() or [""])[0]
-                raise InputError(
-                    f"{name} does not run on {len(part)} samples: {type(error).__name__}: {line}"
-                ) from None
+                raise InputError(f"{name} does not run on {len(part)} samples: {first_line(error)}") from None
         for ours, theirs in zip(found, expected, strict=True):
             bound = 1e-3 * float(theirs.float().abs().nan_to_num().max()) + 1e-6
             if ours.shape != theirs.shape or not torch.allclose(
