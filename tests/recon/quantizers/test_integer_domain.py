@@ -77,8 +77,10 @@ def test_values_and_gradients_stay(kind: str, width: float) -> None:
         (y,) = module(x)
         push = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
         found.append([y.detach(), *torch.autograd.grad((y * push).sum(), learned)])
+    # A gradient of a step size is a sum of terms that may all but cancel: its last digits are those of the terms.
+    rounded_off = torch.finfo(torch.float32).eps * float(push.norm() * found[0][0].norm())
     for value, expected in zip(found[1], found[0], strict=True):
-        assert float((value - expected).norm()) <= 1e-4 * float(expected.norm())
+        assert float((value - expected).norm()) <= 1e-4 * float(expected.norm()) + rounded_off
 
 
 def test_every_tensor_is_rounded_once() -> None:
