@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from hwmodel import InputError
+from hwmodel.files import write_whole
 from mpsearch.cli.arguments import Folder, Json
-from mpsearch.cli.common import console, emit, emit_json, writing
+from mpsearch.cli.common import console, emit, emit_json
 
 
 def front(
@@ -67,8 +68,7 @@ def compare(
         runs.append((name, read_layers(place).model, found, finished_configs(place)))
     comparison = compared(runs)
     if plot is not None:
-        with writing(plot, "--plot"):
-            draw_comparison(comparison, plot)
+        draw_comparison(comparison, plot)
     if as_json:
         emit_json(comparison.to_json())
         return
@@ -126,8 +126,7 @@ def export(
     if out is None:
         emit(text)
     else:
-        with writing(out, "--out"):
-            out.write_text(text, encoding="utf-8")
+        write_whole(out, text.encode())
 
 
 def demo_data(out: Annotated[Path, typer.Option(help="A folder for the contact sheet.")]) -> None:
@@ -135,8 +134,8 @@ def demo_data(out: Annotated[Path, typer.Option(help="A folder for the contact s
     from mpsearch.files.folder import RunFolder
     from mpsearch.sources.demo import contact_sheet
 
-    RunFolder(out).prepare(())
-    contact_sheet(out / "contact_sheet.png")
+    with RunFolder(out).held(note=console().note, subfolders=()):
+        contact_sheet(out / "contact_sheet.png")
     emit(f"{out / 'contact_sheet.png'}\n")
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from hwmodel import InputError
+from hwmodel.files import write_whole
+from mpsearch.files.lock import LOCK, held
 
 Json = dict[str, Any]
 
@@ -18,20 +21,33 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def prepare(self, subfolders: tuple[str, ...] = ("chosen",)) -> None:
-        """Makes the folder and its subfolders, or says why they cannot be written to."""
+    @contextlib.contextmanager
+    def held(
+        self, wait: bool = False, note: Callable[[str], None] = print, subfolders: tuple[str, ...] = ("chosen",)
+    ) -> Iterator[None]:
+        """Makes the folder and its subfolders and keeps other writers out; folders that stay empty go again.
+
+        Raises InputError where they cannot be written to, or where another process is at work in them, unless this is
+        to `wait`, which is noted.
+        """
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"--out must name a folder, but {self.path} is a file; name another")
+        folders = (self.path, *(self.path / name for name in subfolders))
+        made = [folder for folder in (*reversed(self.path.parents), *folders) if not folder.exists()]
         try:
-            for name in (".", *subfolders):
-                (self.path / name).mkdir(parents=True, exist_ok=True)
-            probe = self.path / ".writable"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise InputError(
-                f"cannot write to {self.path} ({error.strerror}); name another folder with --out"
-            ) from None
+            try:
+                for folder in folders:
+                    folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(
+                    f"cannot write to {self.path} ({error.strerror}); name another folder with --out"
+                ) from None
+            with held(self.path / LOCK, str(self.path), wait, note, folders):
+                yield
+        finally:
+            for folder in reversed(made):
+                with contextlib.suppress(OSError):  # it is not empty
+                    folder.rmdir()
 
     def file(self, name: str) -> Path:
         """The path of one of the folder's files."""
@@ -39,10 +55,7 @@ class RunFolder:
 
     def write(self, name: str, text: str) -> None:
         """Replaces a text file in one step."""
-        target = self.file(name)
-        temporary = target.with_name(target.name + ".tmp")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, target)
+        write_whole(self.file(name), text.encode())
 
     def write_json(self, name: str, data: Json) -> None:
         """Replaces a JSON file in one step."""

@@ -91,8 +91,7 @@ def read_origin(folder: RunFolder) -> Origin | None:
 
 
 def require_same_model(folder: RunFolder, model: LoadedModel) -> None:
-    """Makes the folder and refuses one that holds another model's run."""
-    folder.prepare()
+    """Refuses a folder that holds another model's run."""
     require_format(folder)
     if folder.file("layers.json").is_file():
         there = folder.read_json("layers.json")
