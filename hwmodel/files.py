@@ -62,7 +62,7 @@ def _advice(error: OSError) -> str:
     if error.errno in _NO_ROOM:
         return "nothing is lost: make room there, and the same command goes on from here"
     if error.errno == errno.ENOENT:
-        return "its folder is gone: put it back, or make it, and start the same command again"
+        return "its folder is not there: make it, or name another place with --out"
     return "nothing is lost: make it writable, or name another place with --out"
 
 
