@@ -32,22 +32,8 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"--out must name a folder, but {self.path} is a file; name another")
-        folders = (self.path, *(self.path / name for name in subfolders))
-        made = [folder for folder in (*reversed(self.path.parents), *folders) if not folder.exists()]
-        try:
-            try:
-                for folder in folders:
-                    folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise InputError(
-                    f"cannot write to {self.path} ({error.strerror}); name another folder with --out"
-                ) from None
-            with held(self.path / LOCK, str(self.path), wait, note, folders):
-                yield
-        finally:
-            for folder in reversed(made):
-                with contextlib.suppress(OSError):  # it is not empty
-                    folder.rmdir()
+        with held(self.path / LOCK, str(self.path), wait, note, subfolders):
+            yield
 
     def file(self, name: str) -> Path:
         """The path of one of the folder's files."""
