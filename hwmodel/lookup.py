@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from hwmodel.breakdown import DeviceCosts
 from hwmodel.errors import InputError
 from hwmodel.files import write_whole
+from hwmodel.json_text import parse_json
 from hwmodel.layer import LayerKind, LayerSpec, LayerTable
 from hwmodel.precision import Precision
 
@@ -262,7 +263,7 @@ def _flat(row: LookupRow) -> dict[str, Any]:
 
 def _from_json(text: str, where: str) -> LookupTable:
     try:
-        data = json.loads(text)
+        data = parse_json(text)
     except ValueError as error:
         raise InputError(f"{where} is no valid JSON: {error}") from None
     if not isinstance(data, dict) or data.get("format") != FORMAT or not isinstance(data.get("rows"), list):
@@ -287,12 +288,12 @@ def _row(cells: Mapping[str, Any], where: str) -> LookupRow:
     def number(name: str) -> float:
         try:
             return float(cells[name])
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise InputError(f"{where}: {name} must be a number, got {cells[name]!r}") from None
 
     def whole(name: str) -> int:
         value = number(name)
-        if value % 1:
+        if not value % 1 == 0:  # nor where it is not finite
             raise InputError(f"{where}: {name} must be a whole number, got {cells[name]!r}")
         return int(value)
 

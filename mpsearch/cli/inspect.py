@@ -87,15 +87,14 @@ def why(
 ) -> None:
     """Explains a configuration: bits, bytes and predicted loss by layer, interactions, and what the next bit brings."""
     from mpsearch.files.folder import RunFolder
-    from mpsearch.run.artifacts import read_config, read_costs, read_layers
-    from mpsearch.sensitivity.cache import load_table
+    from mpsearch.run.artifacts import read_config, read_costs, read_layers, read_sensitivity
     from mpsearch.show import tables
     from mpsearch.show.why import explain
 
     place = RunFolder(folder)
     name, bits = read_config(place, config)
     costs, allowed = read_costs(place)
-    table = load_table(place.file("sensitivity.safetensors"))
+    table = read_sensitivity(place)
     found = explain(name, bits, read_layers(place), costs, table, allowed, strongest)
     if as_json:
         emit_json(found.to_json())

@@ -10,9 +10,12 @@ from typing import Any
 
 from hwmodel import InputError
 from hwmodel.files import write_whole
+from hwmodel.json_text import parse_json
 from mpsearch.files.lock import LOCK, held
+from mpsearch.files.reading import reading
 
 Json = dict[str, Any]
+AGAIN = "delete it to make it again"
 
 
 class RunFolder:
@@ -52,12 +55,10 @@ class RunFolder:
         path = self.file(name)
         if not path.is_file():
             raise InputError(f"{path} is missing: run the step that makes it, or `mpsearch run` for all")
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"{path} is damaged ({error}); delete it to make it again") from None
-        if not isinstance(data, dict):
-            raise InputError(f"{path} is damaged (expected an object); delete it to make it again")
+        with reading(path, AGAIN):
+            data = parse_json(path.read_bytes(), not_finite=True)  # measured figures may be anything
+            if not isinstance(data, dict):
+                raise ValueError("expected an object")
         return data
 
     def current(self, name: str, key: str) -> Json | None:

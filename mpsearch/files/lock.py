@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from hwmodel import InputError
 from hwmodel.files import leftovers, this_host
+from hwmodel.json_text import parse_json
 
 LOCK = ".lock"
 MOST_BYTES = 4096  # of what a lock says
@@ -103,7 +104,7 @@ def held_file(path: Path, wait: bool, note: Callable[[str], None]) -> Iterator[N
 def _holder(path: Path) -> str:
     """What a lock file says of its holder; where it can be read, and says something."""
     try:
-        about = json.loads(path.read_bytes()[:MOST_BYTES])
+        about = parse_json(path.read_bytes()[:MOST_BYTES])
         return f"process {int(about['pid'])} on {str(about['host'])[:64]!r}"
-    except (OSError, ValueError, TypeError, KeyError, RecursionError, OverflowError):
+    except (OSError, ValueError, TypeError, KeyError):
         return "another process"

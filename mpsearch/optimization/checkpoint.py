@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from hwmodel.errors import InputError
 from hwmodel.files import write_whole
+from hwmodel.json_text import parse_json
 from mpsearch.optimization.problem import BitProblem, Genomes
 from mpsearch.optimization.settings import SearchSettings
 
@@ -59,7 +60,7 @@ def save(path: Path, state: State, key: str) -> None:
 def load(path: Path, problem: BitProblem, key: str) -> State:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
-            notes = json.loads(str(data["notes"]))
+            notes = parse_json(str(data["notes"]))
             state = State(
                 data["genomes"],
                 data["rank"],

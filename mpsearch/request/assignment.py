@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from pathlib import Path
 
 from hwmodel import BitConfig, InputError, Precision
+from hwmodel.json_text import parse_json
 
 
 def parse_precision(text: str) -> Precision:
@@ -31,11 +31,11 @@ def read_assignment(path: Path, layers: tuple[str, ...]) -> BitConfig:
     if not path.is_file():
         raise InputError(f"no such file of bits: {path}")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_bytes())
         while isinstance(data, dict) and len(data) == 1 and isinstance(next(iter(data.values())), dict):
             data = next(iter(data.values()))
         bits = {name: Precision(p) if isinstance(p, int) else Precision.parse(p) for name, p in dict(data).items()}
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, ValueError, AttributeError) as error:
+    except (OSError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path} is no bit assignment ({error}); mpsearch export writes one") from None
     odd = sorted(set(layers) ^ set(bits))
     if odd:

@@ -20,7 +20,7 @@ from mpsearch.request.budgets import COSTS, NEED_DEVICE, default_objectives, des
 from mpsearch.request.candidates import Candidates, candidates, priced
 from mpsearch.request.options import RunOptions
 from mpsearch.request.rules import parse_tie, tied
-from mpsearch.run.artifacts import Origin, costs_json, heads_json, read_front, read_origin, require_same_model
+from mpsearch.run.artifacts import CACHE, Origin, costs_json, heads_json, read_front, read_origin, require_same_model
 from mpsearch.run.clock import Clock
 from mpsearch.run.keys import front_key, graph_digest, origin_key, scores_key, sensitivity_key
 from mpsearch.run.loaded import Given, Loaded
@@ -31,7 +31,6 @@ from mpsearch.sensitivity.measure import measure, split
 from mpsearch.sensitivity.table import SensitivityTable
 from mpsearch.show.console import Console
 
-CACHE = "sensitivity.safetensors"
 FLOAT_SHARE, MOST_NAMED = 0.1, 3  # of a file's fixed bytes, from which parts that stay float are named, and how many
 
 

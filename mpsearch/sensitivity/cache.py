@@ -16,6 +16,8 @@ from torch import Tensor
 
 from hwmodel import FLOAT_BITS, InputError, Precision
 from hwmodel.files import write_whole
+from hwmodel.json_text import parse_json
+from mpsearch.files.reading import reading
 from mpsearch.sensitivity.scores import Rounded, RoundedWeight, Scores
 from mpsearch.sensitivity.table import SensitivityTable
 from recon.graph.network import Network
@@ -83,13 +85,12 @@ def load_scores(path: Path, network: Network) -> Scores:
 def _read(path: Path, read: Callable[[dict[str, Any], Callable[[str], NDArray[Any]]], Read]) -> Read:
     if not path.is_file():
         raise InputError(f"{path} is missing: make it with `mpsearch sensitivity`")
-    try:
-        with safe_open(path, "np") as file:
-            return read(json.loads((file.metadata() or {})["table"]), file.get_tensor)
-    except InputError:
-        raise
-    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path} is damaged ({error}); delete it to measure again") from None
+    with reading(path, "delete it to measure again"):
+        try:
+            with safe_open(path, "np") as file:
+                return read(parse_json((file.metadata() or {})["table"]), file.get_tensor)
+        except (SafetensorError, RuntimeError) as error:
+            raise ValueError(error) from None
 
 
 def _parts(rounded: Rounded) -> Arrays:
