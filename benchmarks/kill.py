@@ -4,9 +4,10 @@
 
 Each trial copies a prepared folder, starts a command in a process of its own, kills it there as `kill -9` does, starts
 the same command again and lets it end. Instead of being killed it may find the disk full, read-only, beyond a quota or
-broken from some write on, or slow, or its folder gone: then it must end with exit code 2 and one line. What is in the folder then must be what an undisturbed command leaves, byte for
-byte but for seconds, peak memory and what a profile measures, and nothing beside it. Processes are forked from one that
-has everything loaded, so that a trial takes a second and not ten.
+broken from some write on, or slow, or its folder gone: then it must end with exit code 2 and one line. What is in the
+folder then must be what an undisturbed command leaves, byte for byte but for seconds, peak
+memory and what a profile measures, and nothing beside it. Processes are forked from one that has everything loaded, so
+that a trial takes a second and not ten.
 """
 
 from __future__ import annotations
@@ -317,7 +318,8 @@ def main() -> None:
     for one in tallies:
         total.update(faults=one.at_writes + one.at_random, differences=len(one.differences))
     print(
-        f"{total['faults']} times {given.fault}, {total['differences']} differences, {time.perf_counter() - began:.0f} s"
+        f"{total['faults']} times {given.fault}, {total['differences']} differences, "
+        f"{time.perf_counter() - began:.0f} s"
     )
     if given.write:
         data = {

@@ -12,6 +12,7 @@ from hwmodel import InputError
 from hwmodel.files import write_whole
 from mpsearch.cli.arguments import Folder, Json
 from mpsearch.cli.common import console, emit, emit_json
+from mpsearch.files.lock import sweep
 
 
 def front(
@@ -68,6 +69,7 @@ def compare(
         runs.append((name, read_layers(place).model, found, finished_configs(place)))
     comparison = compared(runs)
     if plot is not None:
+        sweep(plot.parent)
         draw_comparison(comparison, plot)
     if as_json:
         emit_json(comparison.to_json())
@@ -125,6 +127,7 @@ def export(
     if out is None:
         emit(text)
     else:
+        sweep(out.parent)
         write_whole(out, text.encode())
 
 
