@@ -1,4 +1,4 @@
-"""Commands that are killed, or whose disk fails, at their writes, and are started again: `benchmarks/kill.py` in short."""
+"""Commands that are killed, or whose disk fails, at a write, and are started again: `benchmarks/kill.py` in short."""
 
 from __future__ import annotations
 
