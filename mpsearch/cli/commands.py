@@ -19,6 +19,7 @@ def run(options: RunOptions, out: Out = None, wait: Wait = False, as_json: Json 
     """The main job: sensitivity, search, and the finished model at the budget. Any number of budgets may be given."""
     from mpsearch.optimization.baselines import answers
     from mpsearch.run.finalize import finalize_step
+    from mpsearch.run.page import explored, write_page
     from mpsearch.run.picture import draw
     from mpsearch.run.steps import Run
     from mpsearch.show import tables
@@ -42,12 +43,15 @@ def run(options: RunOptions, out: Out = None, wait: Wait = False, as_json: Json 
         ),
     )
     draw(job.folder, front, table, beside)
+    device = None if job.device is None else job.device.name
+    shown = explored(job.folder, job.folder.path.resolve().name, table, front, job.costs, device, beside)
+    write_page([shown], job.folder.file("front.html"))
     if as_json:
         emit_json(summary)
         return
     job.console.out.print(comparison)
     job.console.out.print(tables.summary_rows(summary))
-    job.console.note(f"everything is in {job.folder.path}; look at front.png, or run: mpsearch front {job.folder.path}")
+    job.console.note(f"everything is in {job.folder.path}; open front.html, or run: mpsearch front {job.folder.path}")
 
 
 @takes(FinishOptions)

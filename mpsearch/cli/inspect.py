@@ -79,6 +79,25 @@ def compare(
         terminal.note(f"the picture is {plot}")
 
 
+def explore(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN [RUN…]", help="One or more run folders.")],
+    out: Annotated[Path | None, typer.Option(help="The page to write (default: RUN/front.html).")] = None,
+) -> None:
+    """Writes a page to look through fronts with: every configuration, its bits by layer, its costs; one HTML file."""
+    from mpsearch.files.folder import RunFolder
+    from mpsearch.run.page import read_explored, write_page
+
+    if out is None and len(folders) > 1:
+        raise InputError("a page of several runs belongs to none of them: name it with --out front.html")
+    path = folders[0] / "front.html" if out is None else out
+    if path.suffix not in (".html", ".htm"):
+        raise InputError(f"--out must name an .html file, got {path}")
+    runs = [read_explored(RunFolder(folder), name) for folder, name in zip(folders, _short_names(folders), strict=True)]
+    with writing(path, "--out"):
+        write_page(runs, path)
+    emit(f"{path}\n")
+
+
 def why(
     folder: Folder,
     config: Annotated[str, typer.Argument(help="A finished name, budget, knee, a point's number, or a JSON of bits.")],
