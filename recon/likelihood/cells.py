@@ -44,7 +44,9 @@ class Channels:
 
     def __post_init__(self) -> None:
         if not self.parts or self.dim == 0 or self.first < 0 or (self.count is not None and self.count < 1):
-            raise InputError(f"channels need one part or more, a dimension other than 0 and a positive range, got {self}")
+            raise InputError(
+                f"channels need one part or more, a dimension other than 0 and a positive range, got {self}"
+            )
 
     def rows(self, outputs: Mapping[str, Tensor]) -> Tensor:
         """(N, cells of all levels, channels) of outputs by path. Raises InputError where they are not there."""
