@@ -54,9 +54,8 @@ class Channels:
         for part in self.parts:
             z = outputs.get(part)
             if z is None:
-                raise InputError(
-                    f"the task expects output {part!r}, the network gives {', '.join(map(repr, outputs)) or 'no tensor'}"
-                )
+                there = ", ".join(map(repr, outputs)) or "no tensor"
+                raise InputError(f"the task expects output {part!r}, the network gives {there}; name one of these")
             if not z.is_floating_point() or not -z.dim() < self.dim < z.dim() or z.dim() < 2:
                 raise InputError(f"output {part!r} {list(z.shape)}, {z.dtype}, has no channels along {self.dim}")
             stop = z.shape[self.dim] if self.count is None else self.first + self.count
@@ -74,8 +73,8 @@ class Channels:
 class Cells:
     """The heads of a detector, all of them over the same cells.
 
-    - `classes`: of `kind` `independent` (a sigmoid each), `exclusive` (a softmax) or `background` (a softmax whose class
-      0 is background), in a `form` as other heads have it.
+    - `classes`: of `kind` `independent` (a sigmoid each), `exclusive` (a softmax) or `background` (a softmax whose
+      class 0 is background), in a `form` as other heads have it.
     - `boxes`: four numbers, or four for each class, with standard deviations `sigma` in their own units, one or four.
     - `objectness`: one channel in `objectness_form`; without it the classes say whether there is an object.
     - `quality`: one logit, such as FCOS' centerness, which means something where there is an object.
@@ -138,7 +137,7 @@ class Cells:
             head.check(rows)
 
     def presence(self, outputs: Mapping[str, Tensor]) -> Tensor:
-        """The probability (N, cells) that there is an object, by objectness, or else by the classes; without gradient."""
+        """The probability (N, cells) of an object, by objectness, or else by the classes; without gradient."""
         if self.objectness is not None:
             logits = Bernoulli("", 2, self.objectness_form).logits(self.objectness.rows(outputs).detach())
             return logits[..., 0].double().sigmoid()
