@@ -25,18 +25,11 @@ class Suppression:
     """What becomes of decoded boxes: those of a score up to `confidence` go, then those that overlap a better one of
     their class by more than `overlap` (intersection over union); `most` of an image stay. A box has one class, the
     likeliest. The defaults are those of YOLOX's evaluation (Ge et al., arXiv 2107.08430).
-
-    Raises InputError for thresholds outside [0, 1].
     """
 
     confidence: float = CONFIDENCE
     overlap: float = OVERLAP
     most: int = MOST_DETECTIONS
-
-    def __post_init__(self) -> None:
-        for option, value in (("--confidence", self.confidence), ("--nms", self.overlap)):
-            if not 0 <= value <= 1:
-                raise InputError(f"{option} must be from 0 to 1, got {value}")
 
     def __call__(self, boxes: Tensor, scores: Tensor) -> Found:
         """The detections among boxes (A, 4) x1 y1 x2 y2 with scores (A, classes) of one image, best first."""
