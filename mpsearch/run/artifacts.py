@@ -23,6 +23,7 @@ from mpsearch.sources.models import LoadedModel
 from recon.likelihood.likelihood import Likelihood
 
 FORMAT = 2  # of run folders: 1 knew top-1 accuracy alone
+SEARCHED, GIVEN_BITS = "config.toml", "reconstruct.toml"  # the options of a run, and of `reconstruct`
 
 
 @dataclass(frozen=True, slots=True)
