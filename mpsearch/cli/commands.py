@@ -66,7 +66,7 @@ def reconstruct(
     from hwmodel import FLOAT_BITS
     from mpsearch.request.assignment import parse_precision, read_assignment, uniform
     from mpsearch.request.edges import edge_layers
-    from mpsearch.run.artifacts import FORMAT, require_same_model
+    from mpsearch.run.artifacts import FORMAT, GIVEN_BITS, require_same_model
     from mpsearch.run.finalize import finalize_step
     from mpsearch.run.loaded import Loaded
     from mpsearch.tasks.figure import finished_text
@@ -85,6 +85,7 @@ def reconstruct(
     require_same_model(folder, loaded.model)
     about = {"format": FORMAT, "fingerprint": loaded.model.fingerprint, "table": table.to_json()}
     folder.write_json("layers.json", about)
+    folder.write(GIVEN_BITS, options.to_toml())
     done = finalize_step(loaded, config, name)
     if as_json:
         emit_json(done)

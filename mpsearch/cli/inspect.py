@@ -12,6 +12,7 @@ from hwmodel import InputError
 from hwmodel.files import write_whole
 from mpsearch.cli.arguments import Folder, Json
 from mpsearch.cli.common import console, emit, emit_json
+from mpsearch.cli.deploy import MODEL_FORMATS, export_finished
 
 
 def front(
@@ -93,8 +94,7 @@ def explore(
     if path.suffix not in (".html", ".htm"):
         raise InputError(f"--out must name an .html file, got {path}")
     runs = [read_explored(RunFolder(folder), name) for folder, name in zip(folders, _short_names(folders), strict=True)]
-    with writing(path, "--out"):
-        write_page(runs, path)
+    write_page(runs, path)
     emit(f"{path}\n")
 
 
@@ -124,17 +124,23 @@ def why(
 
 def export(
     folder: Folder,
-    form: Annotated[str, typer.Option("--format", help="json or csv.")] = "json",
-    out: Annotated[Path | None, typer.Option(help="A file (default: stdout).")] = None,
+    form: Annotated[str, typer.Option("--format", help="json or csv: the bits; onnx: the model.")] = "json",
+    out: Annotated[Path | None, typer.Option(help="A file (default, for the bits: stdout).")] = None,
+    config: Annotated[str | None, typer.Option(help="Which finished model (default: budget, or the only one).")] = None,
+    packed: Annotated[bool, typer.Option("--packed", help="ONNX: codes without gaps, the smallest file.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
-    """Writes the bit assignments of a run's finished configurations."""
+    """Writes the bit assignments of a run's finished configurations, or a finished model for another runtime."""
     from mpsearch.export.bits import export as exported
     from mpsearch.files.folder import RunFolder
     from mpsearch.run.artifacts import finished_configs, read_configs, read_layers
     from mpsearch.tasks.figure import finished_text
 
+    if form in MODEL_FORMATS:
+        export_finished(folder, form, out, config, packed, force)
+        return
     if form not in ("json", "csv"):
-        raise InputError(f"--format must be json or csv, got {form!r}")
+        raise InputError(f"--format must be json, csv or {', '.join(MODEL_FORMATS)}, got {form!r}")
     place = RunFolder(folder)
     finished = finished_configs(place)
     configs = read_configs(finished)

@@ -163,6 +163,32 @@ class FinishOptions(ModelOptions):
                 raise InputError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
         ComputeOptions.__post_init__(self)  # super() does not know a class that slots made anew
 
+    def to_toml(self) -> str:
+        """The text of the file that keeps the options in a run folder."""
+        here = {field.name for field in fields(ComputeOptions)}
+        values = {name: value for name, value in asdict(self).items() if value not in (None, ()) and name not in here}
+        return f"# mpsearch run options; budgets in the units of their names\n{tomli_w.dumps(values)}"
+
+    @classmethod
+    def from_toml(cls, path: Path, place: ComputeOptions = HERE) -> Self:
+        """The inverse of `to_toml`, computed where `place` says.
+
+        Raises InputError where the file is missing or not ours.
+        """
+        if not path.is_file():
+            raise InputError(f"{path.parent} is no run folder: it has no {path.name}; make one with `mpsearch run`")
+        try:
+            data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+            known = {field.name for field in fields(cls)} - {field.name for field in fields(ComputeOptions)}
+            if not known >= set(data):
+                raise ValueError(f"unknown key {sorted(set(data) - known)[0]!r}")
+            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+            return cls(**values, **asdict(place))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, TypeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{path} is damaged: {error}") from None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions(FinishOptions):
@@ -249,32 +275,6 @@ class RunOptions(FinishOptions):
     def edge(self) -> Precision:
         """What the first and last layer have where they are held."""
         return edge_precision(bool(self.abits))
-
-    def to_toml(self) -> str:
-        """The text of `config.toml`."""
-        here = {field.name for field in fields(ComputeOptions)}
-        values = {name: value for name, value in asdict(self).items() if value not in (None, ()) and name not in here}
-        return f"# mpsearch run options; budgets in the units of their names\n{tomli_w.dumps(values)}"
-
-    @classmethod
-    def from_toml(cls, path: Path, place: ComputeOptions = HERE) -> RunOptions:
-        """The inverse of `to_toml`, computed where `place` says.
-
-        Raises InputError where the file is missing or not ours.
-        """
-        if not path.is_file():
-            raise InputError(f"{path.parent} is no run folder: it has no {path.name}; make one with `mpsearch run`")
-        try:
-            data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-            known = {field.name for field in fields(cls)} - {field.name for field in fields(ComputeOptions)}
-            if not known >= set(data):
-                raise ValueError(f"unknown key {sorted(set(data) - known)[0]!r}")
-            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-            return cls(**values, **asdict(place))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, TypeError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{path} is damaged: {error}") from None
 
 
 def edge_precision(quantized_inputs: bool) -> Precision:

@@ -28,6 +28,7 @@ from recon.likelihood.likelihood import Likelihood
 CACHE = "sensitivity.safetensors"
 SEARCH = "search again: mpsearch search RUN"
 FORMAT = 2  # of run folders: 1 knew top-1 accuracy alone
+SEARCHED, GIVEN_BITS = "config.toml", "reconstruct.toml"  # the options of a run, and of `reconstruct`
 
 
 @dataclass(frozen=True, slots=True)
