@@ -75,7 +75,10 @@ def reconstruct(
     loaded = Loaded(options, run_folder(out, options.model), console())
     table = loaded.network.table
     if precision is None:
-        name, config = path.stem, read_assignment(path, table.names)
+        given = read_assignment(path, table.names)
+        name, config = path.stem, given.config
+        if given.note:
+            loaded.console.note(given.note)
     else:
         edges = () if options.edges == "free" else edge_layers(table)
         edge = edge_precision(precision.a != FLOAT_BITS)
