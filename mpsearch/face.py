@@ -21,6 +21,7 @@ from weakref import finalize
 from torch import nn
 
 from hwmodel import BitConfig, InputError
+from hwmodel.files import write_whole
 from mpsearch.export.packed import fill_packed
 from mpsearch.files.folder import Json, RunFolder
 from mpsearch.optimization.baselines import answers
@@ -84,10 +85,7 @@ class FinishedModel:
         """Copies the packed file; `load_packed(path, model=float_model)` reads it back. Raises InputError where it
         cannot be written."""
         target = Path(path)
-        try:
-            shutil.copyfile(self.path, target)
-        except OSError as error:
-            raise InputError(f"cannot write {target} ({error.strerror}); name another file") from None
+        write_whole(target, self.path.read_bytes())
         return target
 
     def __repr__(self) -> str:
@@ -123,7 +121,8 @@ class Front:
         name, index = self._named(which)
         config = self.record.config(index)
         loaded = self.job.loaded
-        report = finalize_step(loaded, config, name)
+        with loaded.folder.held(note=loaded.console.note):
+            report = finalize_step(loaded, config, name)
         path = loaded.folder.file(f"model-{name}.safetensors")
         return FinishedModel(fill_packed(path, loaded.network).model, config, report, path, self.job)
 
@@ -210,9 +209,10 @@ def search(
     job = Run(record, RunFolder(place), Console(), given=given)
     if folder is None:
         finalize(job, shutil.rmtree, place, ignore_errors=True)  # when nothing uses it any more
-    job.layers_step()
-    problem = job.problem(job.sensitivity_step())
-    return Front(job.search_step(problem), problem, job)
+    with job.folder.held(note=job.console.note):
+        job.layers_step()
+        problem = job.problem(job.sensitivity_step())
+        return Front(job.search_step(problem), problem, job)
 
 
 def _limits(budgets: str | Mapping[str, str | float]) -> dict[str, Any]:

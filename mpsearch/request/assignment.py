@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hwmodel import FLOAT_BITS, BitConfig, InputError, Precision
+from hwmodel.json_text import parse_json
 from mpsearch.request.foreign import ForeignBits, read_foreign
 from mpsearch.request.names import Matches, match
 
@@ -45,8 +45,8 @@ def read_assignment(path: Path, layers: tuple[str, ...]) -> Assignment:
     if not path.is_file():
         raise InputError(f"no such file of bits: {path}")
     try:
-        given = read_foreign(json.loads(path.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        given = read_foreign(parse_json(path.read_bytes()))
+    except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path} is no bit assignment ({error}); mpsearch export writes one") from None
     matches = match(layers, tuple(given.bits))
     if not matches.found or (matches.missing and given.default is None):

@@ -39,5 +39,5 @@ def explored(
 
 
 def write_page(runs: Sequence[ExploredRun], path: Path) -> None:
-    """Writes the page of runs in one step. Raises OSError where that cannot be done."""
+    """Writes the page of runs in one step. Raises InputError where that cannot be done."""
     RunFolder(path.parent).write(path.name, page(runs))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from hwmodel import BitConfig, LayerTable
 from mpsearch.files.folder import Json
+from mpsearch.files.picture import write_picture
 from mpsearch.optimization.baselines import Answer
 from mpsearch.optimization.front import ParetoFront
 from mpsearch.request.budgets import COSTS, Cost
@@ -148,7 +149,7 @@ def draw_front(info: FrontInfo, path: Path) -> None:
         loc="lower center",
         bbox_to_anchor=(0.5, 1.0),
     )
-    figure.savefig(path, metadata={"Software": None})
+    write_picture(figure, path)
 
 
 def _legend(name: str, measured: Sequence[Measured]) -> str:
@@ -206,4 +207,4 @@ def draw_comparison(comparison: Comparison, path: Path) -> None:
     axes.grid(alpha=0.3, which="both")
     axes.legend(loc="upper right", framealpha=0.95)
     axes.margins(x=0.07)
-    figure.savefig(path, metadata={"Software": None})
+    write_picture(figure, path)
