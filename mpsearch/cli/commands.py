@@ -76,7 +76,10 @@ def reconstruct(
     loaded = Loaded(options, hold(run_folder(out, options.model), wait), console())
     table = loaded.network.table
     if precision is None:
-        name, config = path.stem, read_assignment(path, table.names)
+        given = read_assignment(path, table.names)
+        name, config = path.stem, given.config
+        if given.note:
+            loaded.console.note(given.note)
     else:
         edges = () if options.edges == "free" else edge_layers(table)
         edge = edge_precision(precision.a != FLOAT_BITS)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from exploring import explored_run
 
-from mpsearch.request.assignment import read_assignment
+from mpsearch.request.assignment import Assignment, read_assignment
 from mpsearch.show.explorer import ExploredRun, frame, page
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
@@ -135,7 +135,7 @@ def test_saved_bits_are_those_of_the_front(run: ExploredRun, opened: Callable[..
         download.value.save_as(tmp_path / name)
         config = run.front.config(chosen(shown))
         assert (tmp_path / name).read_text() == config.dumps() + "\n"  # layers whose names are numbers in place
-        assert read_assignment(tmp_path / name, run.table.names) == config
+        assert read_assignment(tmp_path / name, run.table.names) == Assignment(config, "")
         shown.locator("#plot").press("ArrowRight")
 
 
