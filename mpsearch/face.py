@@ -30,11 +30,13 @@ from mpsearch.optimization.picks import picked
 from mpsearch.optimization.problem import BitProblem
 from mpsearch.request.budgets import COSTS
 from mpsearch.request.options import RunOptions
+from mpsearch.run.artifacts import finished_configs
 from mpsearch.run.finalize import finalize_step
 from mpsearch.run.loaded import Given
 from mpsearch.run.picture import draw
 from mpsearch.run.steps import Run
 from mpsearch.show.console import Console
+from mpsearch.show.explorer import ExploredRun, frame, page
 from mpsearch.sources.data import from_memory
 from mpsearch.sources.models import in_memory
 from mpsearch.tasks.figure import finished_text
@@ -156,10 +158,19 @@ class Front:
         return "\n".join([f"Front of {len(self):,} configurations of {self.job.table.model}", *lines])
 
     def _repr_html_(self) -> str:
+        job = self.job
+        device = None if job.device is None else job.device.name
+        finished, beside = finished_configs(job.folder), answers(self.problem)
+        shown = ExploredRun("front", "front.finish(POINT)", job.table, self.record, job.costs, device, finished, beside)
+        return frame(page([shown])) + self._table()
+
+    def _table(self) -> str:
+        """The front as a table, for where frames are left out."""
         head = "".join(f"<th>{escape(title)}</th>" for title in self._head())
         rows = "".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in self._rows())
-        caption = f"{len(self):,} configurations of {escape(self.job.table.model)}; ◄ is the one at the budget"
-        return f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        summary = f"{len(self):,} configurations of {escape(self.job.table.model)}; ◄ is the one at the budget"
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        return f"<details><summary>{summary}</summary>{table}</details>"
 
 
 def search(

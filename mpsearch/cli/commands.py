@@ -19,6 +19,7 @@ def run(options: RunOptions, out: Out = None, wait: Wait = False, as_json: Json 
     """The main job: sensitivity, search, and the finished model at the budget. Any number of budgets may be given."""
     from mpsearch.optimization.baselines import answers
     from mpsearch.run.finalize import finalize_step
+    from mpsearch.run.page import explored, write_page
     from mpsearch.run.picture import draw
     from mpsearch.run.steps import Run
     from mpsearch.show import tables
@@ -42,12 +43,15 @@ def run(options: RunOptions, out: Out = None, wait: Wait = False, as_json: Json 
         ),
     )
     draw(job.folder, front, table, beside)
+    device = None if job.device is None else job.device.name
+    shown = explored(job.folder, job.folder.path.resolve().name, table, front, job.costs, device, beside)
+    write_page([shown], job.folder.file("front.html"))
     if as_json:
         emit_json(summary)
         return
     job.console.out.print(comparison)
     job.console.out.print(tables.summary_rows(summary))
-    job.console.note(f"everything is in {job.folder.path}; look at front.png, or run: mpsearch front {job.folder.path}")
+    job.console.note(f"everything is in {job.folder.path}; open front.html, or run: mpsearch front {job.folder.path}")
 
 
 @takes(FinishOptions)
@@ -62,7 +66,7 @@ def reconstruct(
     from hwmodel import FLOAT_BITS
     from mpsearch.request.assignment import parse_precision, read_assignment, uniform
     from mpsearch.request.edges import edge_layers
-    from mpsearch.run.artifacts import FORMAT, require_same_model
+    from mpsearch.run.artifacts import FORMAT, GIVEN_BITS, require_same_model
     from mpsearch.run.finalize import finalize_step
     from mpsearch.run.loaded import Loaded
     from mpsearch.tasks.figure import finished_text
@@ -72,7 +76,10 @@ def reconstruct(
     loaded = Loaded(options, hold(run_folder(out, options.model), wait), console())
     table = loaded.network.table
     if precision is None:
-        name, config = path.stem, read_assignment(path, table.names)
+        given = read_assignment(path, table.names)
+        name, config = path.stem, given.config
+        if given.note:
+            loaded.console.note(given.note)
     else:
         edges = () if options.edges == "free" else edge_layers(table)
         edge = edge_precision(precision.a != FLOAT_BITS)
@@ -81,6 +88,7 @@ def reconstruct(
     require_same_model(folder, loaded.model)
     about = {"format": FORMAT, "fingerprint": loaded.model.fingerprint, "table": table.to_json()}
     folder.write_json("layers.json", about)
+    folder.write(GIVEN_BITS, options.to_toml())
     done = finalize_step(loaded, config, name)
     if as_json:
         emit_json(done)

@@ -38,7 +38,7 @@ def application() -> typer.Typer:
         app.command()(results_apart(command))
     for step in (commands.sensitivity, commands.search, commands.finalize):
         app.command(rich_help_panel=STEPS)(results_apart(step))
-    for look in (inspect.front, inspect.compare, inspect.why, inspect.export):
+    for look in (inspect.front, inspect.explore, inspect.compare, inspect.why, inspect.export):
         app.command(rich_help_panel=LOOK)(results_apart(look))
     for tell in (hardware.layers, hardware.devices, hardware.profile):
         app.command(rich_help_panel=HARDWARE)(results_apart(tell))

@@ -28,6 +28,7 @@ from recon.likelihood.likelihood import Likelihood
 CACHE = "sensitivity.safetensors"
 SEARCH = "search again: mpsearch search RUN"
 FORMAT = 2  # of run folders: 1 knew top-1 accuracy alone
+SEARCHED, GIVEN_BITS = "config.toml", "reconstruct.toml"  # the options of a run, and of `reconstruct`
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +237,7 @@ def read_config(folder: RunFolder, text: str) -> tuple[str, BitConfig]:
         name, index = picked(front, text)[0]
         return name, front.config(index)
     if Path(text).is_file():
-        return Path(text).stem, read_assignment(Path(text), read_layers(folder).names)
+        return Path(text).stem, read_assignment(Path(text), read_layers(folder).names).config
     known = ["budget", "knee", *finished]
     near = difflib.get_close_matches(text, known, 3, 0.4)
     hint = f"; did you mean {', '.join(near)}?" if near else ""

@@ -8,7 +8,11 @@ from typing import Any
 
 from hwmodel.errors import InputError
 
-TITLES = {"top1": "top-1", "kl": "KL", "miou": "mean IoU", "rmse": "RMSE", "rmse_to_float": "RMSE to float"}
+TITLES = {"top1": "top-1", "kl": "KL", "miou": "mean IoU", "rmse": "RMSE", "rmse_to_float": "RMSE to float"} | {
+    "map": "mAP",
+    "ap50": "AP50",
+    "ap75": "AP75",
+}
 KL = "kl"
 
 
