@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a case is prepared: `here`, a folder of its own, with a finished `run`, and `tiny`, the network and data."""
+    """Where a case is prepared: `here`, a folder of its own; a finished `run`; `tiny`, the network and data."""
 
     here: Path
     run: Path

@@ -11,8 +11,6 @@ import pytest
 from commandline import Command
 from hostile import CASES, Place
 
-HEAVY = ("--wbits", "--task", "--samples", "--tie", "--fix")
-
 
 @pytest.fixture(scope="module")
 def run(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -35,7 +33,10 @@ def test_the_table_is_long() -> None:
     assert len(set(names)) == len(names) >= 200
 
 
-@pytest.mark.parametrize(("name", "call", "part"), CASES, ids=[name for name, *_ in CASES])
+@pytest.mark.parametrize(
+    ("name", "call", "part"),
+    [pytest.param(*case, id=case[0], marks=[pytest.mark.slow] * (number % 6 > 0)) for number, case in enumerate(CASES)],
+)
 def test_a_bad_input_is_one_line(
     name: str, call: object, part: str, run: Path, tiny: Path, tmp_path: Path, command: Command
 ) -> None:
