@@ -14,7 +14,7 @@ class Chosen {
     byId("chosen-title").textContent = chosen.index === null ? `Configuration ${chosen.finished.name}` : `Configuration ${chosen.index}`;
     const of = chosen.index === null ? "beside the front" : `of ${whole(run.count)}${several ? ` in ${run.name}` : ""}`;
     const tags = [tag("span", { class: "tag" }, of)];
-    if (chosen.index !== null && chosen.index === bestWithin(run, this.state.limits)) tags.push(tag("span", { class: "tag" }, "best within the limits"));
+    if (chosen.index !== null && chosen.index === inside(run, this.state.limits).best) tags.push(tag("span", { class: "tag" }, "best within the limits"));
     if (chosen.index === run.knee) tags.push(tag("span", { class: "tag" }, "knee"));
     if (chosen.finished) tags.push(tag("span", { class: "tag finished" }, "finished"));
     byId("named").replaceChildren(...tags);

@@ -54,28 +54,33 @@ function layerCost(point, cost, layer) {
   return at < 0 ? undefined : cost.by[layer * point.run.precisions.length + at];
 }
 
-// Configurations by ascending cost, and among equals by falling loss.
+// Configurations by ascending cost, among equals by falling loss, and where each of them stands.
 function orderBy(run, cost) {
-  const total = run.cost(cost).total;
-  run.orders[cost] ||= Uint32Array.from({ length: run.count }, (_, i) => i).sort(
-    (a, b) => total[a] - total[b] || run.loss[b] - run.loss[a],
-  );
+  if (!run.orders[cost]) {
+    const { total } = run.cost(cost);
+    const sorted = Uint32Array.from({ length: run.count }, (_, i) => i).sort((a, b) => total[a] - total[b] || run.loss[b] - run.loss[a]);
+    const place = new Uint32Array(run.count);
+    sorted.forEach((index, at) => (place[index] = at));
+    run.orders[cost] = { sorted, place };
+  }
   return run.orders[cost];
 }
 
 const withinLimit = (value, limit) => value <= limit * (1 + 1e-12);
 
-function fits(run, limits, index) {
-  return run.costs.every((cost) => !(cost.name in limits) || withinLimit(cost.total[index], limits[cost.name]));
-}
-
-// The configuration with the least loss within all limits; null where there is none.
-function bestWithin(run, limits) {
-  let best = null;
-  for (let i = 0; i < run.count; i++) {
-    if ((best === null || run.loss[i] < run.loss[best]) && fits(run, limits, i)) best = i;
+// Which configurations are within all limits, 1 each, and the one with the least loss of them; null where there is none.
+function inside(run, limits) {
+  const key = JSON.stringify(limits);
+  if (run.inside?.key !== key) {
+    const fits = new Uint8Array(run.count).fill(1);
+    for (const { name, total } of run.costs.filter((cost) => cost.name in limits)) {
+      for (let i = 0; i < run.count; i++) if (!withinLimit(total[i], limits[name])) fits[i] = 0;
+    }
+    let best = null;
+    for (let i = 0; i < run.count; i++) if (fits[i] && (best === null || run.loss[i] < run.loss[best])) best = i;
+    run.inside = { key, fits, best };
   }
-  return best;
+  return run.inside;
 }
 
 // The assignment as mpsearch reads it. Written by hand: an object would put names that are numbers first.

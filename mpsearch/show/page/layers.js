@@ -9,6 +9,8 @@ class Layers {
     this.root = byId("bars");
     this.svg = this.root.querySelector("svg");
     this.at = 0;
+    this.details = byId("table").closest("details");
+    this.details.addEventListener("toggle", () => this.details.open && this.drawTable());
     this.root.addEventListener("keydown", (event) => this.key(event));
     this.root.addEventListener("pointermove", (event) => this.point(event));
     this.root.addEventListener("pointerdown", (event) => this.point(event));
@@ -19,7 +21,7 @@ class Layers {
     this.at = Math.min(this.at, this.state.run.layers.length - 1);
     this.drawBars();
     this.drawShares();
-    this.drawTable();
+    if (this.details.open) this.drawTable();
   }
 
   drawBars() {

@@ -66,7 +66,7 @@ class State {
   }
 
   chooseBest() {
-    const best = bestWithin(this.run, this.limits);
+    const { best } = inside(this.run, this.limits);
     const over = Object.keys(this.limits).map((name) => this.run.cost(name)).filter((cost) => cost && !withinLimit(Math.min(...extremes(cost.total)), this.limits[cost.name]));
     const least = over.map((cost) => `${cost.title} is at least ${costText(cost, extremes(cost.total)[0], true)}`);
     byId("within").textContent = best !== null ? "" : `No configuration is within: ${least.join(", ") || "the limits exclude each other"}.`;
@@ -141,7 +141,7 @@ class State {
       const radio = tag("input", { type: "radio", name: "run", value: run.number });
       radio.checked = run === this.run;
       radio.addEventListener("change", () => {
-        this.chosen = pointOf(run, bestWithin(run, { ...run.budgets, ...this.limits }) ?? run.best);
+        this.chosen = pointOf(run, inside(run, { ...run.budgets, ...this.limits }).best ?? run.best);
         this.enter(run);
       });
       byId("runs").append(tag("label", { style: `color: ${run.colour}` }, radio, run.name));

@@ -69,14 +69,15 @@ class Plot {
     const styles = getComputedStyle(document.documentElement);
     const colour = (name) => styles.getPropertyValue(name).trim();
     const order = [...this.placed].sort((a, b) => (a.run === active) - (b.run === active));
-    for (const inside of [false, true]) {
+    const fits = new Map(order.map(({ run }) => [run, inside(run, limits).fits]));
+    for (const within of [0, 1]) {
       for (const { run, xs, ys } of order) {
         context.fillStyle = colour(`--run${run.number % 8}`);
         for (let i = 0; i < run.count; i++) {
-          if (fits(run, limits, i) === inside) context.fillRect(xs[i] - DOT, ys[i] - DOT, 2 * DOT, 2 * DOT);
+          if (fits.get(run)[i] === within) context.fillRect(xs[i] - DOT, ys[i] - DOT, 2 * DOT, 2 * DOT);
         }
       }
-      if (inside) continue;
+      if (within) continue;
       context.globalAlpha = 0.68; // a veil over what is beyond the limits
       context.fillStyle = colour("--card");
       context.fillRect(0, 0, this.width, this.height);
@@ -138,10 +139,9 @@ class Plot {
       if (name === "chosen") svg(this.moving, "circle", { class: "chosen-dot", r: 2.5, ...at });
     }
     const { run } = chosen;
-    const order = orderBy(run, across);
     this.root.setAttribute("aria-valuemin", 0);
     this.root.setAttribute("aria-valuemax", run.count - 1);
-    this.root.setAttribute("aria-valuenow", chosen.index === null ? 0 : order.indexOf(chosen.index));
+    this.root.setAttribute("aria-valuenow", chosen.index === null ? 0 : orderBy(run, across).place[chosen.index]);
     this.root.setAttribute("aria-valuetext", this.state.sentence(chosen));
   }
 
@@ -168,7 +168,16 @@ class Plot {
     this.state.choose(run, index);
   }
 
+  // Pointers move more often than pictures are shown: the last place before each picture counts.
   move(event) {
+    if (!this.moved) requestAnimationFrame(() => this.follow());
+    this.moved = event;
+  }
+
+  follow() {
+    const event = this.moved;
+    if (!event) return;
+    this.moved = null;
     const { run, index, x, y } = this.nearest(event);
     if (event.buttons) return this.state.choose(run, index);
     if (event.pointerType !== "mouse") return;
@@ -184,6 +193,7 @@ class Plot {
   }
 
   leave() {
+    this.moved = null;
     this.near.setAttribute("visibility", "hidden");
     this.hint.hidden = true;
   }
@@ -191,12 +201,12 @@ class Plot {
   key(event) {
     if (event.ctrlKey || event.altKey || event.metaKey) return;
     const { run, chosen, across } = this.state;
-    const order = orderBy(run, across);
-    const at = chosen.index === null ? 0 : order.indexOf(chosen.index);
+    const { sorted, place } = orderBy(run, across);
+    const at = chosen.index === null ? 0 : place[chosen.index];
     const far = Math.max(1, Math.round(run.count / 20));
     const steps = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1, PageUp: far, PageDown: -far, Home: -run.count, End: run.count };
     const actions = { b: () => this.state.chooseBest(), c: () => this.state.pin(), s: () => this.state.save() };
-    if (event.key in steps) this.state.choose(run, order[Math.min(Math.max(at + steps[event.key], 0), run.count - 1)]);
+    if (event.key in steps) this.state.choose(run, sorted[Math.min(Math.max(at + steps[event.key], 0), run.count - 1)]);
     else if (event.key.toLowerCase() in actions) actions[event.key.toLowerCase()]();
     else return;
     event.preventDefault();

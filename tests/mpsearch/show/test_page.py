@@ -158,6 +158,7 @@ def test_two_configurations_side_by_side(run: ExploredRun, opened: Callable[...,
 def test_layers_in_the_table_and_under_the_keys(run: ExploredRun, opened: Callable[..., Page]) -> None:
     shown = opened(page([run]))
     shown.click("#layers summary")
+    shown.wait_for_selector("#table tbody tr")
     rows = [
         [cell.text_content() for cell in row.query_selector_all("th, td")]
         for row in shown.query_selector_all("#table tbody tr")
@@ -183,6 +184,7 @@ def test_a_click_takes_the_nearest_point(run: ExploredRun, opened: Callable[...,
     smallest = chosen(shown)
     plot.press("End")
     shown.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    shown.wait_for_selector("#hint:not([hidden])")
     assert f"{run.front.objectives[smallest, 1] / 1e6:.4g}"[:5] in shown.text_content("#hint")
     shown.mouse.down()
     shown.mouse.up()
