@@ -93,11 +93,11 @@ def _errors(debug: bool, stop: Stop) -> Iterator[None]:
 
 def _said(error: Exception) -> tuple[str, int]:
     """What to say of an error in one line, and the exit code."""
-    text = " ".join(str(error).split())
+    text = _one_line(str(error))
     if isinstance(error, InputError):
         return text, 2
     if hasattr(error, "format_message"):  # a wrong command line; where typer keeps the class depends on its version
-        return f"{' '.join(error.format_message().split())} (mpsearch --help lists what there is)", 2
+        return f"{_one_line(error.format_message())} (mpsearch --help lists what there is)", 2
     if isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(w in text.lower() for w in _NO_MEMORY)
     ):
@@ -109,3 +109,9 @@ def _said(error: Exception) -> tuple[str, int]:
         where = error.filename or "a file or stdout"
         return f"the system refuses {where} ({error.strerror or text}); nothing is lost, the same command goes on", 2
     return f"internal fault: {type(error).__name__}: {text} (--debug shows where)", 1
+
+
+def _one_line(text: str) -> str:
+    """A text as a terminal may have it: names of files may hold line breaks, and colours, and marks that turn lines."""
+    characters = (one if one.isprintable() else one.encode("unicode_escape").decode() for one in text.strip())
+    return "".join(characters)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Self
 import tomli_w
 
 from hwmodel import FLOAT_BITS, WEIGHT_BITS, InputError, Precision
+from mpsearch.files.reading import reading
 from mpsearch.request.budgets import COSTS, NEED_DEVICE
 from mpsearch.request.flags import Flag
 from mpsearch.request.parse import (
@@ -177,17 +178,13 @@ class FinishOptions(ModelOptions):
         """
         if not path.is_file():
             raise InputError(f"{path.parent} is no run folder: it has no {path.name}; make one with `mpsearch run`")
-        try:
+        with reading(path, "mend it, or start again with `mpsearch run` and another --out"):
             data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
             known = {field.name for field in fields(cls)} - {field.name for field in fields(ComputeOptions)}
             if not known >= set(data):
                 raise ValueError(f"unknown key {sorted(set(data) - known)[0]!r}")
             values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
             return cls(**values, **asdict(place))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, TypeError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{path} is damaged: {error}") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

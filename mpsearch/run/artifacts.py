@@ -199,6 +199,8 @@ def read_costs(folder: RunFolder) -> tuple[CostTable, dict[str, tuple[Precision,
             int(data["fixed_bytes"]),
             **arrays,
         )
+        if not all(np.isfinite(array).all() for array in (costs.bops, *arrays.values())):
+            raise ValueError("costs must be finite")
         return costs, dict(zip(layers, allowed, strict=True))
 
 

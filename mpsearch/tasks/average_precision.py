@@ -85,7 +85,7 @@ class _Precision:
     def add(self, outputs: Any, targets: Any, reference: Any) -> None:
         found = self.detect(outputs)
         self.found += found
-        self.truth += true_boxes(targets, len(found))
+        self.truth += true_boxes(targets, len(found), self.detect.classes)
 
     def value(self) -> float:
         if not self.truth:

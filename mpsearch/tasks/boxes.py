@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,12 +47,14 @@ class Detect:
 
     `decode` gives boxes (N, A, 4) x1 y1 x2 y2 in pixels of the input and scores (N, A, classes); or, where the
     suppression is its own, a list of N dicts of boxes (M, 4), scores (M,) and labels (M,), as torchvision's detectors.
-    The last outputs' detections are kept, as several metrics ask for them.
+    The last outputs' detections are kept, as several metrics ask for them. `classes` is how many there are, where
+    scores do not say it.
     """
 
     decode: Decode
     suppression: Suppression
     name: str = "decode"
+    classes: int | None = None
     _last: tuple[Any, list[Found]] | None = None
 
     def __call__(self, outputs: Any) -> list[Found]:
@@ -86,14 +88,11 @@ class Detect:
             )
         return tuple(made)
 
-    def classes(self, outputs: Any) -> int | None:
-        """How many classes the scores tell apart; None where they have been suppressed already."""
-        made = self.decoded(outputs)
-        return made[1].shape[2] if isinstance(made, tuple) else None
-
     @torch.no_grad()
     def _detected(self, outputs: Any) -> list[Found]:
         made = self.decoded(outputs)
+        if isinstance(made, tuple):
+            self.classes = made[1].shape[2]
         found = made if isinstance(made, list) else [self.suppression(*pair) for pair in zip(*made, strict=True)]
         return [{key: one[key].detach().cpu() for key in ("boxes", "scores", "labels")} for one in found]
 
@@ -120,29 +119,49 @@ def _shown(made: Any) -> str:
     return str(list(made.shape)) if isinstance(made, Tensor) else f"a {type(made).__name__}"
 
 
-def true_boxes(targets: Any, count: int) -> list[Found]:
+def true_boxes(targets: Any, count: int, classes: int | None = None) -> list[Found]:
     """Targets of a batch as torchvision has them: for each image a dict of boxes (M, 4) x1 y1 x2 y2 in pixels of the
     input and labels (M,), perhaps area (M,) and iscrowd (M,), of zeros where it says nothing.
 
-    Raises InputError where they are something else.
+    Labels are the network's `classes`, from 0; or, where there are `categories` (C,), indices into these ids: then
+    classes are categories by rank where there are as many, and by id where the last id is the last class. Raises
+    InputError where they are something else.
     """
     if not isinstance(targets, list | tuple) or len(targets) != count or not all(isinstance(t, dict) for t in targets):
         raise InputError(f"targets must be a dict of boxes [M, 4] and labels [M] for each of {count} images")
-    found = []
-    for one in targets:
-        boxes, labels = one.get("boxes"), one.get("labels")
-        if not isinstance(boxes, Tensor) or not isinstance(labels, Tensor):
+    return [_true(one, classes) for one in targets]
+
+
+def _true(target: Mapping[str, Any], classes: int | None) -> Found:
+    boxes, labels = target.get("boxes"), target.get("labels")
+    if not isinstance(boxes, Tensor) or not isinstance(labels, Tensor):
+        named = ", ".join(target) or "nothing"
+        raise InputError(f"targets of an image must hold tensors boxes and labels, got {named}")
+    boxes = boxes.reshape(-1, 4) if boxes.numel() == 0 else boxes
+    if boxes.shape != (len(labels), 4):
+        raise InputError(f"targets of an image must be boxes [M, 4] and labels [M], got {_shown([boxes, labels])}")
+    sides = (boxes[:, 2:] - boxes[:, :2]).double()
+    if not (sides > 0).all():
+        row = int((sides <= 0).any(1).int().argmax())
+        raise InputError(f"boxes are x1 y1 x2 y2 with x1 < x2 and y1 < y2, got {boxes[row].tolist()}")
+    return {
+        "boxes": boxes,
+        "labels": _as_classes(labels.long(), target.get("categories"), classes),
+        "area": target.get("area", sides.prod(1)),
+        "iscrowd": target.get("iscrowd", torch.zeros(len(labels), dtype=torch.int64)),
+    }
+
+
+def _as_classes(labels: Tensor, ids: Tensor | None, classes: int | None) -> Tensor:
+    if ids is not None and classes not in (None, len(ids)):
+        if int(ids[-1]) + 1 != classes:
             raise InputError(
-                f"targets of an image must hold tensors boxes and labels, got {', '.join(one) or 'nothing'}"
+                f"the annotations have {len(ids)} categories with ids from {ids[0]} to {ids[-1]}, but the network has "
+                f"{classes} classes; name annotations with the network's categories by --annotations"
             )
-        boxes = boxes.reshape(-1, 4) if boxes.numel() == 0 else boxes
-        if boxes.shape != (len(labels), 4):
-            raise InputError(f"targets of an image must be boxes [M, 4] and labels [M], got {_shown([boxes, labels])}")
-        sides = (boxes[:, 2:] - boxes[:, :2]).double()
-        if not (sides > 0).all():
-            row = int((sides <= 0).any(1).int().argmax())
-            raise InputError(f"boxes are x1 y1 x2 y2 with x1 < x2 and y1 < y2, got {boxes[row].tolist()}")
-        area = one.get("area", sides.prod(1))
-        crowd = one.get("iscrowd", torch.zeros(len(labels), dtype=torch.int64))
-        found.append({"boxes": boxes, "labels": labels, "area": area, "iscrowd": crowd})
-    return found
+        return ids[labels]
+    if len(labels) and (labels.min() < 0 or (classes is not None and labels.max() >= classes)):
+        raise InputError(
+            f"boxes have labels from {labels.min()} to {labels.max()}, but the network has {classes} classes"
+        )
+    return labels

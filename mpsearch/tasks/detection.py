@@ -19,14 +19,19 @@ NAME = "detection"
 
 
 def detection(
-    decode: Decode, suppression: Suppression | None = None, likelihood: Likelihood | None = None, name: str = "decode"
+    decode: Decode,
+    suppression: Suppression | None = None,
+    likelihood: Likelihood | None = None,
+    *,
+    name: str = "decode",
+    classes: int | None = None,
 ) -> Task:
     """The task of a detector whose outputs `decode` turns into boxes and scores (see `Detect`).
 
     Without a `likelihood` it is found in the derivatives of `decode` (see `cells_of`). `name` is what messages call
-    `decode`.
+    `decode`; `classes` is needed where it gives finished detections, whose scores do not tell how many there are.
     """
-    detect = Detect(decode, suppression or Suppression(), name)
+    detect = Detect(decode, suppression or Suppression(), name, classes)
 
     def recognized(outputs: Mapping[str, Tensor]) -> Likelihood:
         assert isinstance(outputs, Examples)
