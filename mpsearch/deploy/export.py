@@ -51,7 +51,7 @@ def _onnx(model: FinishedModel, path: Path, packed: bool) -> Written:
     from mpsearch.export.onnx.write import write_onnx
 
     plan = model.plan(real_outputs=True)
-    made = write_onnx(plan, model.metadata(), numpy_dtypes(model))
+    made = write_onnx(plan, model.metadata(), numpy_dtypes(model), packed)
     return Written(write_file(path, made.SerializeToString(deterministic=True)), notes_of(plan))
 
 
