@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from hwmodel import InputError
+from hwmodel.files import write_whole
 from mpsearch.deploy.finished import FinishedModel
-from mpsearch.export.outfile import require_free, write_file
+from mpsearch.export.outfile import require_free
 from mpsearch.export.plan.records import LAYERS, Plan
 
 
@@ -52,7 +53,9 @@ def _onnx(model: FinishedModel, path: Path, packed: bool) -> Written:
 
     plan = model.plan(real_outputs=True)
     made = write_onnx(plan, model.metadata(), numpy_dtypes(model), packed)
-    return Written(write_file(path, made.SerializeToString(deterministic=True)), notes_of(plan))
+    content = made.SerializeToString(deterministic=True)
+    write_whole(path, content)
+    return Written(len(content), notes_of(plan))
 
 
 def numpy_dtypes(model: FinishedModel) -> tuple[np.dtype[np.generic], ...]:

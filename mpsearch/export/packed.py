@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hwmodel import InputError, LayerTable
+from hwmodel.files import write_whole
 from hwmodel.size import (
     ALIGNMENT,
     HEADER_LENGTH_BYTES,
@@ -108,12 +109,8 @@ def save_packed(path: Path, network: Network, reference: str, layers: QuantizedL
     digests = Digests(file_digest(json.loads(layout.header(config, "", digests)), data), digests.integers)
     header = layout.header(config, layout.padding(config), digests)
     header += b" " * (-len(header) % ALIGNMENT)
-    temporary = path.with_suffix(".tmp")
     # By hand: the library writes the header's text fields in another order each time.
-    with temporary.open("wb") as file:
-        file.write(len(header).to_bytes(HEADER_LENGTH_BYTES, "little") + header)
-        file.writelines(data)
-    temporary.replace(path)
+    write_whole(path, len(header).to_bytes(HEADER_LENGTH_BYTES, "little"), header, *data)
     return path.stat().st_size
 
 
