@@ -52,7 +52,7 @@ def _onnx(model: FinishedModel, path: Path, packed: bool) -> Written:
     from mpsearch.export.onnx.write import write_onnx
 
     plan = model.plan(real_outputs=True)
-    made = write_onnx(plan, model.metadata(), numpy_dtypes(model))
+    made = write_onnx(plan, model.metadata(), numpy_dtypes(model), packed)
     content = made.SerializeToString(deterministic=True)
     write_whole(path, content)
     return Written(len(content), notes_of(plan))
