@@ -57,7 +57,12 @@ def run(options: RunOptions, out: Out = None, wait: Wait = False, as_json: Json 
 @takes(FinishOptions)
 def reconstruct(
     options: FinishOptions,
-    bits: Annotated[str, typer.Option(help="W4 or W4A8 for all layers, or a JSON file of bits by layer.")],
+    bits: Annotated[
+        str,
+        typer.Option(
+            help="W4 or W4A8 for all layers, or a JSON file of bits by layer: ours, HAWQ's, MCT's, AIMET's, NNCF's."
+        ),
+    ],
     out: Out = None,
     wait: Wait = False,
     as_json: Json = False,
@@ -72,7 +77,7 @@ def reconstruct(
     from mpsearch.tasks.figure import finished_text
 
     path = Path(bits)
-    precision = None if path.suffix == ".json" else parse_precision(bits)
+    precision = None if path.suffix in (".json", ".encodings") else parse_precision(bits)
     loaded = Loaded(options, hold(run_folder(out, options.model), wait), console())
     table = loaded.network.table
     if precision is None:

@@ -11,7 +11,7 @@ from hwmodel import InputError
 from mpsearch.cli.arguments import Json
 from mpsearch.cli.common import console, emit_json
 
-MODEL_FORMATS = ("onnx",)
+MODEL_FORMATS = ("onnx", "aimet")
 
 
 def export_finished(folder: Path, form: str, out: Path | None, config: str | None, packed: bool, force: bool) -> None:

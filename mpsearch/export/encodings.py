@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpsearch.export.plan.records import LOWEST, Grid, Plan, Weight
+from mpsearch.export.plan.records import LOWEST, VIEWS, Grid, Plan
 from mpsearch.export.plan.weights import is_halved
+from recon.quantizers.weights import QuantizedWeight
 
 VERSIONS = ("1.0.0", "2.0.0")
 TYPES = (2, 4, 8, 16)  # bits of the integers that version 2.0.0 knows
@@ -25,8 +26,7 @@ TYPES = (2, 4, 8, 16)  # bits of the integers that version 2.0.0 knows
 class Encoding:
     """A tensor called `name` on the grid `scale · (q − zero)`, q from 0 to 2^bits − 1.
 
-    One scale and whole zero-point, or one for each channel along `axis`. `needed` is the least number of bits whose
-    codes hold all values that occur: a wider type changes nothing where it is not below `bits`.
+    One scale and one whole zero-point, or as many as there are channels along `axis`.
     """
 
     name: str
@@ -37,13 +37,13 @@ class Encoding:
     axis: int | None = None
 
 
-def weight_encoding(name: str, weight: Weight) -> Encoding:
+def weight_encoding(name: str, stored: QuantizedWeight) -> Encoding:
     """The grid of a layer's weight; where zero-points count in halves, a grid of half the step that has all of it."""
-    grid = weight.stored.grid
+    grid = stored.grid
     scale = grid.scale.cpu().numpy().astype(np.float32)
     zero = grid.zero_point.cpu().numpy().astype(np.float64)
     bits = grid.bits
-    if is_halved(weight.stored):
+    if is_halved(stored):
         zero, scale = 2 * zero, (scale / 2).astype(np.float32)
         bits = (2 * (2**bits - 1)).bit_length()
     whole = zero.astype(np.int64)
@@ -51,7 +51,7 @@ def weight_encoding(name: str, weight: Weight) -> Encoding:
 
 
 def tensor_encoding(name: str, grid: Grid) -> Encoding:
-    """The grid of a tensor. Where ReLU cuts codes off above, the graph does that, and the grid may have more of them."""
+    """The grid of a tensor; where ReLU cuts codes off, which the graph does, it may have more of them."""
     most = grid.high - LOWEST
     bits = most.bit_length()
     if most != 2**bits - 1:
@@ -63,11 +63,24 @@ def tensor_encoding(name: str, grid: Grid) -> Encoding:
 def encodings_of(
     plan: Plan, tensors: Mapping[str, str], weights: Mapping[str, str]
 ) -> tuple[list[Encoding], list[Encoding]]:
-    """The encodings of the activations and of the weights of `plan`, under the names that a model has for them."""
-    grids = {tensors[name]: tensor.grid for name, tensor in plan.tensors.items() if tensor.grid is not None}
+    """The encodings of the activations and of the weights of `plan`, under the names that a model has for them.
+
+    What only moves values has no encoding of its own. ONNX lays transposed convolutions out in another way than grids
+    by output channel: their weights have none either.
+    """
+    moved = {op.output for op in plan.ops if op.kind in VIEWS}
+    grids = {
+        tensors[name]: tensor.grid
+        for name, tensor in plan.tensors.items()
+        if tensor.grid is not None and name not in moved
+    }
+    known = {
+        weights[op.name]: op.weight.stored
+        for op in plan.ops
+        if op.weight is not None and op.weight.stored is not None and op.kind != "transposed"
+    }
     activations = [tensor_encoding(name, grid) for name, grid in grids.items()]
-    known = {weights[op.name]: op.weight for op in plan.ops if op.weight is not None and op.kind != "transposed"}
-    return activations, [weight_encoding(name, weight) for name, weight in known.items()]
+    return activations, [weight_encoding(name, stored) for name, stored in known.items()]
 
 
 def as_json(activations: list[Encoding], weights: list[Encoding], version: str) -> str:

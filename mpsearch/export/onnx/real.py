@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from mpsearch.export.onnx.forms import CastForm
 from mpsearch.export.onnx.graph import Graph
 from mpsearch.export.onnx.write import IR_VERSION, OPSET, as_model, write_graph
-from mpsearch.export.plan.records import Op, Plan
+from mpsearch.export.plan.records import Op, Plan, Weight
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,16 +29,24 @@ def write_real(plan: Plan, metadata: Mapping[str, str], dtypes: tuple[np.dtype[A
     `dtypes` are those of the inputs, `metadata` texts that the file carries. Raises InputError where an operation has
     no ONNX form.
     """
-    ops = tuple(op if op.weight is None else replace(op, weight=replace(op.weight, steps=None)) for op in plan.ops)
+    ops = tuple(op if op.weight is None else replace(op, weight=_real(op.weight)) for op in plan.ops)
     tensors = {name: replace(tensor, grid=None) for name, tensor in plan.tensors.items()}
-    weights: dict[str, str] = {}
-
-    def as_it_is(graph: Graph, op: Op, as_real: bool) -> str:
-        assert op.weight is not None
-        values = op.weight.stored.dequantize().cpu().numpy()
-        weights[op.name] = graph.constant(values, f"{op.name}.weight", np.float32)
-        return weights[op.name]
-
-    graph = write_graph(replace(plan, ops=ops, tensors=tensors), as_it_is)
+    form = _NamedForm()
+    graph = write_graph(replace(plan, ops=ops, tensors=tensors), form)
     names = dict(graph.names)
-    return RealModel(as_model(graph, metadata, dtypes, OPSET, IR_VERSION), names, weights)
+    return RealModel(as_model(graph, metadata, dtypes, OPSET, IR_VERSION), names, form.names)
+
+
+def _real(weight: Weight) -> Weight:
+    return replace(weight, stored=None, steps=None)
+
+
+class _NamedForm(CastForm):
+    """Real weights, under names that are kept."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, str] = {}
+
+    def real_weight(self, graph: Graph, op: Op) -> str:
+        self.names[op.name] = super().real_weight(graph, op)
+        return self.names[op.name]
