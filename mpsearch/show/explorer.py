@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 import zlib
 from collections.abc import Sequence
@@ -120,7 +121,7 @@ class ExploredRun:
             "index": self._index(config),
             "precisions": [str(precision) for precision in config.precisions],
             "costs": self._costs(config) if priced else {"size_bytes": record["size_bytes"]},
-            "kl": values["finished"][KL],
+            "kl": values["finished"][KL] if math.isfinite(values["finished"][KL]) else None,
             "label": "" if first is None else first.brief(values["finished"][first.name]),
             "samples": record["validation_samples"],
             "figures": [
@@ -133,7 +134,7 @@ class ExploredRun:
 def page(runs: Sequence[ExploredRun]) -> str:
     """The HTML of one or several runs, the first of them chosen. Raises InputError where one is damaged."""
     titles = dict.fromkeys(model_title(run.table.model) for run in runs)
-    data = json.dumps({"runs": [run.to_json() for run in runs]}, separators=(",", ":"))
+    data = json.dumps({"runs": [run.to_json() for run in runs]}, separators=(",", ":"), allow_nan=False)
     parts = {
         "TITLE": escape(f"{', '.join(titles)}: bits against loss"),
         "VERSION": version("mpsearch"),

@@ -34,10 +34,11 @@ class Plot {
     for (const run of shown) {
       const total = run.cost(across).total;
       for (let i = 0; i < run.count; i++) extend(total[i], run.loss[i]);
-      for (const one of run.finished) if (across in one.costs) extend(one.costs[across], one.kl);
+      for (const one of this.drawn(run)) extend(one.costs[across], one.kl);
     }
+    if (least === Infinity) least = 1e-9;
     const pad = (high - low) * 0.02 || Math.abs(high) * 0.02 || 1;
-    Object.assign(this, { low: low - pad, high: high + pad, least: least / 1.25, most: (most || 1) * 1.25 });
+    Object.assign(this, { low: low - pad, high: high + pad, least: least / 1.25, most: Math.max(most, least) * 1.25 });
     const inner = { x: this.width - MARGIN.left - MARGIN.right, y: this.height - MARGIN.top - MARGIN.bottom };
     const logs = [Math.log(this.least), Math.log(this.most)];
     this.x = (value) => MARGIN.left + ((value - this.low) / (this.high - this.low)) * inner.x;
@@ -46,6 +47,11 @@ class Plot {
       const total = run.cost(across).total;
       return { run, xs: Float32Array.from(total, this.x), ys: Float32Array.from(run.loss, this.y) };
     });
+  }
+
+  // What is finished and has a place here.
+  drawn(run) {
+    return run.finished.filter((one) => this.state.across in one.costs && one.kl !== null);
   }
 
   draw() {
@@ -116,7 +122,7 @@ class Plot {
       svg(this.svg, "text", { class: "reference-name", x, y: y - 8, "text-anchor": "middle" }, name);
     }
     for (const run of runs) {
-      for (const one of run.finished.filter((finished) => across in finished.costs)) {
+      for (const one of this.drawn(run)) {
         const [x, y] = [this.x(one.costs[across]), this.y(one.kl)];
         const line = runs.length > 1 ? { style: `stroke: ${run.colour}` } : {};
         if (one.index !== null) svg(this.svg, "line", { class: "from", ...line, x1: x, x2: x, y1: this.y(run.loss[one.index]), y2: y });
@@ -133,8 +139,9 @@ class Plot {
     const { chosen, pinned, across } = this.state;
     this.moving.replaceChildren();
     for (const [point, name] of [[pinned, "pinned"], [chosen, "chosen"]]) {
-      if (!point || !(across in point.costs)) continue;
-      const at = { cx: this.x(point.costs[across]), cy: this.y(point.loss ?? point.finished.kl) };
+      const loss = point && (point.loss ?? point.finished.kl);
+      if (!point || loss === null || !(across in point.costs)) continue;
+      const at = { cx: this.x(point.costs[across]), cy: this.y(loss) };
       svg(this.moving, "circle", { class: name, r: 9, ...at });
       if (name === "chosen") svg(this.moving, "circle", { class: "chosen-dot", r: 2.5, ...at });
     }

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from exploring import explored_run
+from exploring import explored_run, record
 
 from mpsearch.request.assignment import Assignment, read_assignment
 from mpsearch.show.explorer import ExploredRun, frame, page
@@ -59,6 +61,7 @@ def opened(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Page]]:
         foreign = lambda url: url != own and not url.startswith("blob:")  # noqa: E731
         shown.on("request", lambda request: faults.append(request.url) if foreign(request.url) else None)
         shown.goto(own)
+        shown.wait_for_selector("#plot[aria-valuetext], iframe")  # drawn, once all is unpacked
         return shown
 
     yield see
@@ -78,7 +81,6 @@ def by_size(run: ExploredRun) -> list[int]:
 
 def test_it_starts_with_the_point_at_the_budget(run: ExploredRun, opened: Callable[..., Page]) -> None:
     shown = opened(page([run]))
-    shown.wait_for_selector("#plot[aria-valuetext]")
     best = run.front.best()
     assert chosen(shown) == best
     size = run.front.objectives[best, 1]
@@ -174,6 +176,22 @@ def test_layers_in_the_table_and_under_the_keys(run: ExploredRun, opened: Callab
     assert bars.get_attribute("aria-valuetext").startswith("l10: conv 1→")
     assert shown.text_content("#one").startswith("l10: conv 1→")
     assert shown.locator("#table b").count() == 0  # a name is text, whatever it holds
+
+
+def test_a_front_of_one_point_and_a_model_that_gives_nan(opened: Callable[..., Page]) -> None:
+    some = explored_run("size_bytes")
+    front = some.front
+    one = replace(front, choices=front.choices[:1], objectives=np.array([[0.0, front.objectives[0, 1]]]), budgets=())
+    broken = record(front.config(0).to_json(), 3)
+    broken["metrics"]["finished"] = {"top1": math.nan, "kl": math.inf}
+    shown = opened(page([replace(some, front=one, finished=[("broken", broken)])]))
+    assert chosen(shown) == 0
+    shown.locator("#plot").press("ArrowRight")
+    assert shown.locator("#plot path.finished").count() == 0
+    assert "NaN" not in shown.inner_html("#plot")
+    assert "inf nats" in shown.text_content("#measured")
+    shown.get_by_label("size at most").fill("")
+    assert chosen(shown) == 0
 
 
 def test_a_click_takes_the_nearest_point(run: ExploredRun, opened: Callable[..., Page]) -> None:
