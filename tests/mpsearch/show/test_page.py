@@ -266,7 +266,7 @@ CONTRAST = """(selector) => {
 }"""
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_words_stand_out_from_what_is_behind_them(run: ExploredRun, opened: Callable[..., Page], scheme: str) -> None:
     """Contrast of 4.5 at least: WCAG 2.2, success criterion 1.4.3."""
     shown = opened(page([run, explored_run("size_bytes", name="b", finished=[])]), color_scheme=scheme)
