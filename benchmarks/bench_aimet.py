@@ -3,7 +3,7 @@
     pip install aimet-onnx          # in an environment of its own: it brings bokeh, pandas and more
     python benchmarks/bench_aimet.py RUN [RUN…]
 
-Every RUN is a folder with a model finished at its budget. Writes benchmarks/results/bench_aimet.json.
+Every RUN is a folder with one finished model, or with one at its budget. Writes benchmarks/results/bench_aimet.json.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Simulated(nn.Module):
 
 def measured(folder: Path) -> dict[str, Any]:
     """One model: what the packed file measures, and what AIMET's simulation of either version does."""
-    model = finished_model(folder, "budget", Console())
+    model = finished_model(folder, None, Console())
     record = model.record
     with TemporaryDirectory() as place:
         path = Path(place) / "model.onnx"

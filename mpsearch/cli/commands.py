@@ -26,7 +26,8 @@ def run(options: RunOptions, out: Out = None, wait: Wait = False, as_json: Json 
 
     job = Run(options, hold(run_folder(out, options.model), wait), console())
     table = job.layers_step()
-    problem = job.problem(job.sensitivity_step())
+    sensitivity = job.sensitivity_step()
+    problem = job.problem(sensitivity)
     front = job.search_step(problem)
     best = front.best()
     chosen = finalize_step(job.loaded, front.config(best), "budget")
@@ -44,7 +45,8 @@ def run(options: RunOptions, out: Out = None, wait: Wait = False, as_json: Json 
     )
     draw(job.folder, front, table, beside)
     device = None if job.device is None else job.device.name
-    shown = explored(job.folder, job.folder.path.resolve().name, table, front, job.costs, device, beside)
+    name = job.folder.path.resolve().name
+    shown = explored(job.folder, name, table, front, job.costs, sensitivity.intra, device, beside)
     write_page([shown], job.folder.file("front.html"))
     if as_json:
         emit_json(summary)

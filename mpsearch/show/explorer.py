@@ -40,8 +40,8 @@ _TYPES = {"|u1": "u1", "<f4": "f4", "<f8": "f8"}  # little-endian, as browsers h
 class ExploredRun:
     """What the page shows of a run: its front, what layers cost there, and what has been finished.
 
-    `name` is what the run is called beside others, `command` what finishes its point number POINT. `answers` are drawn
-    beside the front.
+    `name` is what the run is called beside others, `command` what finishes its point number POINT. `alone` (L, C) is
+    the predicted loss of layers without interactions, in nats, at the front's precisions. `answers` are drawn beside.
     """
 
     name: str
@@ -49,6 +49,7 @@ class ExploredRun:
     table: LayerTable
     front: ParetoFront
     costs: CostTable
+    alone: NDArray[np.float64]
     device: str | None
     finished: Sequence[tuple[str, Json]]
     answers: Sequence[Answer]
@@ -83,6 +84,7 @@ class ExploredRun:
             ],
             "budgets": {name: limit for name, limit in front.budgets if name in by_layer},
             "loss": column(front.objectives[:, front.names.index(LOSS)].astype(np.float32)),
+            "alone": column(self.alone.astype(np.float32)),
             "bits": column(front.choices.T.astype(np.uint8)),
             "best": front.best(),
             "knee": front.knee(),

@@ -204,7 +204,7 @@ def _draw_history(axes: Axes, info: FrontInfo) -> None:
 
 
 def emptiest(places: NDArray[np.float64]) -> Box:
-    """The one of `INSETS` that hides the fewest of points (P, 2), in fractions of the axes, with its ticks and title."""
+    """The one of `INSETS` that hides the fewest of points (P, 2) in fractions of the axes, its ticks counted in."""
 
     def hidden(box: Box) -> int:
         left, bottom, width, height = box

@@ -87,7 +87,7 @@ function drawFinished(state) {
       const figure = one.figures.find((known) => known.title === title);
       return tag("td", { class: "number" }, ...(figure ? [figure.values[2], tag("small", {}, `plain rounding ${figure.values[1]}`)] : []));
     });
-    const predicted = one.index === null ? "" : digits(run.loss[one.index], 3);
+    const predicted = one.index === null ? "" : brief(run.loss[one.index]);
     return tag("tr", {}, tag("th", { scope: "row" }, button), ...(several ? [tag("td", {}, run.name)] : []),
       tag("td", { class: "number" }, whole(one.costs.size_bytes)), tag("td", { class: "number" }, predicted), ...figures);
   }));

@@ -22,7 +22,8 @@ async function loadRun(data, number) {
     }
     costs.push({ ...cost, by, total });
   }
-  const run = { ...data, number, colour: `var(--run${number % 8})`, loss, columns, count, costs, orders: {} };
+  const alone = await unpacked(data.alone); // layer by layer: predicted loss without interactions
+  const run = { ...data, alone, number, colour: `var(--run${number % 8})`, loss, columns, count, costs, orders: {} };
   run.widths = data.precisions.map((text) => text.match(/^W(\d+)A(\d+)$/).slice(1).map(Number));
   run.weights = data.layers.reduce((sum, layer) => sum + layer.weights, 0);
   run.finishedAt = new Map(data.finished.filter((f) => f.index !== null).reverse().map((f) => [f.index, f]));
@@ -48,10 +49,26 @@ function nameOf(point) {
 
 const widthsOf = (text) => text.match(/^W(\d+)A(\d+)$/).slice(1).map(Number);
 
-// What a layer costs at a precision; undefined where the run did not price that.
-function layerCost(point, cost, layer) {
-  const at = point.run.precisions.indexOf(point.precisions[layer]);
-  return at < 0 ? undefined : cost.by[layer * point.run.precisions.length + at];
+// What layers can be compared by. The value of a layer is undefined where the run knows none for its precision.
+function measuresOf(run) {
+  const at = (point, layer) => point.run.precisions.indexOf(point.precisions[layer]);
+  const found = (by, point, layer) => (at(point, layer) < 0 ? undefined : by[layer * point.run.precisions.length + at(point, layer)]);
+  const costs = run.costs.filter((cost) => cost.name !== "mean_bits").map((cost) => ({
+    name: cost.name,
+    title: cost.name === "size_bytes" ? "bytes" : cost.title,
+    unit: cost.name === "size_bytes" ? "" : cost.unit,
+    scale: cost.name === "size_bytes" ? 1 : cost.scale,
+    value: (point, layer) => {
+      const own = point.run.cost(cost.name);
+      return own && found(own.by, point, layer);
+    },
+    text: (value) => costText(cost, value, true),
+  }));
+  return [
+    { name: "bits", title: "bits", unit: "", scale: 1, value: (point, layer) => widthsOf(point.precisions[layer])[0], text: (value) => `${value} bits` },
+    ...costs,
+    { name: "alone", title: "loss alone", unit: "nats", scale: 1, value: (point, layer) => found(point.run.alone, point, layer), text: (value) => `predicted loss alone ${lossText(value)}` },
+  ];
 }
 
 // Configurations by ascending cost, among equals by falling loss, and where each of them stands.

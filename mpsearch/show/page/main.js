@@ -130,7 +130,7 @@ class State {
       return tag("span", {}, picture, text);
     };
     const marks = [mark((root) => svg(root, "circle", { cx: 7, cy: 7, r: 3, style: `fill: ${this.run.colour}` }), "predicted; pale: over the limits")];
-    if (this.runs.some((run) => run.finished.length)) marks.push(mark((root) => svg(root, "path", { class: "finished", d: "M7 1l6 6l-6 6l-6 -6z" }), `finished and measured${this.runs[0].headline ? `, with ${this.runs[0].headline}` : ""}`));
+    if (this.runs.some((run) => run.finished.length)) marks.push(mark((root) => svg(root, "path", { class: "finished", ...(this.runs.length > 1 ? { style: "fill: var(--dim)" } : {}), d: "M7 1l6 6l-6 6l-6 -6z" }), `finished and measured${this.runs[0].headline ? `, with ${this.runs[0].headline}` : ""}`));
     if (this.run.references.length) marks.push(mark((root) => svg(root, "rect", { class: "reference", x: 3, y: 3, width: 8, height: 8 }), "the same bits everywhere"));
     byId("key-of-marks").replaceChildren(...marks);
   }

@@ -178,6 +178,24 @@ def test_layers_in_the_table_and_under_the_keys(run: ExploredRun, opened: Callab
     assert shown.locator("#table b").count() == 0  # a name is text, whatever it holds
 
 
+def test_bars_by_bytes_and_by_loss(run: ExploredRun, opened: Callable[..., Page]) -> None:
+    shown = opened(page([run]))
+    choice = run.front.choices[run.front.best()]
+    at = np.arange(len(choice))
+    heights = (
+        "[...document.querySelectorAll('#bars rect[class^=bits]')].map((bar) => Number(bar.getAttribute('height')))"
+    )
+    widths = [precision.w for precision in run.front.config(run.front.best()).precisions]
+    for name, values in (
+        ("bits", np.array(widths)),
+        ("size_bytes", run.costs.weight_bytes[at, choice]),
+        ("alone", run.alone[at, choice]),
+    ):
+        shown.select_option("#measure", name)
+        drawn = np.array(shown.evaluate(heights))
+        assert np.allclose(drawn / drawn.max(), values / values.max(), atol=1e-4), name
+
+
 def test_a_front_of_one_point_and_a_model_that_gives_nan(opened: Callable[..., Page]) -> None:
     some = explored_run("size_bytes")
     front = some.front
