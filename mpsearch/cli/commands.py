@@ -11,7 +11,7 @@ import typer
 from mpsearch.cli.arguments import Folder, Json, Out, Wait, takes
 from mpsearch.cli.common import console, emit_json, hold, run_folder
 from mpsearch.request.budgets import COSTS, NEED_DEVICE
-from mpsearch.request.options import ComputeOptions, FinishOptions, RunOptions, edge_precision
+from mpsearch.request.options import ComputeOptions, FinishOptions, RunOptions, SpreadOptions, edge_precision
 
 
 @takes(RunOptions)
@@ -131,9 +131,9 @@ def search(options: ComputeOptions, folder: Folder, wait: Wait = False) -> None:
     job.console.out.print(tables.answer_rows(answers(problem, found), job.options.budgets))
 
 
-@takes(ComputeOptions)
+@takes(SpreadOptions)
 def finalize(
-    options: ComputeOptions,
+    options: SpreadOptions,
     folder: Folder,
     pick: Annotated[
         str, typer.Option(help="Which points: budget, knee, a point's number, or all:N for N of them.")
@@ -144,7 +144,7 @@ def finalize(
     """Finishes points of a run folder's front: low-bit models with measured accuracy."""
     from mpsearch.files.folder import RunFolder
     from mpsearch.optimization.picks import picked
-    from mpsearch.run.finalize import finalize_step
+    from mpsearch.run.spread import finalize_points
     from mpsearch.run.steps import Run
     from mpsearch.tasks.figure import finished_text
 
@@ -152,13 +152,14 @@ def finalize(
     job = Run(asked, hold(RunFolder(folder), wait), console())
     job.layers_step()
     front = job.search_step(job.problem(job.sensitivity_step()))
+    configs = {name: front.config(index) for name, index in picked(front, pick)}
     everything = {}
-    for name, index in picked(front, pick):
-        done = everything[name] = finalize_step(job.loaded, front.config(index), name)
+    for name, done in finalize_points(job.loaded, configs, options):
+        everything[name] = done
         if as_json:
             continue
-        costs = job.costs_of(front.config(index))
+        costs = job.costs_of(configs[name])
         spent = [COSTS[cost].text(costs[cost]) for cost in ("size_bytes", *NEED_DEVICE) if cost in costs]
         job.console.out.print(f"{name}: {', '.join(spent)}, {finished_text(done)}")
     if as_json:
-        emit_json(everything)
+        emit_json({name: everything[name] for name in configs})

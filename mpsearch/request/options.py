@@ -25,6 +25,7 @@ from mpsearch.request.parse import (
     parse_objectives,
     parse_shape,
     parse_threads,
+    parse_workers,
 )
 from mpsearch.request.rules import parse_rule, parse_tie
 from mpsearch.request.units import (
@@ -66,6 +67,8 @@ _NMS = "Overlap above which the lesser of two detections of a class goes."
 _FIT = "How images of other sizes go in: letterbox, in proportion with a grey margin, or squash."
 _COMPUTE = "cpu, cuda, or cuda:1 for the second GPU (default: cuda where there is one)."
 _THREADS = "Threads of torch, BLAS and our own pools; 0: as many as torch finds right."
+_WORKERS = "Processes that points are spread over; 0: this one. --threads are those of each (default: a share)."
+_SCHEDULER = "Where the Dask scheduler or the Ray head listens: tcp://10.0.0.1:8786."
 _MEMORY = "Memory for the inputs and outputs of blocks; what is beyond it is kept in files."
 
 
@@ -90,6 +93,30 @@ class ComputeOptions:
 
 
 HERE = ComputeOptions()
+BACKENDS = ("loky", "dask", "ray")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpreadOptions(ComputeOptions):
+    """By how many processes, and where: `workers` of this machine (joblib's loky), or those of a Dask or Ray cluster
+    whose `scheduler` is at an address; a cluster of this machine without one. `threads` are those of each worker."""
+
+    workers: Annotated[int, Flag(PLACE, _WORKERS, parse_workers, "0", metavar="COUNT")] = 0
+    backend: Annotated[str, Flag(PLACE, "What runs the workers: loky, dask or ray.", metavar="ENGINE")] = "loky"
+    scheduler: Annotated[str | None, Flag(PLACE, _SCHEDULER, metavar="ADDRESS")] = None
+
+    def __post_init__(self) -> None:
+        parse_workers(str(self.workers))
+        if self.backend not in BACKENDS:
+            raise InputError(f"--backend must be one of {', '.join(BACKENDS)}, got {self.backend!r}")
+        if self.scheduler is not None and self.backend == "loky":
+            raise InputError("--scheduler is the address of a cluster; say which with --backend dask or ray")
+        ComputeOptions.__post_init__(self)
+
+    @property
+    def spread(self) -> bool:
+        """More than this process computes."""
+        return self.workers > 0 or self.backend != "loky"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,7 +211,8 @@ class FinishOptions(ModelOptions):
             if not known >= set(data):
                 raise ValueError(f"unknown key {sorted(set(data) - known)[0]!r}")
             values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-            return cls(**values, **asdict(place))
+            here = {field.name: getattr(place, field.name) for field in fields(ComputeOptions)}
+            return cls(**values, **here)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,9 +18,8 @@ def finalize_step(loaded: Loaded, config: BitConfig, name: str) -> Json:
     folder, console, key = loaded.folder, loaded.console, finished_key(loaded, config)
     settings = replace(loaded.settings, memory_bytes=loaded.options.cache_memory_bytes)
     path = folder.file(f"model-{name}.safetensors")
-    done = folder.current(f"chosen/{name}.json", key)
-    if done is not None and path.is_file() and path.stat().st_size == done["size_bytes"]:
-        console.current("finalize", f"{path.name} is current")
+    done = current_finished(loaded, name, key)
+    if done is not None:
         return done
     judge = loaded.judge  # before anything is fitted: it says where the float network is in doubt
     work = Progress(folder.file(f"finalize-{name}.partial"), key)
@@ -42,3 +41,12 @@ def finalize_step(loaded: Loaded, config: BitConfig, name: str) -> Json:
     data = {"key": key, "task": loaded.options.task, **finished.to_json()}
     folder.write_json(f"chosen/{name}.json", data)
     return data
+
+
+def current_finished(loaded: Loaded, name: str, key: str) -> Json | None:
+    """The record of a finished model that was made from `key` and is there, which is noted; else None."""
+    done, path = loaded.folder.current(f"chosen/{name}.json", key), loaded.folder.file(f"model-{name}.safetensors")
+    if done is None or not path.is_file() or path.stat().st_size != done.get("size_bytes"):
+        return None
+    loaded.console.current("finalize", f"{path.name} is current")
+    return done
