@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hwmodel import BitConfig
-from mpsearch.files.folder import Json
+from hwmodel import BitConfig, LayerTable
+from hwmodel.size import input_bytes
+from mpsearch.files.folder import Json, RunFolder
 from mpsearch.finish.finalize import finish
+from mpsearch.run.artifacts import read_costs
 from mpsearch.run.keys import finished_key
 from mpsearch.run.loaded import Loaded
 from recon.fit.checkpoint import Progress
@@ -15,7 +17,9 @@ from recon.graph.granularity import regroup
 
 def finalize_step(loaded: Loaded, config: BitConfig, name: str) -> Json:
     """One finished model: `chosen/NAME.json` and `model-NAME.safetensors`. Returns what the former says."""
-    folder, console, key = loaded.folder, loaded.console, finished_key(loaded, config)
+    folder, console = loaded.folder, loaded.console
+    coded_bytes = _coded_bytes(folder, loaded.network.table, config)
+    key = finished_key(loaded, config, coded_bytes)
     settings = replace(loaded.settings, memory_bytes=loaded.options.cache_memory_bytes)
     path = folder.file(f"model-{name}.safetensors")
     done = folder.current(f"chosen/{name}.json", key)
@@ -38,7 +42,24 @@ def finalize_step(loaded: Loaded, config: BitConfig, name: str) -> Json:
             work,
             judge,
             watch.block,
+            coded_bytes,
         )
     data = {"key": key, "task": loaded.options.task, **finished.to_json()}
     folder.write_json(f"chosen/{name}.json", data)
     return data
+
+
+def _coded_bytes(folder: RunFolder, table: LayerTable, config: BitConfig) -> dict[str, float]:
+    """What the folder's search took the entropy-coded layers of a configuration for; empty where it has no search of
+    such."""
+    if not any(precision.rate for precision in config.precisions) or not folder.file("costs.json").is_file():
+        return {}
+    costs, _ = read_costs(folder)
+    if costs.layers != table.names or not set(config.precisions) <= set(costs.precisions):
+        return {}
+    sizes: dict[str, float] = {}
+    for row, (layer, precision) in enumerate(zip(table, config.precisions, strict=True)):
+        if precision.rate:
+            taken = costs.weight_bytes[row, costs.precisions.index(precision)]
+            sizes[layer.name] = float(taken - input_bytes(layer, precision))
+    return sizes

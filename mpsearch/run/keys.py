@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from types import FunctionType
@@ -71,8 +72,9 @@ def front_key(problem: BitProblem, settings: SearchSettings) -> str:
     )
 
 
-def finished_key(loaded: Loaded, config: BitConfig) -> str:
-    """What a finished configuration depends on. What changes no result, such as memory, is not in it."""
+def finished_key(loaded: Loaded, config: BitConfig, coded_bytes: Mapping[str, float]) -> str:
+    """What a finished configuration depends on, with what its entropy-coded layers may take. What changes no result,
+    such as memory, is not in it."""
     return fingerprint(
         loaded.model.fingerprint,
         graph_digest(loaded.network),
@@ -81,6 +83,7 @@ def finished_key(loaded: Loaded, config: BitConfig) -> str:
         heads_json(loaded.likelihood),
         task_digest(loaded.options.task),
         config.to_json(),
+        coded_bytes,
         asdict(loaded.settings),
         version("mpsearch"),
     )
