@@ -147,7 +147,9 @@ class DeviceSpec:
         return tuple(sorted(self.kernels))
 
     def resolve(self, precision: Precision) -> Precision:
-        """What a layer of this precision runs as: float activations become `activation_bits_default` bits."""
+        """What a layer of this precision runs as: float activations become `activation_bits_default` bits, and codes
+        that are stored entropy-coded are decoded first."""
+        precision = precision.arithmetic
         if precision not in self.kernels and precision.a == FLOAT_BITS and precision.w != FLOAT_BITS:
             return Precision(precision.w, self.activation_bits_default)
         return precision

@@ -82,7 +82,7 @@ def reconstruct(
             loaded.console.note(given.note)
     else:
         edges = () if options.edges == "free" else edge_layers(table)
-        edge = edge_precision(precision.a != FLOAT_BITS)
+        edge = edge_precision(precision.a != FLOAT_BITS, bool(precision.rate))
         name, config = str(precision), uniform(table.names, precision, edges, edge)
     folder = loaded.folder
     require_same_model(folder, loaded.model)

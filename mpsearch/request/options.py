@@ -11,18 +11,22 @@ from typing import Annotated, Any, Self
 import tomli_w
 
 from hwmodel import FLOAT_BITS, WEIGHT_BITS, InputError, Precision
+from hwmodel.precision import CODED_BITS, RATES, is_rate
 from mpsearch.files.reading import reading
 from mpsearch.request.budgets import COSTS, NEED_DEVICE
 from mpsearch.request.flags import Flag
 from mpsearch.request.parse import (
+    Coding,
     EdgePolicy,
     device_abits,
     edge_policy,
     listed,
     parse_abits,
     parse_bits,
+    parse_coding,
     parse_compute,
     parse_objectives,
+    parse_rates,
     parse_shape,
     parse_threads,
     parse_workers,
@@ -57,6 +61,8 @@ _BOPS = Flag(BUDGETS, "Bit operations an image: 34G.", parse_operations, None, "
 _MEAN_BITS = Flag(BUDGETS, "Mean bits of a weight: 3.5.", parse_mean_bits, None, "--mean-bits", "BITS")
 _OBJECTIVES = "What the front spans beside the loss, one or two of size, latency, energy (default: what is budgeted)."
 _ABITS = "Candidate activation bits: 8, 4,8 or 8,32 (32: float) (default: float; on a device, its widest)."
+_CODING = "How codes of weights are stored: fixed, at their width, or entropy: candidates are --rates then."
+_RATES = "Candidate bits a weight where codes are entropy-coded."
 _INPUT = "What the model takes, where nothing says it: 3x224x224."
 _STEPS = "Most reconstruction steps a block; up to four times as many where much is to be done."
 _TASK = "What the network is for: classification, regression, segmentation, embedding, detection or FILE.py:task."
@@ -70,6 +76,10 @@ _THREADS = "Threads of torch, BLAS and our own pools; 0: as many as torch finds 
 _WORKERS = "Processes that points are spread over; 0: this one. --threads are those of each (default: a share)."
 _SCHEDULER = "Where the Dask scheduler or the Ray head listens: tcp://10.0.0.1:8786."
 _MEMORY = "Memory for the inputs and outputs of blocks; what is beyond it is kept in files."
+
+
+def _text_of(values: tuple[float, ...]) -> str:
+    return ",".join(f"{value:g}" for value in values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,8 +232,10 @@ class RunOptions(FinishOptions):
     Budgets are upper bounds in the units of their names; at least one is needed. `size_budget_bytes` is what the packed
     file may take; latency and energy are those of `device`, a name or a file. `objectives` are the costs that the front
     spans beside the loss, those of `default_objectives` where none is named. Without `abits` activations stay float,
-    32 among them is float. `edges` are those of `FinishOptions`, or 8 bits unless that takes more than a quarter of a
-    budget (`auto`). `fix` and `tie` are rules about single layers, as on the command line.
+    32 among them is float. With `coding` entropy, codes of weights are stored entropy-coded and candidates are `rates`,
+    bits that a weight takes in the file; with fixed they are `wbits`. `edges` are those of `FinishOptions`, or 8 bits
+    unless that takes more than a quarter of a budget (`auto`). `fix` and `tie` are rules about single layers, as on the
+    command line.
     """
 
     size_budget_bytes: Annotated[int | None, _SIZE] = None
@@ -239,6 +251,8 @@ class RunOptions(FinishOptions):
         tuple[int, ...],
         Flag(SEARCH, "Candidate weight bits.", parse_bits, listed(WBITS).replace(" ", ""), metavar="BITS"),
     ] = WBITS
+    coding: Annotated[Coding, Flag(SEARCH, _CODING, parse_coding, "fixed")] = "fixed"
+    rates: Annotated[tuple[float, ...], Flag(SEARCH, _RATES, parse_rates, _text_of(RATES), metavar="BITS")] = RATES
     abits: Annotated[tuple[int, ...], Flag(SEARCH, _ABITS, parse_abits, metavar="BITS")] = ()
     edges: Annotated[
         EdgePolicy,
@@ -260,6 +274,7 @@ class RunOptions(FinishOptions):
             raise InputError(
                 f"candidate bits must be among {listed(WEIGHT_BITS)}, got {listed(tuple(unknown)) or 'none'}"
             )
+        self._check_coding()
         for text in self.fix:
             parse_rule(text)
         for text in self.tie:
@@ -277,12 +292,24 @@ class RunOptions(FinishOptions):
             )
         FinishOptions.__post_init__(self)
 
+    def _check_coding(self) -> None:
+        parse_coding(self.coding)
+        if not self.rates or not all(map(is_rate, self.rates)):
+            raise InputError(f"candidate rates must be 0.5 to 8 bits in eighths, got {_text_of(self.rates) or 'none'}")
+        if self.coding == "fixed" and self.rates != RATES:
+            raise InputError("--rates are candidates where codes are entropy-coded: add --coding entropy")
+        if self.coding == "entropy" and self.wbits != WBITS:
+            raise InputError(
+                "--wbits are candidates where codes have a fixed width: with --coding entropy, give --rates"
+            )
+
     @classmethod
     def from_flags(cls, given: Mapping[str, Any]) -> Self:
         """As above; on a device, activations that nobody asked for are the widest that it runs."""
         values = dict(given)
         if values.get("device") is not None and "abits" not in values:
-            values["abits"] = device_abits(values["device"], values.get("wbits", WBITS))
+            widths = (CODED_BITS,) if values.get("coding") == "entropy" else values.get("wbits", WBITS)
+            values["abits"] = device_abits(values["device"], widths)
         return cls(**values)
 
     @property
@@ -294,14 +321,18 @@ class RunOptions(FinishOptions):
     @property
     def precisions(self) -> tuple[Precision, ...]:
         """What every layer may have, in ascending order."""
-        return tuple(Precision(w, a) for w in sorted(self.wbits) for a in sorted(self.abits) or (FLOAT_BITS,))
+        widths = sorted(self.abits) or (FLOAT_BITS,)
+        if self.coding == "entropy":
+            return tuple(sorted(Precision(CODED_BITS, a, rate) for rate in self.rates for a in widths))
+        return tuple(Precision(w, a) for w in sorted(self.wbits) for a in widths)
 
     @property
     def edge(self) -> Precision:
         """What the first and last layer have where they are held."""
-        return edge_precision(bool(self.abits))
+        return edge_precision(bool(self.abits), self.coding == "entropy")
 
 
-def edge_precision(quantized_inputs: bool) -> Precision:
-    """What edge layers have where they are held: 8 bits, for their inputs too where inputs are quantized."""
-    return Precision(EDGE_BITS, EDGE_BITS if quantized_inputs else FLOAT_BITS)
+def edge_precision(quantized_inputs: bool, coded: bool) -> Precision:
+    """What edge layers have where they are held: 8 bits, for their inputs too where inputs are quantized; codes that
+    are entropy-coded get the highest rate."""
+    return Precision(EDGE_BITS, EDGE_BITS if quantized_inputs else FLOAT_BITS, float(CODED_BITS) if coded else 0.0)

@@ -31,9 +31,11 @@ from recon.graph.layers import Embedding, keep_outputs
 from recon.graph.network import Network
 from recon.graph.samples import Samples
 from recon.likelihood.likelihood import CLASSIFIER, Likelihood
+from recon.quantizers.coded import coded_bytes
 from recon.quantizers.inputs import InputGrid, round_to_grid
 from recon.quantizers.insert import input_histograms
-from recon.quantizers.weights import QuantizedWeight, nearest
+from recon.quantizers.nearest import nearest
+from recon.quantizers.weights import QuantizedWeight
 from recon.statistics.fisher import output_metrics
 from recon.statistics.moments import gather_moments
 from recon.statistics.slopes import activations
@@ -144,11 +146,13 @@ def _roundings(
             for name, layer in layers.items():
                 weight = layer.weight.detach()
                 if name not in mapping:
-                    found[name] = RoundedWeight(nearest(weight, term.w, symmetric), layer.bias.detach())
-                    continue
-                grid, place, bias = second_order_rounding(weight, term.w, moments[name], symmetric, metrics.get(name))
-                codes = place.round().to(torch.uint8)
-                found[name] = RoundedWeight(QuantizedWeight(grid, codes), bias)
+                    rounding, bias = nearest(weight, term, symmetric), layer.bias.detach()
+                else:
+                    what = weight, term, moments[name], symmetric, metrics.get(name)
+                    grid, place, bias = second_order_rounding(*what)
+                    rounding = QuantizedWeight(grid, place.round().to(torch.uint8))
+                size = coded_bytes(rounding, layer.bias.detach() + bias) if term.rate else 0.0
+                found[name] = RoundedWeight(rounding, bias, size)
             rounded[term] = found
     if inputs:
         reading = {name: layer for name, layer in layers.items() if not isinstance(layer, Embedding)}
