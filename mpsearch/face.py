@@ -30,7 +30,7 @@ from mpsearch.optimization.picks import picked
 from mpsearch.optimization.problem import BitProblem
 from mpsearch.request.budgets import COSTS
 from mpsearch.request.options import RunOptions
-from mpsearch.run.artifacts import finished_configs
+from mpsearch.run.artifacts import finished_configs, read_sensitivity
 from mpsearch.run.finalize import finalize_step
 from mpsearch.run.loaded import Given
 from mpsearch.run.picture import draw
@@ -160,8 +160,17 @@ class Front:
     def _repr_html_(self) -> str:
         job = self.job
         device = None if job.device is None else job.device.name
-        finished, beside = finished_configs(job.folder), answers(self.problem)
-        shown = ExploredRun("front", "front.finish(POINT)", job.table, self.record, job.costs, device, finished, beside)
+        shown = ExploredRun(
+            "front",
+            "front.finish(POINT)",
+            job.table,
+            self.record,
+            job.costs,
+            read_sensitivity(job.folder).intra,
+            device,
+            finished_configs(job.folder),
+            answers(self.problem),
+        )
         return frame(page([shown])) + self._table()
 
     def _table(self) -> str:

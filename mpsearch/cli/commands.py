@@ -26,7 +26,8 @@ def run(options: RunOptions, out: Out = None, wait: Wait = False, as_json: Json 
 
     job = Run(options, hold(run_folder(out, options.model), wait), console())
     table = job.layers_step()
-    problem = job.problem(job.sensitivity_step())
+    sensitivity = job.sensitivity_step()
+    problem = job.problem(sensitivity)
     front = job.search_step(problem)
     best = front.best()
     chosen = finalize_step(job.loaded, front.config(best), "budget")
@@ -44,7 +45,8 @@ def run(options: RunOptions, out: Out = None, wait: Wait = False, as_json: Json 
     )
     draw(job.folder, front, table, beside)
     device = None if job.device is None else job.device.name
-    shown = explored(job.folder, job.folder.path.resolve().name, table, front, job.costs, device, beside)
+    name = job.folder.path.resolve().name
+    shown = explored(job.folder, name, table, front, job.costs, sensitivity.intra, device, beside)
     write_page([shown], job.folder.file("front.html"))
     if as_json:
         emit_json(summary)
@@ -57,7 +59,12 @@ def run(options: RunOptions, out: Out = None, wait: Wait = False, as_json: Json 
 @takes(FinishOptions)
 def reconstruct(
     options: FinishOptions,
-    bits: Annotated[str, typer.Option(help="W4 or W4A8 for all layers, or a JSON file of bits by layer.")],
+    bits: Annotated[
+        str,
+        typer.Option(
+            help="W4 or W4A8 for all layers, or a JSON file of bits by layer: ours, HAWQ's, MCT's, AIMET's, NNCF's."
+        ),
+    ],
     out: Out = None,
     wait: Wait = False,
     as_json: Json = False,
@@ -72,7 +79,7 @@ def reconstruct(
     from mpsearch.tasks.figure import finished_text
 
     path = Path(bits)
-    precision = None if path.suffix == ".json" else parse_precision(bits)
+    precision = None if path.suffix in (".json", ".encodings") else parse_precision(bits)
     loaded = Loaded(options, hold(run_folder(out, options.model), wait), console())
     table = loaded.network.table
     if precision is None:

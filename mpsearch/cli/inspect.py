@@ -126,7 +126,7 @@ def why(
 
 def export(
     folder: Folder,
-    form: Annotated[str, typer.Option("--format", help="json or csv: the bits; onnx: the model.")] = "json",
+    form: Annotated[str, typer.Option("--format", help="json or csv: the bits; onnx, aimet: the model.")] = "json",
     out: Annotated[Path | None, typer.Option(help="A file (default, for the bits: stdout).")] = None,
     config: Annotated[str | None, typer.Option(help="Which finished model (default: budget, or the only one).")] = None,
     packed: Annotated[bool, typer.Option("--packed", help="ONNX: codes without gaps, the smallest file.")] = False,

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from hwmodel import InputError
-from mpsearch.cli import commands, hardware, inspect
+from mpsearch.cli import commands, deploy, hardware, inspect
 from mpsearch.cli.common import results_apart
 from mpsearch.cli.interrupts import Stop, interruptible
 from mpsearch.cli.streams import ready_streams
@@ -38,7 +38,7 @@ def application() -> typer.Typer:
         app.command()(results_apart(command))
     for step in (commands.sensitivity, commands.search, commands.finalize):
         app.command(rich_help_panel=STEPS)(results_apart(step))
-    for look in (inspect.front, inspect.explore, inspect.compare, inspect.why, inspect.export):
+    for look in (inspect.front, inspect.explore, inspect.compare, inspect.why, inspect.export, deploy.check):
         app.command(rich_help_panel=LOOK)(results_apart(look))
     for tell in (hardware.layers, hardware.devices, hardware.profile):
         app.command(rich_help_panel=HARDWARE)(results_apart(tell))
