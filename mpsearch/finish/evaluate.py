@@ -14,12 +14,13 @@ from torch.utils._pytree import tree_leaves, tree_map
 from mpsearch.sources.split import Split
 from mpsearch.tasks.figure import Figure
 from mpsearch.tasks.metric import Metric, Tally
-from mpsearch.tasks.task import Call, Task, plainly
+from mpsearch.tasks.task import Call, Look, Task, plainly
 from recon.compute.arithmetic import device_of
 from recon.graph.network import Network
 from recon.likelihood.likelihood import Likelihood
 
 BATCH = 64
+SHOWN = 4  # samples of a picture
 NEAR = 0.1  # of the way from chance to certainty
 
 Batch = tuple[Any, Any, Any]  # outputs, targets, and the float network's outputs
@@ -30,7 +31,7 @@ class Judge:
     """Measures networks on a split by `metrics`, KL among them, on `device`.
 
     `reference` are the float network's outputs, batch after batch, in main memory; `truth` are its own figures by name,
-    and `doubts` says in a line each what is odd about them. `call` is the task's.
+    and `doubts` says in a line each what is odd about them. `call` and `look` are the task's.
     """
 
     split: Split
@@ -40,6 +41,7 @@ class Judge:
     truth: dict[str, float]
     doubts: tuple[str, ...]
     call: Call
+    look: Look | None
 
     @classmethod
     def of(cls, network: Network, task: Task, likelihood: Likelihood, split: Split) -> Judge:
@@ -56,12 +58,20 @@ class Judge:
         guessed = _gathered(chance, known)
         doubts = [_near_chance(metric, truth, guessed, len(split)) for metric in metrics if metric.name in guessed]
         reference = tuple(outputs for outputs, _ in batches)
-        return cls(split, metrics, reference, network.device, truth, tuple(filter(None, doubts)), task.call)
+        return cls(split, metrics, reference, network.device, truth, tuple(filter(None, doubts)), task.call, task.look)
 
     @property
     def figures(self) -> tuple[Figure, ...]:
         """What the metrics are called, in order."""
         return tuple(metric.figure for metric in self.metrics)
+
+    def shown(self, model: nn.Module) -> list[dict[str, list[Any]]]:
+        """What a model in eval mode shows people on the first samples; nothing where the task has no such thing."""
+        if self.look is None:
+            return []
+        samples = next(self.split.batches(SHOWN))[0].to(self.device)
+        with torch.no_grad():
+            return self.look(self.call(model.to(self.device), samples))
 
     def measure(self, model: nn.Module) -> dict[str, float]:
         """The metrics by name of a model in eval mode, which is moved to the device.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
 from hwmodel.errors import InputError
 from mpsearch.tasks.average_precision import precision_metrics
-from mpsearch.tasks.boxes import Decode, Detect, Suppression
+from mpsearch.tasks.boxes import SURE, Decode, Detect, Suppression
 from mpsearch.tasks.layout import ADVICE, cells_of
 from mpsearch.tasks.metric import Metric
 from mpsearch.tasks.parts import Examples
@@ -50,4 +51,7 @@ def detection(
     def metrics(likelihood: Likelihood, labelled: bool) -> tuple[Metric, ...]:
         return precision_metrics(detect) if labelled else ()
 
-    return Task(NAME, likelihood or recognized, metrics, call)
+    def look(outputs: Any) -> list[dict[str, list[Any]]]:
+        return [{key: value[one["scores"] > SURE].tolist() for key, value in one.items()} for one in detect(outputs)]
+
+    return Task(NAME, likelihood or recognized, metrics, call, look)

@@ -20,6 +20,8 @@ MetricsOf = Callable[[Likelihood, bool], tuple[Metric, ...]]  # from the likelih
 
 Call = Callable[[nn.Module, Samples], Any]  # outputs of a model in eval mode for samples on its device
 
+Look = Callable[[Any], list[dict[str, list[Any]]]]  # from outputs; JSON-ready
+
 
 def plainly(model: nn.Module, samples: Samples) -> Any:
     """What a model gives for samples."""
@@ -33,13 +35,15 @@ class Task:
 
     `likelihood` is fixed, or found in example outputs. `metrics` are fixed (those against targets are left out where
     the data have none), or made for a likelihood and for data with targets or without. KL is always added. `call` says
-    how outputs to be measured come about: they may have more parts than the likelihood reads.
+    how outputs to be measured come about: they may have more parts than the likelihood reads. `look`, if any, is what
+    they show people, sample by sample.
     """
 
     name: str
     likelihood: Likelihood | Recognize
     metrics: tuple[Metric, ...] | MetricsOf = ()
     call: Call = plainly
+    look: Look | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.likelihood, Likelihood) and not callable(self.likelihood):
