@@ -68,8 +68,8 @@ _STEPS = "Most reconstruction steps a block; up to four times as many where much
 _TASK = "What the network is for: classification, regression, segmentation, embedding, detection or FILE.py:task."
 _DECODE = "What makes boxes and scores of a detector's outputs; torchvision's detectors bring their own."
 _ANNOTATIONS = "COCO's JSON of the validation images (default: instances_val.json in the data folder)."
-_CONFIDENCE = "Score above which a detection counts."
-_NMS = "Overlap above which the lesser of two detections of a class goes."
+_CONFIDENCE = "Score above which a detection counts (default: 0.001; torchvision's detectors have their own)."
+_NMS = "Overlap above which the lesser of two detections of a class goes (default: 0.65, or the detector's own)."
 _FIT = "How images of other sizes go in: letterbox, in proportion with a grey margin, or squash."
 _COMPUTE = "cpu, cuda, or cuda:1 for the second GPU (default: cuda where there is one)."
 _THREADS = "Threads of torch, BLAS and our own pools; 0: as many as torch finds right."
@@ -172,8 +172,8 @@ class FinishOptions(ModelOptions):
     task: Annotated[str, Flag(MODEL, _TASK, metavar="TASK")] = "classification"
     decode: Annotated[str | None, Flag(DETECTION, _DECODE, metavar="FILE.py:decode")] = None
     annotations: Annotated[str | None, Flag(DETECTION, _ANNOTATIONS, metavar="PATH")] = None
-    confidence: Annotated[float, Flag(DETECTION, _CONFIDENCE)] = 0.001
-    nms: Annotated[float, Flag(DETECTION, _NMS)] = 0.65
+    confidence: Annotated[float | None, Flag(DETECTION, _CONFIDENCE, metavar="SHARE")] = None
+    nms: Annotated[float | None, Flag(DETECTION, _NMS, metavar="SHARE")] = None
     fit: Annotated[str, Flag(DETECTION, _FIT)] = "letterbox"
     samples: Annotated[int, Flag(MODEL, "Calibration images.")] = 512
     val_samples: Annotated[int, Flag(MODEL, "Validation images; 0 for all.")] = 0
@@ -194,7 +194,7 @@ class FinishOptions(ModelOptions):
         if self.fit not in ("letterbox", "squash"):
             raise InputError(f"--fit must be letterbox or squash, got {self.fit!r}")
         for option, share in (("--confidence", self.confidence), ("--nms", self.nms)):
-            if not 0 <= share <= 1:
+            if share is not None and not 0 <= share <= 1:
                 raise InputError(f"{option} must be from 0 to 1, got {share}")
         for name, least in (("samples", 1), ("val_samples", 0), ("seed", 0), ("cache_memory_bytes", 0)):
             if getattr(self, name) < least:

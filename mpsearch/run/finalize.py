@@ -12,6 +12,8 @@ from mpsearch.finish.finalize import finish
 from mpsearch.run.artifacts import read_costs
 from mpsearch.run.keys import finished_key
 from mpsearch.run.loaded import Loaded
+from mpsearch.show.boxes import draw_boxes
+from mpsearch.show.plots import model_title
 from recon.fit.checkpoint import Progress
 from recon.graph.granularity import regroup
 
@@ -50,6 +52,11 @@ def finalize_step(loaded: Loaded, config: BitConfig, name: str, coded_bytes: Map
         )
     data = {"key": key, "task": loaded.options.task, **finished.to_json()}
     folder.write_json(f"chosen/{name}.json", data)
+    if finished.shown and loaded.validation.normalization is not None:
+        images = loaded.validation.stored.leaves[0][: len(finished.shown["float"])]
+        draw_boxes(
+            images.numpy(), finished.shown, model_title(loaded.model.reference), folder.file(f"boxes-{name}.png")
+        )
     return data
 
 

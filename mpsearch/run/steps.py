@@ -30,6 +30,7 @@ from mpsearch.sensitivity.cache import load_scores, load_table, save_cache
 from mpsearch.sensitivity.measure import measure, split
 from mpsearch.sensitivity.table import SensitivityTable
 from mpsearch.show.console import Console
+from mpsearch.tasks.detection import NAME as DETECTION
 
 ROUGHLY = 0.8  # of what entropy-coded layers are thought to take before they are coded, they may take as little
 FLOAT_SHARE, MOST_NAMED = 0.1, 3  # of a file's fixed bytes, from which parts that stay float are named, and how many
@@ -278,6 +279,7 @@ class Run:
             self.options,
             self.loaded.model,
             self.loaded.data,
+            self.loaded.thresholds if self.options.task == DETECTION else None,
             self.candidates.pinned,
             chosen,
             self.costs_of(BitConfig.from_json(chosen["config"])),
