@@ -64,6 +64,7 @@ def reconstruct(
 ) -> None:
     """Finishes a model at the bits that you give, without a search: a low-bit model with measured accuracy."""
     from hwmodel import FLOAT_BITS
+    from hwmodel.target import load_target
     from mpsearch.request.assignment import parse_precision, read_assignment, uniform
     from mpsearch.request.edges import edge_layers
     from mpsearch.run.artifacts import FORMAT, GIVEN_BITS, require_same_model
@@ -84,6 +85,8 @@ def reconstruct(
         edges = () if options.edges == "free" else edge_layers(table)
         edge = edge_precision(precision.a != FLOAT_BITS)
         name, config = str(precision), uniform(table.names, precision, edges, edge)
+    if options.target is not None:
+        load_target(options.target).require(sorted(set(config.precisions)))
     folder = loaded.folder
     require_same_model(folder, loaded.model)
     about = {"format": FORMAT, "fingerprint": loaded.model.fingerprint, "table": table.to_json()}

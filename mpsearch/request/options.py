@@ -11,6 +11,8 @@ from typing import Annotated, Any, Self
 import tomli_w
 
 from hwmodel import FLOAT_BITS, WEIGHT_BITS, InputError, Precision
+from hwmodel.device import load_device
+from hwmodel.target import load_target
 from mpsearch.files.reading import reading
 from mpsearch.request.budgets import COSTS, NEED_DEVICE
 from mpsearch.request.flags import Flag
@@ -57,6 +59,7 @@ _MEAN_BITS = Flag(BUDGETS, "Mean bits of a weight: 3.5.", parse_mean_bits, None,
 _OBJECTIVES = "What the front spans beside the loss, one or two of size, latency, energy (default: what is budgeted)."
 _ABITS = "Candidate activation bits: 8, 4,8 or 8,32 (32: float) (default: float; on a device, its widest)."
 _INPUT = "What the model takes, where nothing says it: 3x224x224."
+_TARGET = "The runtime that it is for, which has rules for bits and grids (see mpsearch targets)."
 _STEPS = "Most reconstruction steps a block; up to four times as many where much is to be done."
 _TASK = "What the network is for: classification, regression, segmentation, embedding, detection or FILE.py:task."
 _DECODE = "What makes boxes and scores of a detector's outputs; torchvision's detectors bring their own."
@@ -124,7 +127,8 @@ class ModelOptions(ComputeOptions):
 class FinishOptions(ModelOptions):
     """How a configuration is finished: on which images, what is measured, and how it is reconstructed.
 
-    `symmetric` grids of weights have their zero-point in the middle. `edges` says what becomes of the first and the
+    `symmetric` grids of weights have their zero-point in the middle; a `target`, by name or file, asks for that at the
+    bits that its runtime has signed integers for. `edges` says what becomes of the first and the
     last layer: 8 bits (`8`), or like any other (`free`). `granularity` is what is reconstructed at once: layer, block,
     stage or network. Beyond `cache_memory_bytes` the inputs and outputs of blocks are kept in files, with no other
     effect. A detector's outputs are read by `decode`, a reference as that of a factory; `annotations` names a JSON,
@@ -146,6 +150,7 @@ class FinishOptions(ModelOptions):
         Flag(RECONSTRUCTION, "First and last layer where all get the same bits: 8 or free.", edge_policy, "8"),
     ] = "8"
     symmetric: Annotated[bool, Flag(RECONSTRUCTION, "Weights on grids with the zero-point in the middle.")] = False
+    target: Annotated[str | None, Flag(RECONSTRUCTION, _TARGET, metavar="TARGET")] = None
     steps: Annotated[int, Flag(RECONSTRUCTION, _STEPS)] = 40
     granularity: Annotated[str, Flag(RECONSTRUCTION, "What is fitted at once: layer, block, stage or network.")] = (
         "block"
@@ -162,7 +167,16 @@ class FinishOptions(ModelOptions):
         for name, least in (("samples", 1), ("val_samples", 0), ("seed", 0), ("cache_memory_bytes", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
+        if self.target is not None:
+            load_target(self.target)
         ComputeOptions.__post_init__(self)  # super() does not know a class that slots made anew
+
+    @property
+    def symmetric_bits(self) -> tuple[int, ...]:
+        """The bits of weights whose grids have the zero-point in the middle."""
+        if self.symmetric:
+            return WEIGHT_BITS
+        return () if self.target is None else load_target(self.target).symmetric_bits
 
     def to_toml(self) -> str:
         """The text of the file that keeps the options in a run folder."""
@@ -251,10 +265,15 @@ class RunOptions(FinishOptions):
 
     @classmethod
     def from_flags(cls, given: Mapping[str, Any]) -> Self:
-        """As above; on a device, activations that nobody asked for are the widest that it runs."""
+        """As above; on a device, activations that nobody asked for are the widest that it, or else the target, runs.
+        A device may name the target."""
         values = dict(given)
-        if values.get("device") is not None and "abits" not in values:
+        if values.get("device") is not None and "target" not in values:
+            values["target"] = load_device(values["device"]).target
+        if "abits" not in values and values.get("device") is not None:
             values["abits"] = device_abits(values["device"], values.get("wbits", WBITS))
+        elif "abits" not in values and values.get("target") is not None:
+            values["abits"] = load_target(values["target"]).activation_bits[-1:]
         return cls(**values)
 
     @property

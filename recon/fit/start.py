@@ -70,7 +70,7 @@ def second_order_start(task: UnitTask, config: BitConfig, settings: Settings) ->
             continue
         moments, weight, shift = compensated(task, name)
         grid, place, bias = second_order_rounding(
-            weight, config[name].w, moments, settings.symmetric, task.metrics.get(name)
+            weight, config[name].w, moments, config[name].w in settings.symmetric, task.metrics.get(name)
         )
         bias_of(layer).data = bias_of(layer).data + shift + bias
         learn_rounding(layer, make_rounding(settings.rounding, place, grid))
@@ -85,5 +85,5 @@ def nearest_start(task: UnitTask, config: BitConfig, settings: Settings) -> None
 def place_nearest(layer: Layer, bits: int, settings: Settings) -> None:
     """Puts a rounding on a layer that stands where its weight stands."""
     weight = layer.weight.detach()
-    grid = search_grid(weight, bits, symmetric=settings.symmetric)
+    grid = search_grid(weight, bits, symmetric=bits in settings.symmetric)
     learn_rounding(layer, make_rounding(settings.rounding, codes_at(weight, grid), grid))
