@@ -11,7 +11,8 @@ import typer
 from mpsearch.cli.arguments import Folder, Json, Out, Wait, takes
 from mpsearch.cli.common import console, emit_json, hold, run_folder
 from mpsearch.request.budgets import COSTS, NEED_DEVICE
-from mpsearch.request.options import ComputeOptions, FinishOptions, RunOptions, SpreadOptions, edge_precision
+from mpsearch.request.options import FinishOptions, RunOptions, edge_precision
+from mpsearch.request.place import ComputeOptions, SpreadOptions
 
 
 @takes(RunOptions)
@@ -71,6 +72,7 @@ def reconstruct(
 ) -> None:
     """Finishes a model at the bits that you give, without a search: a low-bit model with measured accuracy."""
     from hwmodel import FLOAT_BITS
+    from hwmodel.target import load_target
     from mpsearch.request.assignment import parse_precision, read_assignment, uniform
     from mpsearch.request.edges import edge_layers
     from mpsearch.run.artifacts import FORMAT, GIVEN_BITS, require_same_model
@@ -91,6 +93,8 @@ def reconstruct(
         edges = () if options.edges == "free" else edge_layers(table)
         edge = edge_precision(precision.a != FLOAT_BITS, bool(precision.rate))
         name, config = str(precision), uniform(table.names, precision, edges, edge)
+    if options.target is not None:
+        load_target(options.target).require(sorted(set(config.precisions)))
     folder = loaded.folder
     require_same_model(folder, loaded.model)
     about = {"format": FORMAT, "fingerprint": loaded.model.fingerprint, "table": table.to_json()}

@@ -40,7 +40,7 @@ def application() -> typer.Typer:
         app.command(rich_help_panel=STEPS)(results_apart(step))
     for look in (inspect.front, inspect.explore, inspect.compare, inspect.why, inspect.export, deploy.check):
         app.command(rich_help_panel=LOOK)(results_apart(look))
-    for tell in (hardware.layers, hardware.devices, hardware.profile):
+    for tell in (hardware.layers, hardware.devices, deploy.targets, hardware.profile):
         app.command(rich_help_panel=HARDWARE)(results_apart(tell))
     app.command("import-haq", rich_help_panel=HARDWARE)(results_apart(hardware.import_haq))
     app.command("demo-data", rich_help_panel=LOOK)(results_apart(inspect.demo_data))

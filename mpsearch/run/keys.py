@@ -50,7 +50,7 @@ def graph_digest(network: Network) -> str:
 def scores_key(origin: Origin, options: FinishOptions) -> str:
     """What sensitivity scores depend on beside samples and bits."""
     return fingerprint(
-        METRIC, version("mpsearch"), origin.model, origin.graph, origin.heads, options.seed, options.symmetric
+        METRIC, version("mpsearch"), origin.model, origin.graph, origin.heads, options.seed, options.symmetric_bits
     )
 
 

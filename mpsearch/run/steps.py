@@ -237,7 +237,7 @@ class Run:
                 known,
                 lambda done, total: advance(done),
                 likelihood=loaded.likelihood,
-                symmetric=options.symmetric,
+                symmetric=options.symmetric_bits,
             )
         table = scores.table(precisions, options.seed, self._sensitivity_key)
         save_cache(path, table, scores)
