@@ -21,7 +21,10 @@ def run(options: RunOptions, out: Out = None, as_json: Json = False) -> None:
     from mpsearch.run.finalize import finalize_step
     from mpsearch.run.picture import draw
     from mpsearch.run.steps import Run
+    from mpsearch.run.tight import tight_step
     from mpsearch.show import tables
+    from mpsearch.show.columns import as_text
+    from mpsearch.show.summary import summary_rows, tight_rows
 
     job = Run(options, run_folder(out, options.model), console())
     table = job.layers_step()
@@ -29,24 +32,29 @@ def run(options: RunOptions, out: Out = None, as_json: Json = False) -> None:
     front = job.search_step(problem)
     best = front.best()
     chosen = finalize_step(job.loaded, front.config(best), "budget")
-    summary = job.summary_step(chosen)
     beside = answers(problem, problem.genomes(front.choices[best : best + 1])[0])
+    tight = tight_step(job.loaded, front, beside)
+    summary = job.summary_step(chosen)
     comparison = tables.answer_rows(beside, options.budgets)
     job.folder.write(
         "report.txt",
-        tables.as_text(
+        as_text(
             f"mpsearch {version('mpsearch')}: {job.loaded.model.reference}",
-            tables.summary_rows(summary),
+            summary_rows(summary),
+            *tight_rows(tight),
             comparison,
             tables.bit_rows(table, [("bits", front.config(best))]),
         ),
     )
     draw(job.folder, front, table, beside)
     if as_json:
-        emit_json(summary)
+        emit_json({**summary, "tight": {name: value for name, value in tight.items() if name != "key"}})
         return
-    job.console.out.print(comparison)
-    job.console.out.print(tables.summary_rows(summary))
+    for part in (comparison, summary_rows(summary), *tight_rows(tight)):
+        job.console.out.print(part)
+    if tight:
+        tightest = tight["rows"][tight["at"]]["point"]
+        job.console.note(f"to finish that end of the front: mpsearch finalize {job.folder.path} --pick {tightest}")
     job.console.note(f"everything is in {job.folder.path}; look at front.png, or run: mpsearch front {job.folder.path}")
 
 

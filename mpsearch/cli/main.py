@@ -12,6 +12,7 @@ import typer
 
 from hwmodel import InputError
 from mpsearch.cli import commands, hardware, inspect
+from mpsearch.cli.ascii import write_anywhere
 from mpsearch.cli.common import results_apart
 
 INTERRUPTED = 130
@@ -56,6 +57,7 @@ def root(
 
 def main() -> None:
     """The entry point: turns errors into one line and an exit code."""
+    write_anywhere()
     debug = "--debug" in sys.argv[1:]
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     with _errors(debug):

@@ -30,6 +30,7 @@ from mpsearch.sensitivity.cache import load_scores, load_table, save_cache
 from mpsearch.sensitivity.measure import measure, split
 from mpsearch.sensitivity.table import SensitivityTable
 from mpsearch.show.console import Console
+from recon.graph.gradients import without_gradient
 
 CACHE = "sensitivity.safetensors"
 FLOAT_SHARE, MOST_NAMED = 0.1, 3  # of a file's fixed bytes, from which parts that stay float are named, and how many
@@ -210,6 +211,7 @@ class Run:
             self.console.note(f"{CACHE} is of other {self._difference(load_table(path))}: what is new is measured")
             known = load_scores(path, loaded.network)
         count = len(split(loaded.calibration)[1])
+        self._note_alone()
         with self.clock.timed("sensitivity"), self.console.progress("sensitivity", count) as advance:
             scores = measure(
                 loaded.network,
@@ -225,6 +227,17 @@ class Run:
         table = scores.table(precisions, options.seed, self._sensitivity_key)
         save_cache(path, table, scores)
         return table
+
+    def _note_alone(self) -> None:
+        network = self.loaded.network
+        hidden = without_gradient(network.module)
+        alone = [name for name in network.table.names if name in hidden]
+        if alone:
+            self.console.note(
+                f"no gradient shows what {len(alone)} of {len(network.table)} layers do (first: {alone[0]}), since "
+                "rounding, a sign or an operation without a backward follows: each is rounded alone and the divergence "
+                "measured, which takes longer"
+            )
 
     def _difference(self, table: SensitivityTable) -> str:
         if table.precisions != self.candidates.precisions:

@@ -22,6 +22,7 @@ from hwmodel.errors import InputError
 from mpsearch.sources.checkpoints import State, align, find_state
 from mpsearch.sources.expected import Expected, Known, beside, expected
 from mpsearch.sources.factory import call_factory, canonical, factory_file, is_factory
+from mpsearch.sources.lazy import initialise
 from mpsearch.sources.split import Normalization
 from mpsearch.sources.weights import fit_weights, read_weights, require_finite
 
@@ -204,6 +205,7 @@ def _published_input(architecture: str) -> Known:
 def _assemble(reference: str, weights: _Weights | None, takes: Expected, source: str) -> LoadedModel:
     model = build_architecture(reference)
     notes = [takes.note] if takes.note else []
+    notes += initialise(model, takes.size, reference)
     if weights is not None:
         source = weights.source
         state = State(weights.state)

@@ -29,7 +29,7 @@ QUICK = ("--steps", 40, "--population", 40, "--generations", 30)
 BUDGET = 5_200
 FILES = {
     "config.toml", "layers.json", "sensitivity.safetensors", "costs.json", "front.json", "chosen",
-    "model-budget.safetensors", "summary.json", "report.txt", "front.png",
+    "model-budget.safetensors", "summary.json", "report.txt", "front.png", "tight.json",
 }  # fmt: skip
 
 
