@@ -88,22 +88,22 @@ def reconstruct(
     truth = regroup(network, settings.granularity)
     fisher = measure_fisher(truth, leaves, likelihood, settings) if settings.weighting == "fisher" else Fisher()
     reports: list[BlockReport] = []
-    with Store(settings.memory_bytes, network.device) as store:
+    store = Store(settings.memory_bytes, network.device)
+    for task in walk(work, truth, leaves, settings, fisher, store):
+        report = progress.restore(task.name, task.layers) if progress else None
+        if report is None:
+            report = _fit_unit(task, config, settings)
+            if progress:
+                progress.save(report, task.layers)
+        elif settings.order == "weights first":
+            release_inputs(task.layers.values())
+        reports.append(report)
+        on_block(report)
+    if settings.order == "weights first" and inputs:
         for task in walk(work, truth, leaves, settings, fisher, store):
-            report = progress.restore(task.name, task.layers) if progress else None
-            if report is None:
-                report = _fit_unit(task, config, settings)
-                if progress:
-                    progress.save(report, task.layers)
-            elif settings.order == "weights first":
-                release_inputs(task.layers.values())
-            reports.append(report)
-            on_block(report)
-        if settings.order == "weights first" and inputs:
-            for task in walk(work, truth, leaves, settings, fisher, store):
-                _fit_inputs(task, settings)
-        if settings.early_stopping:
-            rescale_logits(work, network, [leaf[held_back(len(leaf))] for leaf in leaves], likelihood, store)
+            _fit_inputs(task, settings)
+    if settings.early_stopping:
+        rescale_logits(work, network, [leaf[held_back(len(leaf))] for leaf in leaves], likelihood, store)
     return Reconstruction(stored_layers({name: work.layer(name) for name in work.table.names}), tuple(reports))
 
 

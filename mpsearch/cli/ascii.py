@@ -1,9 +1,8 @@
-"""Terminals that do not know every character: what is written instead."""
+"""What is written instead of characters that a terminal does not have: the error handler `plainly` of codecs."""
 
 from __future__ import annotations
 
 import codecs
-import sys
 
 PLAIN = {
     "→": "->", "…": "...", "×": "x", "µ": "u", "Δ": "d", "≥": ">=", "≤": "<=", "±": "+-", "½": "1/2", "◄": "<",
@@ -12,16 +11,10 @@ PLAIN = {
 
 
 def plainly(error: UnicodeError) -> tuple[str, int]:
-    """An error handler of codecs: the characters in plain ones, `?` for those that have none."""
+    """The characters in plain ones, `?` for those that have none."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     return "".join(PLAIN.get(character, "?") for character in error.object[error.start : error.end]), error.end
 
 
-def write_anywhere() -> None:
-    """Lets stdout and stderr take any text, whatever characters the terminal has."""
-    codecs.register_error("plainly", plainly)
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)  # what tests and notebooks put there has none
-        if reconfigure is not None:
-            reconfigure(errors="plainly")
+codecs.register_error("plainly", plainly)

@@ -18,11 +18,14 @@ from mpsearch.run.place import place
 from mpsearch.show.console import Console
 from mpsearch.sources.batches import positional_inputs
 from mpsearch.sources.data import MIN_CALIBRATION, DataSource, load_data
+from mpsearch.sources.detection_data import BoxOptions, load_detection
 from mpsearch.sources.distilled import DISTILLED, MEASURED, make_distilled, read_distilled
 from mpsearch.sources.models import LoadedModel, load_model
 from mpsearch.sources.split import Split
+from mpsearch.tasks.boxes import Suppression
+from mpsearch.tasks.detection import NAME as DETECTION
 from mpsearch.tasks.ending import endings
-from mpsearch.tasks.registry import load_task
+from mpsearch.tasks.registry import load_detection_task, load_task
 from mpsearch.tasks.task import Task
 from recon.compute.arithmetic import keep_freed_memory
 from recon.graph.network import Network, capture
@@ -150,10 +153,34 @@ class Loaded:
             return self.given.data
         if options.data == DISTILLED:
             return self._distilled()
-        data = _data(self.model, options.data, options.samples, options.val_samples or None, options.seed)
+        data = self._boxes() if self._of_boxes else _data(self.model, options.data, *self._draw)
         for note in data.notes:
             self.console.note(note)
         return data
+
+    @property
+    def _draw(self) -> tuple[int, int | None, int]:
+        return self.options.samples, self.options.val_samples or None, self.options.seed
+
+    @property
+    def _of_boxes(self) -> bool:
+        """Whether the data is a folder of images for a detector."""
+        return self.options.task == DETECTION and Path(self.options.data or "").is_dir()
+
+    def _boxes(self) -> DataSource:
+        options, model = self.options, self.model
+        calib_samples, val_samples, seed = self._draw
+        return load_detection(
+            Path(options.data or ""),
+            BoxOptions(None if options.annotations is None else Path(options.annotations), options.fit),  # type: ignore[arg-type]
+            input_size=model.input_size,
+            given=options.input_size is not None,
+            normalization=model.normalization,
+            any_size=False,
+            calib_samples=calib_samples,
+            val_samples=val_samples,
+            seed=seed,
+        )
 
     def _distilled(self) -> DataSource:
         what = self.model, self.options.samples, self.options.seed, self.folder.file("distilled.npz")
@@ -183,7 +210,12 @@ class Loaded:
     @cached_property
     def task(self) -> Task:
         """What the network is for."""
-        return load_task(self.options.task) if self.given is None else self.given.task
+        if self.given is not None:
+            return self.given.task
+        options = self.options
+        if options.task != DETECTION:
+            return load_task(options.task)
+        return load_detection_task(options.decode, Suppression(options.confidence, options.nms))
 
     @cached_property
     def likelihood(self) -> Likelihood:

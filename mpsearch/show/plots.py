@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from hwmodel import BitConfig, LayerTable
 from mpsearch.files.folder import Json
+from mpsearch.files.picture import write_picture
 from mpsearch.optimization.baselines import Answer
 from mpsearch.optimization.front import ParetoFront
 from mpsearch.request.budgets import COSTS, Cost
@@ -72,11 +73,11 @@ def front_info(
     limit = budgets[name] * cost.scale if name in budgets else None
     return FrontInfo(
         model_title(table.model),
-        _axis(cost),
+        axis_title(cost),
         cost.scale,
         values,
         loss,
-        _axis(other) if other else "",
+        axis_title(other) if other else "",
         front.objectives[:, 2] * other.scale if other else None,
         budgets[other.name] * other.scale if other and other.name in budgets else None,
         limit,
@@ -113,7 +114,8 @@ def model_title(reference: str) -> str:
     return reference.split("?")[0].removeprefix("torchvision:").rsplit("/", 1)[-1]
 
 
-def _axis(cost: Cost) -> str:
+def axis_title(cost: Cost) -> str:
+    """What stands beside the axis of a cost, with its unit."""
     return f"{'packed file' if cost.name == 'size_bytes' else cost.title}, {cost.shown}"
 
 
@@ -164,7 +166,7 @@ def draw_front(info: FrontInfo, path: Path) -> None:
         loc="lower center",
         bbox_to_anchor=(0.5, 1.0),
     )
-    figure.savefig(path, metadata={"Software": None})
+    write_picture(figure, path)
 
 
 def _legend(name: str, measured: Sequence[Measured]) -> str:
@@ -218,8 +220,8 @@ def draw_comparison(comparison: Comparison, path: Path) -> None:
         name = _legend(f"{front.run}, measured", front.measured)
         _draw_measured(axes, front.measured, cost.scale, colour, name)
     titles = dict.fromkeys(model_title(front.model) for front in comparison.fronts)
-    axes.set(yscale="log", xlabel=_axis(cost), ylabel="KL divergence, nats", title=", ".join(titles))
+    axes.set(yscale="log", xlabel=axis_title(cost), ylabel="KL divergence, nats", title=", ".join(titles))
     axes.grid(alpha=0.3, which="both")
     axes.legend(loc="upper right", framealpha=0.95)
     axes.margins(x=0.07)
-    figure.savefig(path, metadata={"Software": None})
+    write_picture(figure, path)

@@ -17,10 +17,12 @@ from recon.graph.samples import Samples
 
 @dataclass(frozen=True, slots=True)
 class Normalization:
-    """(pixel / 255 - mean) / std by channel: what a network takes instead of pixels."""
+    """(pixel / 255 - mean) / std by channel: what a network takes instead of pixels, their channels in reverse order
+    first where it is made for `bgr`."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    bgr: bool = False
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """uint8 (N, H, W, C) to float32 (N, C, H, W), channels last in memory."""
@@ -28,6 +30,8 @@ class Normalization:
             255.0 * torch.tensor(values, dtype=torch.float32, device=pixels.device).view(1, -1, 1, 1)
             for values in (self.mean, self.std)
         )
+        if self.bgr:
+            pixels = pixels.flip(3)
         return pixels.permute(0, 3, 1, 2).float().sub_(shift).div_(scale)
 
 

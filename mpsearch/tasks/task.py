@@ -11,7 +11,6 @@ from torch import Tensor
 from hwmodel.errors import InputError
 from mpsearch.tasks.metric import Metric, kl_metric
 from mpsearch.tasks.parts import Ending, Examples
-from recon.graph.samples import named_parts
 from recon.likelihood.likelihood import Likelihood
 
 Recognize = Callable[[Mapping[str, Tensor]], Likelihood]  # from example outputs by part
@@ -42,7 +41,7 @@ class Task:
         `endings` are what the network's graph says of parts. Raises InputError where outputs are not what the task
         expects.
         """
-        parts = Examples(named_parts(outputs), endings)
+        parts = Examples(outputs, endings)
         found = self.likelihood if isinstance(self.likelihood, Likelihood) else self.likelihood(parts)
         if not isinstance(found, Likelihood):
             raise InputError(f"task {self.name!r}: its function must give a Likelihood, got a {type(found).__name__}")
