@@ -96,7 +96,7 @@ def reconstruct(
     require_same_model(folder, loaded.model)
     about = {"format": FORMAT, "fingerprint": loaded.model.fingerprint, "table": table.to_json()}
     folder.write_json("layers.json", about)
-    folder.write(GIVEN_BITS, options.to_toml())
+    folder.write(GIVEN_BITS, options.to_toml(folder.path))
     done = finalize_step(loaded, config, name)
     if as_json:
         emit_json(done)

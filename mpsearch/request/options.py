@@ -26,6 +26,7 @@ from mpsearch.request.parse import (
     parse_shape,
     parse_threads,
 )
+from mpsearch.request.places import found_again, seen_from
 from mpsearch.request.rules import parse_rule, parse_tie
 from mpsearch.request.units import (
     parse_duration,
@@ -164,10 +165,11 @@ class FinishOptions(ModelOptions):
                 raise InputError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
         ComputeOptions.__post_init__(self)  # super() does not know a class that slots made anew
 
-    def to_toml(self) -> str:
-        """The text of the file that keeps the options in a run folder."""
+    def to_toml(self, folder: Path | None = None) -> str:
+        """The text of the file that keeps the options in a run folder, with files named as seen from `folder`."""
         here = {field.name for field in fields(ComputeOptions)}
         values = {name: value for name, value in asdict(self).items() if value not in (None, ()) and name not in here}
+        values = values if folder is None else seen_from(folder, values)
         return f"# mpsearch run options; budgets in the units of their names\n{tomli_w.dumps(values)}"
 
     @classmethod
@@ -179,7 +181,7 @@ class FinishOptions(ModelOptions):
         if not path.is_file():
             raise InputError(f"{path.parent} is no run folder: it has no {path.name}; make one with `mpsearch run`")
         with reading(path, "mend it, or start again with `mpsearch run` and another --out"):
-            data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+            data = found_again(path.parent, tomllib.loads(path.read_text(encoding="utf-8")))
             known = {field.name for field in fields(cls)} - {field.name for field in fields(ComputeOptions)}
             if not known >= set(data):
                 raise ValueError(f"unknown key {sorted(set(data) - known)[0]!r}")

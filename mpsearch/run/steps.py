@@ -167,7 +167,7 @@ class Run:
         require_same_model(self.folder, self.loaded.model)
         self._note_refused(self._choices.precisions)  # there are no choices where the budgets cannot be met
         origin = self.origin
-        self.folder.write("config.toml", self.options.to_toml())
+        self.folder.write("config.toml", self.options.to_toml(self.folder.path))
         self.folder.write_json("layers.json", origin.to_json())
         return origin.table
 
