@@ -16,6 +16,7 @@ from hwmodel.precision import CODED_BITS, RATES, is_rate
 from hwmodel.target import load_target
 from mpsearch.files.reading import reading
 from mpsearch.request.budgets import COSTS, NEED_DEVICE
+from mpsearch.request.compute import HERE, ComputeOptions
 from mpsearch.request.flags import BUDGETS, DETECTION, MODEL, PLACE, RECONSTRUCTION, SEARCH, Flag
 from mpsearch.request.parse import (
     Coding,
@@ -30,7 +31,7 @@ from mpsearch.request.parse import (
     parse_rates,
     parse_shape,
 )
-from mpsearch.request.place import HERE, ComputeOptions
+from mpsearch.request.places import found_again, seen_from
 from mpsearch.request.rules import parse_rule, parse_tie
 from mpsearch.request.units import (
     parse_duration,
@@ -155,10 +156,11 @@ class FinishOptions(ModelOptions):
             return WEIGHT_BITS
         return () if self.target is None else load_target(self.target).symmetric_bits
 
-    def to_toml(self) -> str:
-        """The text of the file that keeps the options in a run folder."""
+    def to_toml(self, folder: Path | None = None) -> str:
+        """The text of the file that keeps the options in a run folder, with files named as seen from `folder`."""
         here = {field.name for field in fields(ComputeOptions)}
         values = {name: value for name, value in asdict(self).items() if value not in (None, ()) and name not in here}
+        values = values if folder is None else seen_from(folder, values)
         return f"# mpsearch run options; budgets in the units of their names\n{tomli_w.dumps(values)}"
 
     @classmethod
@@ -170,7 +172,7 @@ class FinishOptions(ModelOptions):
         if not path.is_file():
             raise InputError(f"{path.parent} is no run folder: it has no {path.name}; make one with `mpsearch run`")
         with reading(path, "mend it, or start again with `mpsearch run` and another --out"):
-            data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+            data = found_again(path.parent, tomllib.loads(path.read_text(encoding="utf-8")))
             known = {field.name for field in fields(cls)} - {field.name for field in fields(ComputeOptions)}
             if not known >= set(data):
                 raise ValueError(f"unknown key {sorted(set(data) - known)[0]!r}")

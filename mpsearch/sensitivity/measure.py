@@ -7,6 +7,8 @@ log-likelihood. The Fisher information is the Hessian of the KL divergence, so a
 and weight width. Quantized inputs add ⟨∂log p/∂x, Q(x) − x⟩, shared among the layers that read the tensor x. What the
 table makes of the scores, `mpsearch.scores` says.
 
+Layers whose effect no gradient shows (`recon.graph.gradients`) are rounded alone, and the divergence is measured.
+
 Beside them stands the diagonal Fisher's intra-layer term, ½ E[Σ_i g_i² Δz_i²] (BRECQ, arXiv 2102.05426, eq. 10). It
 ignores that a layer's output errors act together, and so judges most layers of a real network 2 to 40 times too low.
 """
@@ -24,9 +26,11 @@ import torch
 from torch import Tensor
 
 from hwmodel import FLOAT_BITS, Precision
+from mpsearch.sensitivity.forward import Change, measured_scores
 from mpsearch.sensitivity.scores import Rounded, RoundedWeight, Scores, widths
 from recon.compute.arithmetic import fast, picked
 from recon.fit.start import second_order_rounding
+from recon.graph.gradients import without_gradient
 from recon.graph.layers import Embedding, keep_outputs
 from recon.graph.network import Network
 from recon.graph.samples import Samples
@@ -43,8 +47,6 @@ from recon.transforms.basis import balanced
 
 SENSITIVITY_BATCH = 4
 ROUNDING_SAMPLES = 128  # the first ones, half of them at most, so that the roundings stay when more images come
-
-Change = tuple[Tensor, Tensor] | InputGrid
 
 
 def split(samples: Samples) -> tuple[Samples, Samples]:
@@ -83,6 +85,8 @@ def measure(
     first, judging = split(samples)
     key = "-".join([key, *_digests(Samples(tuple(leaf.flatten()[None] for leaf in first.leaves), first.spec))])
     names, digests, terms = network.table.names, _digests(judging), widths(*precisions)
+    hidden = without_gradient(network.module)
+    alone = tuple(name for name in names if name in hidden)
     kept = _kept(known, key, digests, terms)
     new = [term for term in terms if kept is None or term not in kept.rounded]
     found = _roundings(network, network.leaves(first), new, seed, likelihood, symmetric)
@@ -102,9 +106,15 @@ def measure(
             missing = {name: [row[index] for index in at] for name, row in changes.items()}
             generator = torch.Generator().manual_seed(seed * 1_000_003 + start)
             x = picked(leaves, batch, network.device)
-            score[batch, :, at], square[batch, :, at] = _batch_terms(network, x, likelihood, missing, generator)
+            by_gradient = {name: row for name, row in missing.items() if name not in alone}
+            if by_gradient:
+                of = np.ix_(range(*batch.indices(count)), [names.index(name) for name in by_gradient], at)
+                score[of], square[of] = _batch_terms(network, x, likelihood, by_gradient, generator)
+            if alone:
+                of = np.ix_(range(*batch.indices(count)), [names.index(name) for name in alone], at)
+                score[of] = measured_scores(network, x, likelihood, {name: missing[name] for name in alone})
         on_batch(min(batch.stop, count), count)
-    return Scores(key, names, digests, rounded, score, square)
+    return Scores(key, names, digests, rounded, score, square, alone)
 
 
 def _digests(samples: Samples) -> tuple[str, ...]:
