@@ -30,6 +30,19 @@ def export_finished(folder: Path, form: str, out: Path | None, config: str | Non
     terminal.out.print(f"{out}: {written.size_bytes:,} bytes (packed file {beside:,})", markup=False)
 
 
+def targets(name: Annotated[str | None, typer.Argument(help="A target's name or file.")] = None) -> None:
+    """Lists the runtimes that --target takes; with a name, what it asks for and why."""
+    from hwmodel.target import list_targets, load_target
+    from mpsearch.show.targets import target_lines, targets_rows
+
+    terminal = console()
+    if name is None:
+        terminal.out.print(targets_rows([load_target(known) for known in list_targets()]))
+        return
+    for line in target_lines(load_target(name)):
+        terminal.out.print(line, markup=False)
+
+
 def check(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A file of `mpsearch export`.")],
     run: Annotated[Path, typer.Option(metavar="RUN", help="The run folder that it was exported from.")],

@@ -137,9 +137,9 @@ def _dask(engine: Engine, call: Call, shared: bytes, tasks: Mapping[str, tuple[A
             for name, arguments in tasks.items()
         }
         for future in distributed.as_completed(futures):
-            error = future.exception()
-            if isinstance(error, distributed.scheduler.KilledWorker):
-                yield futures[future], Lost(f"its worker {error.last_worker.address} died")
+            failure = future.exception()
+            if isinstance(failure, distributed.scheduler.KilledWorker):
+                yield futures[future], Lost(f"its worker {failure.last_worker.address} died")
             else:
                 yield futures[future], future.result()
 
