@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from exploring import explored_run, record
 
+from hwmodel import Precision
 from mpsearch.request.assignment import Assignment, read_assignment
 from mpsearch.show.explorer import ExploredRun, frame, page
 
@@ -199,6 +200,23 @@ def test_bars_by_bytes_and_by_loss(run: ExploredRun, opened: Callable[..., Page]
         assert np.allclose(drawn / drawn.max(), values / values.max(), atol=1e-4), name
 
 
+def test_entropy_coded_weights_have_rates(opened: Callable[..., Page], tmp_path: Path) -> None:
+    some = explored_run("size_bytes", finished=[])
+    rates = tuple(Precision(8, 8, rate) for rate in (0.5, 1.5, 2.5, 4.0, 8.0))
+    coded = replace(
+        some, front=replace(some.front, precisions=rates), costs=replace(some.costs, precisions=rates), answers=()
+    )
+    shown = opened(page([coded]), accept_downloads=True)
+    shown.locator("#plot").press("End")
+    config = coded.front.config(chosen(shown))
+    assert f"weights at {config.precisions[0].rate:g} bits each, entropy-coded" in shown.text_content("#one")
+    for precision in set(config.precisions):
+        assert f"{precision.rate:g} bits:" in shown.text_content("#shares")
+    with shown.expect_download() as download:
+        shown.click("#save")
+    assert Path(download.value.path()).read_text() == config.dumps() + "\n"
+
+
 def test_a_front_of_one_point_and_a_model_that_gives_nan(opened: Callable[..., Page]) -> None:
     some = explored_run("size_bytes")
     front = some.front
@@ -327,6 +345,9 @@ def test_it_fits_a_phone(run: ExploredRun, opened: Callable[..., Page]) -> None:
     box = plot.bounding_box()
     shown.touchscreen.tap(box["x"] + 0.9 * box["width"], box["y"] + 0.8 * box["height"])
     assert chosen(shown) != before
+    shown.click("#pin")
+    plot.press("End")
+    assert shown.evaluate("document.documentElement.scrollWidth") <= 360
 
 
 def test_in_a_notebook_it_is_a_frame_that_works(run: ExploredRun, opened: Callable[..., Page]) -> None:
