@@ -279,7 +279,7 @@ def test_several_runs_in_one_page(run: ExploredRun, opened: Callable[..., Page])
     assert f"point {run.front.best()} in run" in shown.text_content("#figures")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["dark", pytest.param("light", marks=pytest.mark.slow)])
 def test_colours_follow_the_system_and_the_button(run: ExploredRun, opened: Callable[..., Page], scheme: str) -> None:
     shown = opened(page([run]), color_scheme=scheme)
     background = "getComputedStyle(document.body).backgroundColor"
@@ -360,6 +360,7 @@ def test_in_a_notebook_it_is_a_frame_that_works(run: ExploredRun, opened: Callab
     assert Path(download.value.path()).read_text() == run.front.config(by_size(run)[0]).dumps() + "\n"
 
 
+@pytest.mark.slow
 def test_an_old_browser_is_told_so(run: ExploredRun, browser: Any, tmp_path: Path) -> None:
     (tmp_path / "front.html").write_text(page([run]), encoding="utf-8")
     context = browser.new_context()
