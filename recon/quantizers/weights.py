@@ -19,7 +19,7 @@ from hwmodel import InputError
 from hwmodel.precision import HALVED_BITS
 
 SHRINK_STEPS = 60
-SEARCHED = 2**22  # weights at a time: their errors are several tensors of that size
+SEARCHED = 2**18  # weights at a time: their errors are several tensors of that size, which a cache holds
 FACTORS = tuple(1.08**step for step in range(-9, 5))  # 0.5 to 1.36
 SHIFTS = (-2, -1, 0, 1, 2)  # steps of the zero-point
 SMALLEST_SCALE = 2.0**-24  # the smallest positive half-precision number
