@@ -92,24 +92,24 @@ def reconstruct(
     fisher = measure_fisher(truth, leaves, likelihood, settings) if settings.weighting == "fisher" else Fisher()
     rate = control(coded_bytes, ((name, work.layer(name)) for name in work.table.names))
     reports: list[BlockReport] = []
-    with Store(settings.memory_bytes, network.device) as store:
+    store = Store(settings.memory_bytes, network.device)
+    for task in walk(work, truth, leaves, settings, fisher, store):
+        report = progress.restore(task.name, task.layers) if progress else None
+        if report is None:
+            report = _fit_unit(task, config, settings, rate.widened() if rate else {})
+            if progress:
+                progress.save(report, task.layers)
+        elif settings.order == "weights first":
+            release_inputs(task.layers.values())
+        if rate:
+            rate.spend(task.layers)
+        reports.append(report)
+        on_block(report)
+    if settings.order == "weights first" and inputs:
         for task in walk(work, truth, leaves, settings, fisher, store):
-            report = progress.restore(task.name, task.layers) if progress else None
-            if report is None:
-                report = _fit_unit(task, config, settings, rate.widened() if rate else {})
-                if progress:
-                    progress.save(report, task.layers)
-            elif settings.order == "weights first":
-                release_inputs(task.layers.values())
-            if rate:
-                rate.spend(task.layers)
-            reports.append(report)
-            on_block(report)
-        if settings.order == "weights first" and inputs:
-            for task in walk(work, truth, leaves, settings, fisher, store):
-                _fit_inputs(task, settings)
-        if settings.early_stopping:
-            rescale_logits(work, network, [leaf[held_back(len(leaf))] for leaf in leaves], likelihood, store)
+            _fit_inputs(task, settings)
+    if settings.early_stopping:
+        rescale_logits(work, network, [leaf[held_back(len(leaf))] for leaf in leaves], likelihood, store)
     layers = {name: work.layer(name) for name in work.table.names}
     if rate:
         rate.trim(layers)

@@ -190,10 +190,10 @@ def test_the_tutorial_runs(tmp_path: Path) -> None:
 def test_the_two_commands_are_what_ci_runs() -> None:
     script = (ROOT / ".ci" / "run").read_text("utf-8")
     assert "pip install . && mpsearch run --model mobilenetv2 --size-budget 1.5MB" in README
-    assert "pip install '.[dev]' && pytest" in README
+    assert "pip install '.[dev]' && pytest -n 2" in README
     assert "mpsearch run --model mobilenetv2 --size-budget 1.5MB" in script
     assert "pip install --quiet '.[dev]'" in script
-    assert re.search(r"^pytest$", script, re.MULTILINE)
+    assert re.search(r"^pytest -n 2$", script, re.MULTILINE)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -17,6 +17,8 @@ Record = TypeVar("Record", bound=ComputeOptions)
 Rest = ParamSpec("Rest")
 
 Out = Annotated[Path | None, typer.Option(help="The run folder (default: runs/MODEL).", rich_help_panel=PLACE)]
+_WAIT = "Wait while another process is at work there, instead of ending."
+Wait = Annotated[bool, typer.Option("--wait", help=_WAIT, rich_help_panel=PLACE)]
 Json = Annotated[bool, typer.Option("--json", help="Only JSON to stdout.")]
 Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodel import FLOAT_BITS, BitConfig, InputError, Precision
+from hwmodel.json_text import parse_json
 from hwmodel.precision import CODED_BITS, is_rate
 from hwmodel.size import FORMAT, HEADER_LENGTH_BYTES, VALUE_BYTES
 
@@ -95,8 +96,8 @@ def _damaged(path: Path, reason: str) -> InputError:
 
 def _header(path: Path, text: bytes) -> dict[str, Any]:
     try:
-        header = json.loads(text.decode())
-    except (ValueError, RecursionError):
+        header = parse_json(text.decode())
+    except ValueError:
         raise _damaged(path, "its header is no JSON") from None
     if not isinstance(header, dict):
         raise _damaged(path, "its header is no object")

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hwmodel import InputError, LayerTable
+from hwmodel.files import write_whole
 from hwmodel.precision import CODED_BITS
 from hwmodel.size import (
     ALIGNMENT,
@@ -117,12 +118,8 @@ def save_packed(path: Path, network: Network, reference: str, layers: QuantizedL
     digests = Digests(file_digest(json.loads(layout.header(config, "", digests)), data), digests.integers)
     header = layout.header(config, layout.padding(config), digests)
     header += b" " * (-len(header) % ALIGNMENT)
-    temporary = path.with_suffix(".tmp")
     # By hand: the library writes the header's text fields in another order each time.
-    with temporary.open("wb") as file:
-        file.write(len(header).to_bytes(HEADER_LENGTH_BYTES, "little") + header)
-        file.writelines(data)
-    temporary.replace(path)
+    write_whole(path, len(header).to_bytes(HEADER_LENGTH_BYTES, "little"), header, *data)
     return path.stat().st_size
 
 
@@ -172,7 +169,30 @@ def fill_packed(path: Path, network: Network) -> Network:
     return _filled(network, read_packed(path))
 
 
+def read_layers(path: Path, network: Network) -> tuple[Network, QuantizedLayers]:
+    """What a packed file holds, by the float `network` that it was made from: a copy of that with the file's other
+    tensors, and the layers. Raises InputError as `load_packed`."""
+    file = read_packed(path)
+    layers = _layers(network, file)
+    result = network.copy()
+    _put_others(result, file)
+    return result, layers
+
+
 def _filled(network: Network, file: PackedFile) -> Network:
+    result = quantized(network, _layers(network, file))
+    _put_others(result, file)
+    return result
+
+
+def _put_others(network: Network, file: PackedFile) -> None:
+    for name, tensor in others(network).items():
+        with torch.no_grad():
+            tensor.copy_(torch.from_numpy(file.tensors[f"other.{name}"].astype(np.float32)))
+
+
+def _layers(network: Network, file: PackedFile) -> QuantizedLayers:
+    """The layers of a file. Raises InputError where it is of another network."""
     _require_same_layers(network, file)
     kept = others(network)
     found = [Other(name, _stored_type(file, name), tuple(tensor.shape)) for name, tensor in kept.items()]
@@ -185,12 +205,7 @@ def _filled(network: Network, file: PackedFile) -> Network:
     if file.fields["integers"] != _integers(network):
         raise InputError(f"{_misfit(network, file)}: integer buffers, which the file does not hold, are others")
     weights, biases = _weights(network, file)
-    result = quantized(network, QuantizedLayers(weights, biases, _inputs(network.table, file)))
-    for name, tensor in kept.items():
-        tensor = operator.attrgetter(name)(result.module)
-        with torch.no_grad():
-            tensor.copy_(torch.from_numpy(file.tensors[f"other.{name}"].astype(np.float32)))
-    return result
+    return QuantizedLayers(weights, biases, _inputs(network.table, file))
 
 
 def _misfit(network: Network, file: PackedFile) -> str:

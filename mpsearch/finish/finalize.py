@@ -29,7 +29,8 @@ from recon.settings import Settings
 class Finished:
     """A finished configuration. `predicted_bytes` is what the search took for `size_bytes`. `metrics` are those of the
     network by state and name: "float", "plain", the same bits by plain rounding, and "finished". `judged_by` says what
-    the names mean, the task's first metric first, KL last.
+    the names mean, the task's first metric first, KL last. `shown` is what each state shows on the first validation
+    samples, where the task has such a thing.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Finished:
     blocks: tuple[BlockReport, ...]
     seconds_reconstruct: float
     seconds_evaluate: float
+    shown: dict[str, list[dict[str, list[Any]]]]
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready mapping; `config` is the canonical bit assignment."""
@@ -83,11 +85,9 @@ def finish(
     size = save_packed(path, network, reference, result.layers)
     reconstructed = time.perf_counter()
     plain = plainly_rounded(network, network.leaves(samples), config, settings.symmetric)
-    metrics = {
-        "float": judge.truth,
-        "plain": judge.measure(quantized(network, plain).model),
-        "finished": judge.measure(fill_packed(path, network).model),
-    }
+    models = {"plain": quantized(network, plain).model, "finished": fill_packed(path, network).model}
+    metrics = {"float": judge.truth, **{state: judge.measure(model) for state, model in models.items()}}
+    shown = {state: judge.shown(model) for state, model in ({"float": network.model} | models).items()}
     weights_only = sum(code_bits(weight) for weight in result.layers.weights.values()) / 8
     finished = Finished(
         name=name,
@@ -102,6 +102,7 @@ def finish(
         labelled=judge.split.labelled,
         blocks=result.reports,
         seconds_reconstruct=reconstructed - started,
+        shown=shown if any(shown.values()) else {},
         seconds_evaluate=time.perf_counter() - reconstructed,
     )
     progress.discard()

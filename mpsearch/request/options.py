@@ -12,6 +12,7 @@ import tomli_w
 
 from hwmodel import FLOAT_BITS, WEIGHT_BITS, InputError, Precision
 from hwmodel.precision import CODED_BITS, RATES, is_rate
+from mpsearch.files.reading import reading
 from mpsearch.request.budgets import COSTS, NEED_DEVICE
 from mpsearch.request.flags import Flag
 from mpsearch.request.parse import (
@@ -28,6 +29,7 @@ from mpsearch.request.parse import (
     parse_rates,
     parse_shape,
     parse_threads,
+    parse_workers,
 )
 from mpsearch.request.rules import parse_rule, parse_tie
 from mpsearch.request.units import (
@@ -43,10 +45,11 @@ WBITS = (2, 3, 4, 5, 6, 8)
 
 BUDGETS = "Budgets"
 MODEL = "Model and data"
+DETECTION = "Detection"
 SEARCH = "Search"
 RECONSTRUCTION = "Reconstruction"
 PLACE = "Where it runs"
-PANELS = (BUDGETS, MODEL, SEARCH, RECONSTRUCTION, PLACE)
+PANELS = (BUDGETS, MODEL, DETECTION, SEARCH, RECONSTRUCTION, PLACE)
 
 # A field's default stands in the record; the command line shows it as people write it.
 _SIZE = Flag(BUDGETS, "What the packed file may take: 1.5MB, 900kB, 2MiB.", parse_size, None, "--size-budget", "SIZE")
@@ -62,9 +65,16 @@ _CODING = "How codes of weights are stored: fixed, at their width, or entropy: c
 _RATES = "Candidate bits a weight where codes are entropy-coded."
 _INPUT = "What the model takes, where nothing says it: 3x224x224."
 _STEPS = "Most reconstruction steps a block; up to four times as many where much is to be done."
-_TASK = "What the network is for: classification, regression, segmentation, embedding or FILE.py:task."
+_TASK = "What the network is for: classification, regression, segmentation, embedding, detection or FILE.py:task."
+_DECODE = "What makes boxes and scores of a detector's outputs; torchvision's detectors bring their own."
+_ANNOTATIONS = "COCO's JSON of the validation images (default: instances_val.json in the data folder)."
+_CONFIDENCE = "Score above which a detection counts (default: 0.001; torchvision's detectors have their own)."
+_NMS = "Overlap above which the lesser of two detections of a class goes (default: 0.65, or the detector's own)."
+_FIT = "How images of other sizes go in: letterbox, in proportion with a grey margin, or squash."
 _COMPUTE = "cpu, cuda, or cuda:1 for the second GPU (default: cuda where there is one)."
 _THREADS = "Threads of torch, BLAS and our own pools; 0: as many as torch finds right."
+_WORKERS = "Processes that points are spread over; 0: this one. --threads are those of each (default: a share)."
+_SCHEDULER = "Where the Dask scheduler or the Ray head listens: tcp://10.0.0.1:8786."
 _MEMORY = "Memory for the inputs and outputs of blocks; what is beyond it is kept in files."
 
 
@@ -93,6 +103,30 @@ class ComputeOptions:
 
 
 HERE = ComputeOptions()
+BACKENDS = ("loky", "dask", "ray")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpreadOptions(ComputeOptions):
+    """By how many processes, and where: `workers` of this machine (joblib's loky), or those of a Dask or Ray cluster
+    whose `scheduler` is at an address; a cluster of this machine without one. `threads` are those of each worker."""
+
+    workers: Annotated[int, Flag(PLACE, _WORKERS, parse_workers, "0", metavar="COUNT")] = 0
+    backend: Annotated[str, Flag(PLACE, "What runs the workers: loky, dask or ray.", metavar="ENGINE")] = "loky"
+    scheduler: Annotated[str | None, Flag(PLACE, _SCHEDULER, metavar="ADDRESS")] = None
+
+    def __post_init__(self) -> None:
+        parse_workers(str(self.workers))
+        if self.backend not in BACKENDS:
+            raise InputError(f"--backend must be one of {', '.join(BACKENDS)}, got {self.backend!r}")
+        if self.scheduler is not None and self.backend == "loky":
+            raise InputError("--scheduler is the address of a cluster; say which with --backend dask or ray")
+        ComputeOptions.__post_init__(self)
+
+    @property
+    def spread(self) -> bool:
+        """More than this process computes."""
+        return self.workers > 0 or self.backend != "loky"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,10 +164,17 @@ class FinishOptions(ModelOptions):
     `symmetric` grids of weights have their zero-point in the middle. `edges` says what becomes of the first and the
     last layer: 8 bits (`8`), or like any other (`free`). `granularity` is what is reconstructed at once: layer, block,
     stage or network. Beyond `cache_memory_bytes` the inputs and outputs of blocks are kept in files, with no other
-    effect.
+    effect. A detector's outputs are read by `decode`, a reference as that of a factory; `annotations` names a JSON,
+    detections of `confidence` and below do not count, nor those that `nms` suppresses; images `fit` by letterbox or
+    squash.
     """
 
     task: Annotated[str, Flag(MODEL, _TASK, metavar="TASK")] = "classification"
+    decode: Annotated[str | None, Flag(DETECTION, _DECODE, metavar="FILE.py:decode")] = None
+    annotations: Annotated[str | None, Flag(DETECTION, _ANNOTATIONS, metavar="PATH")] = None
+    confidence: Annotated[float | None, Flag(DETECTION, _CONFIDENCE, metavar="SHARE")] = None
+    nms: Annotated[float | None, Flag(DETECTION, _NMS, metavar="SHARE")] = None
+    fit: Annotated[str, Flag(DETECTION, _FIT)] = "letterbox"
     samples: Annotated[int, Flag(MODEL, "Calibration images.")] = 512
     val_samples: Annotated[int, Flag(MODEL, "Validation images; 0 for all.")] = 0
     seed: Annotated[int, Flag(PLACE, "Seed of everything random.")] = 0
@@ -150,10 +191,38 @@ class FinishOptions(ModelOptions):
 
     def __post_init__(self) -> None:
         edge_policy(self.edges)
+        if self.fit not in ("letterbox", "squash"):
+            raise InputError(f"--fit must be letterbox or squash, got {self.fit!r}")
+        for option, share in (("--confidence", self.confidence), ("--nms", self.nms)):
+            if share is not None and not 0 <= share <= 1:
+                raise InputError(f"{option} must be from 0 to 1, got {share}")
         for name, least in (("samples", 1), ("val_samples", 0), ("seed", 0), ("cache_memory_bytes", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
         ComputeOptions.__post_init__(self)  # super() does not know a class that slots made anew
+
+    def to_toml(self) -> str:
+        """The text of the file that keeps the options in a run folder."""
+        here = {field.name for field in fields(ComputeOptions)}
+        values = {name: value for name, value in asdict(self).items() if value not in (None, ()) and name not in here}
+        return f"# mpsearch run options; budgets in the units of their names\n{tomli_w.dumps(values)}"
+
+    @classmethod
+    def from_toml(cls, path: Path, place: ComputeOptions = HERE) -> Self:
+        """The inverse of `to_toml`, computed where `place` says.
+
+        Raises InputError where the file is missing or not ours.
+        """
+        if not path.is_file():
+            raise InputError(f"{path.parent} is no run folder: it has no {path.name}; make one with `mpsearch run`")
+        with reading(path, "mend it, or start again with `mpsearch run` and another --out"):
+            data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+            known = {field.name for field in fields(cls)} - {field.name for field in fields(ComputeOptions)}
+            if not known >= set(data):
+                raise ValueError(f"unknown key {sorted(set(data) - known)[0]!r}")
+            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+            here = {field.name: getattr(place, field.name) for field in fields(ComputeOptions)}
+            return cls(**values, **here)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,32 +330,6 @@ class RunOptions(FinishOptions):
     def edge(self) -> Precision:
         """What the first and last layer have where they are held."""
         return edge_precision(bool(self.abits), self.coding == "entropy")
-
-    def to_toml(self) -> str:
-        """The text of `config.toml`."""
-        here = {field.name for field in fields(ComputeOptions)}
-        values = {name: value for name, value in asdict(self).items() if value not in (None, ()) and name not in here}
-        return f"# mpsearch run options; budgets in the units of their names\n{tomli_w.dumps(values)}"
-
-    @classmethod
-    def from_toml(cls, path: Path, place: ComputeOptions = HERE) -> RunOptions:
-        """The inverse of `to_toml`, computed where `place` says.
-
-        Raises InputError where the file is missing or not ours.
-        """
-        if not path.is_file():
-            raise InputError(f"{path.parent} is no run folder: it has no {path.name}; make one with `mpsearch run`")
-        try:
-            data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-            known = {field.name for field in fields(cls)} - {field.name for field in fields(ComputeOptions)}
-            if not known >= set(data):
-                raise ValueError(f"unknown key {sorted(set(data) - known)[0]!r}")
-            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-            return cls(**values, **asdict(place))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, TypeError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{path} is damaged: {error}") from None
 
 
 def edge_precision(quantized_inputs: bool, coded: bool) -> Precision:

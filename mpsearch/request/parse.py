@@ -59,6 +59,13 @@ def parse_threads(text: str) -> int:
     return int(text)
 
 
+def parse_workers(text: str) -> int:
+    """Reads `--workers`, 0 to 1024. Raises InputError for anything else."""
+    if not re.fullmatch(r"[0-9]{1,4}", text, re.ASCII) or int(text) > 1024:
+        raise InputError(f"--workers must be a number from 1 to 1024, or 0 for this process alone; got {text!r}")
+    return int(text)
+
+
 def parse_objectives(text: str) -> tuple[str, ...]:
     """Reads `size,latency`: one or two of size, latency, energy. Raises InputError for anything else."""
     titles = {COSTS[name].title: name for name in FRONT}

@@ -24,8 +24,9 @@ from recon.graph.network import Network
 
 def origin_key(options: RunOptions) -> str:
     """The options that `layers.json` depends on."""
-    names = ("model", "weights", "weights_key", "input_size", "data", "samples", "seed", "tie")
-    return fingerprint(*[getattr(options, name) for name in names], bool(options.abits), task_digest(options.task))
+    names = ("model", "weights", "weights_key", "input_size", "data", "samples", "seed", "tie", "annotations", "fit")
+    code = task_digest(options.task), task_digest(options.decode or "")
+    return fingerprint(*[getattr(options, name) for name in names], bool(options.abits), *code)
 
 
 def task_digest(reference: str) -> str:
@@ -82,6 +83,7 @@ def finished_key(loaded: Loaded, config: BitConfig, coded_bytes: Mapping[str, fl
         loaded.validation.fingerprint,
         heads_json(loaded.likelihood),
         task_digest(loaded.options.task),
+        (task_digest(loaded.options.decode or ""), loaded.options.confidence, loaded.options.nms),
         config.to_json(),
         coded_bytes,
         asdict(loaded.settings),

@@ -18,9 +18,9 @@ from mpsearch.optimization.problem import BitProblem, cheapest
 from mpsearch.optimization.settings import SearchSettings
 from mpsearch.request.budgets import COSTS, NEED_DEVICE, default_objectives, describe
 from mpsearch.request.candidates import Candidates, as_coded, candidates, priced
-from mpsearch.request.options import HERE, ComputeOptions, RunOptions
+from mpsearch.request.options import RunOptions
 from mpsearch.request.rules import parse_tie, tied
-from mpsearch.run.artifacts import Origin, costs_json, heads_json, read_front, read_origin, require_same_model
+from mpsearch.run.artifacts import CACHE, Origin, costs_json, heads_json, read_front, read_origin, require_same_model
 from mpsearch.run.clock import Clock
 from mpsearch.run.keys import front_key, graph_digest, origin_key, scores_key, sensitivity_key
 from mpsearch.run.loaded import Given, Loaded
@@ -30,19 +30,18 @@ from mpsearch.sensitivity.cache import load_scores, load_table, save_cache
 from mpsearch.sensitivity.measure import measure, split
 from mpsearch.sensitivity.table import SensitivityTable
 from mpsearch.show.console import Console
+from mpsearch.tasks.detection import NAME as DETECTION
 
-CACHE = "sensitivity.safetensors"
 ROUGHLY = 0.8  # of what entropy-coded layers are thought to take before they are coded, they may take as little
 FLOAT_SHARE, MOST_NAMED = 0.1, 3  # of a file's fixed bytes, from which parts that stay float are named, and how many
 
 
-def resume(folder: RunFolder, console: Console, place: ComputeOptions = HERE) -> Run:
-    """The run of a folder, for the steps behind sensitivity, computed where `place` says.
+def resume(options: RunOptions, folder: RunFolder, console: Console) -> Run:
+    """The run of a folder by its options, for the steps behind sensitivity.
 
     Where layers and sensitivity cache are current by what the folder says, neither the model nor the images are loaded;
     else the layers step is made again.
     """
-    options = RunOptions.from_toml(folder.file("config.toml"), place)
     origin = read_origin(folder)
     if origin is not None and origin.key == origin_key(options):
         job = Run(options, folder, console, origin)
@@ -280,6 +279,7 @@ class Run:
             self.options,
             self.loaded.model,
             self.loaded.data,
+            self.loaded.thresholds if self.options.task == DETECTION else None,
             self.candidates.pinned,
             chosen,
             self.costs_of(BitConfig.from_json(chosen["config"])),

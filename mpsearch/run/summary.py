@@ -22,6 +22,7 @@ def summarize(
     options: RunOptions,
     model: LoadedModel,
     data: DataSource,
+    thresholds: tuple[float, float] | None,
     pinned: tuple[str, ...],
     chosen: Json,
     costs: dict[str, float],
@@ -32,7 +33,8 @@ def summarize(
 ) -> Json:
     """The contents of `summary.json`. Sizes in bytes; `judged_by` has the units of the `metrics`.
 
-    `costs` are those of the chosen configuration; the ones shown are the budgeted and, on a device, latency and energy.
+    `thresholds` are those of a detector's boxes. `costs` are those of the chosen configuration; the ones shown are the
+    budgeted and, on a device, latency and energy.
     """
     measured = (
         "size_bytes",
@@ -49,6 +51,7 @@ def summarize(
         "weights": model.source,
         "data": data.source,
         "task": options.task,
+        **({} if thresholds is None else dict(zip(("confidence", "nms"), thresholds, strict=True))),
         **{COSTS[name].field: getattr(options, COSTS[name].field) for name in options.budgets},
         **{name: chosen[name] for name in measured},
         **({} if device is None else {"device": device}),

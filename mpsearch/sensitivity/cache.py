@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,10 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from torch import Tensor
 
 from hwmodel import FLOAT_BITS, InputError, Precision
+from hwmodel.files import write_whole
+from hwmodel.json_text import parse_json
+from mpsearch.files.reading import reading
 from mpsearch.sensitivity.scores import Rounded, RoundedWeight, Scores
 from mpsearch.sensitivity.table import SensitivityTable
 from recon.graph.network import Network
@@ -46,10 +48,8 @@ def save_cache(path: Path, table: SensitivityTable, scores: Scores) -> None:
     for term, rounded in scores.rounded.items():
         arrays |= {f"{term}.{part}": array for part, array in _parts(rounded).items()}
     metadata = {"table": json.dumps(about)}  # one field: safetensors writes several in another order each time
-    temporary = path.with_suffix(".tmp")
     # safetensors writes the memory behind an array, whatever its strides.
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary, metadata)
-    os.replace(temporary, path)
+    write_whole(path, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata))
 
 
 def load_table(path: Path) -> SensitivityTable:
@@ -88,13 +88,12 @@ def load_scores(path: Path, network: Network) -> Scores:
 def _read(path: Path, read: Callable[[dict[str, Any], Callable[[str], NDArray[Any]]], Read]) -> Read:
     if not path.is_file():
         raise InputError(f"{path} is missing: make it with `mpsearch sensitivity`")
-    try:
-        with safe_open(path, "np") as file:
-            return read(json.loads((file.metadata() or {})["table"]), file.get_tensor)
-    except InputError:
-        raise
-    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path} is damaged ({error}); delete it to measure again") from None
+    with reading(path, "delete it to measure again"):
+        try:
+            with safe_open(path, "np") as file:
+                return read(parse_json((file.metadata() or {})["table"]), file.get_tensor)
+        except (SafetensorError, RuntimeError) as error:
+            raise ValueError(error) from None
 
 
 def _parts(rounded: Rounded) -> Arrays:

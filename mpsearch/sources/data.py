@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hwmodel.errors import InputError
 from mpsearch.sources.arrays import from_arrays, open_npz
@@ -16,7 +16,6 @@ from mpsearch.sources.batches import (
     are_batches,
     calibration_batches,
     joined,
-    positional_inputs,
     split_at,
     validation_batches,
 )
@@ -49,7 +48,7 @@ class DataSource:
 
 
 @dataclass(frozen=True, slots=True)
-class _Opened:
+class Opened:
     """Samples that are there, before any is drawn. Without `val`, a part of `calib` is held out."""
 
     calib: Stored
@@ -98,11 +97,11 @@ def load_data(
             return _from_batches(*made, calib_samples, val_samples, takes, reference)
         calib = from_arrays(made[0], None, f"{reference} calib_x")
         val = None if made[1] is None else from_arrays(made[1], made[2], f"{reference} val_x, val_y")
-        opened = _Opened(calib, val)
+        opened = Opened(calib, val)
     else:
         opened = _open(Path(path), channels or 3)
-    size, normalization, notes = _fitting(opened, path, input_size, channels, normalization)
-    return _drawn(opened, path, size, normalization, calib_samples, val_samples, seed, notes)
+    size, normalization, notes = fitting(opened, path, input_size, channels, normalization)
+    return drawn(opened, path, size, normalization, calib_samples, val_samples, seed, notes)
 
 
 def _channels(input_size: tuple[int, ...] | None, normalization: Normalization | None) -> int | None:
@@ -111,23 +110,23 @@ def _channels(input_size: tuple[int, ...] | None, normalization: Normalization |
     return None if normalization is None else len(normalization.mean)
 
 
-def _open(path: Path, channels: int) -> _Opened:
+def _open(path: Path, channels: int) -> Opened:
     if path.is_file() and path.suffix == ".npz":
-        return _Opened(open_npz(path), None)
+        return Opened(open_npz(path), None)
     if not path.is_dir():
         raise InputError(f"no such data: {path}; expected a folder with calib/ and val/, .npz or file.py:factory")
     files = [path / f"{name}.npz" for name in CALIBRATION if (path / f"{name}.npz").is_file()]
     if files:
         others = [path / f"{name}.npz" for name in VALIDATION if (path / f"{name}.npz").is_file()]
-        return _Opened(open_npz(files[0]), open_npz(others[0]) if others else None)
+        return Opened(open_npz(files[0]), open_npz(others[0]) if others else None)
     folders = [path / name for name in CALIBRATION if (path / name).is_dir()]
     if folders:
         others = [path / name for name in VALIDATION if (path / name).is_dir()]
         calib = open_folder(folders[0], channels)
-        return _Opened(calib, *open_classes(others[0], channels)) if others else _Opened(calib, None)
+        return Opened(calib, *open_classes(others[0], channels)) if others else Opened(calib, None)
     if not has_images(path):
         raise InputError(f"{path}: expected calib/ and val/, calib.npz and val.npz, or images; found neither")
-    return _Opened(open_folder(path, channels), None)
+    return Opened(open_folder(path, channels), None)
 
 
 def _calibration_and_more(made: Any, reference: str) -> tuple[Any, ...]:
@@ -167,15 +166,15 @@ def _from_batches(
 
 
 def from_memory(
-    calibration: Any, validation: Any, calib_samples: int, val_samples: int | None, model: nn.Module
+    calibration: Any, validation: Any, calib_samples: int, val_samples: int | None, takes: int | None
 ) -> DataSource:
-    """Samples for `model` from two iterables of batches, or from a tensor of samples each; see `batches.py`."""
+    """Samples for a network that `takes` so many positional arguments, from two iterables of batches, or from a tensor
+    of samples each; see `batches.py`."""
     first, second = ([part] if isinstance(part, Tensor) else part for part in (calibration, validation))
     for part, what in ((first, "calibration"), (second, "validation")):
         if not are_batches(part) and (part is not None or what == "calibration"):
             seen = type(part).__name__
             raise InputError(f"{what} must be an iterable of batches, such as a DataLoader; got a {seen}")
-    takes = positional_inputs(model)
     return _from_batches(first, second, calib_samples, val_samples, takes, "samples in memory")
 
 
@@ -191,8 +190,8 @@ def _measured(val: Split | None, how: str) -> str:
     return f", {len(val)} validation samples{how}{'' if val.labelled else ', without labels'}"
 
 
-def _fitting(
-    opened: _Opened,
+def fitting(
+    opened: Opened,
     path: Path | str,
     input_size: tuple[int, ...] | None,
     channels: int | None,
@@ -247,8 +246,8 @@ def _plain_notes(x: Tensor, path: Path | str, input_size: tuple[int, ...] | None
     return (f"warning: samples are {shape_text(shape)}, not {shape_text(input_size)} as was said: used as they are",)
 
 
-def _drawn(
-    opened: _Opened,
+def drawn(
+    opened: Opened,
     path: Path | str,
     size: tuple[int, int] | None,
     normalization: Normalization | None,

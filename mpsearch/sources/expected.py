@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from hwmodel.errors import InputError
+from hwmodel.json_text import parse_json
 from mpsearch.sources.split import Normalization
 
 MOST_DIMENSIONS = 4
-Known = Mapping[str, tuple[float, ...]]  # input_size, mean, std: those that a place says something of
+Known = Mapping[str, tuple[float, ...]]  # input_size, mean, std, channels: those that a place says something of
+ORDERS = {"RGB": (0.0, 1.0, 2.0), "BGR": (2.0, 1.0, 0.0)}  # of channels, which a text begins with
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +36,15 @@ def beside(path: Path | None) -> Known:
     if path is None or not path.is_file():
         return {}
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
+        known = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is no readable JSON file ({error}); mend or remove it") from error
     if not isinstance(known, dict):
         raise InputError(f"{path} must hold an object with input_size, mean and std; got a {type(known).__name__}")
     found = {key: _numbers(path, key, known[key]) for key in ("input_size", "mean", "std") if key in known}
+    order = ORDERS.get(str(known.get("channels"))[:3])
+    if order is not None:
+        found["channels"] = order
     size = found.get("input_size", (1,))
     if len(size) > MOST_DIMENSIONS or any(value < 1 or value != int(value) for value in size):
         raise InputError(
@@ -81,7 +86,10 @@ def expected(*places: tuple[str, Known]) -> Expected:
     parts = [(key, _text(known[key]), where[key]) for key in ("mean", "std")]
     if size is not None:
         parts.insert(0, ("input", shape_text(size), where["input_size"]))
-    return Expected(size, Normalization(known["mean"], known["std"]), _note(parts))
+    bgr = known.get("channels") == ORDERS["BGR"] and len(known["mean"]) == 3
+    if bgr:
+        parts.append(("channels", "BGR", where["channels"]))
+    return Expected(size, Normalization(known["mean"], known["std"], bgr), _note(parts))
 
 
 def shape_text(shape: tuple[int, ...]) -> str:

@@ -51,7 +51,7 @@ def has_images(folder: Path) -> bool:
 
 def open_folder(folder: Path, channels: int = 3) -> Stored:
     """All images under a folder by ascending path, with 1, 3 or 4 channels. Raises InputError where there are none."""
-    return _open(folder, sorted(_walk(folder), key=lambda file: file.parts), channels)
+    return _open(folder, image_files(folder), channels)
 
 
 def open_classes(folder: Path, channels: int = 3) -> tuple[Stored, ClassNames | None]:
@@ -67,9 +67,19 @@ def open_classes(folder: Path, channels: int = 3) -> tuple[Stored, ClassNames | 
         index, known = _listed(listing, names)
     else:
         index, known = {name: rank for rank, name in enumerate(names)}, ClassNames(len(names), folder, False)
-    files = sorted(_walk(folder), key=lambda file: file.parts)
+    files = image_files(folder)
     labels = torch.tensor([index[file.relative_to(folder).parts[0]] for file in files], dtype=torch.int64)
     return _open(folder, files, channels, labels), known
+
+
+def image_files(folder: Path) -> list[Path]:
+    """All images under a folder by ascending path."""
+    return sorted(_walk(folder), key=lambda file: file.parts)
+
+
+def open_files(files: Sequence[Path], channels: int) -> Stored:
+    """Images that were named one by one, with 1, 3 or 4 channels."""
+    return Stored(len(files), None, lambda i: _decode(files[i], channels), None, channels)
 
 
 def _open(folder: Path, files: Sequence[Path], channels: int, labels: torch.Tensor | None = None) -> Stored:
@@ -78,7 +88,7 @@ def _open(folder: Path, files: Sequence[Path], channels: int, labels: torch.Tens
     if channels not in _MODES:
         raise InputError(f"{folder}: image files have 1, 3 or 4 channels, the network takes {channels}; give a .npz")
     step = -(-len(files) // _LOOKED_AT)
-    sizes = {_size(file) for file in files[::step]}
+    sizes = {image_size(file) for file in files[::step]}
     size = sizes.pop() if len(sizes) == 1 else None
     return Stored(len(files), labels, lambda i: _decode(files[i], channels), size, channels)
 
@@ -106,7 +116,7 @@ def _listed(listing: Path, names: list[str]) -> tuple[dict[str, int], ClassNames
     return index, ClassNames(len(lines), listing, True)
 
 
-def _size(file: Path) -> tuple[int, int] | None:
+def image_size(file: Path) -> tuple[int, int] | None:
     """Height and width by the head of a file; None where it cannot be read, which is said when it is decoded."""
     try:
         with Image.open(file) as image:

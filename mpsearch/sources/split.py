@@ -17,10 +17,12 @@ from recon.graph.samples import Samples
 
 @dataclass(frozen=True, slots=True)
 class Normalization:
-    """(pixel / 255 - mean) / std by channel: what a network takes instead of pixels."""
+    """(pixel / 255 - mean) / std by channel: what a network takes instead of pixels, their channels in reverse order
+    first where it is made for `bgr`."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    bgr: bool = False
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """uint8 (N, H, W, C) to float32 (N, C, H, W), channels last in memory."""
@@ -28,12 +30,15 @@ class Normalization:
             255.0 * torch.tensor(values, dtype=torch.float32, device=pixels.device).view(1, -1, 1, 1)
             for values in (self.mean, self.std)
         )
+        if self.bgr:
+            pixels = pixels.flip(3)
         return pixels.permute(0, 3, 1, 2).float().sub_(shift).div_(scale)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Split:
-    """N samples as they are kept: as the network takes them or, with a `normalization`, as images uint8 (N, H, W, C).
+    """N samples as they are kept: as the network takes them or, with a `normalization`, images uint8 (N, H, W, C),
+    perhaps beside real numbers.
 
     `targets` are a pytree of tensors (N, …), a list of N things, or None without labels. `fingerprint` is of all of it.
     """
@@ -65,7 +70,8 @@ class Split:
     def _ready(self, samples: Samples) -> Samples:
         if self.normalization is None:
             return samples
-        return Samples(tuple(map(self.normalization, samples.leaves)), samples.spec)
+        ready = (leaf if leaf.is_floating_point() else self.normalization(leaf) for leaf in samples.leaves)
+        return Samples(tuple(ready), samples.spec)
 
     @classmethod
     def of(cls, samples: Any, targets: Any = None, normalization: Normalization | None = None) -> Split:

@@ -24,14 +24,14 @@ USUAL = 256 / 224  # images are scaled to this times the input's short side befo
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """`count` samples with their `targets`, a tensor (count, …) or None.
+    """`count` samples with their `targets`, a tensor (count, …), a list of count things, or None.
 
     Images are read one by one: `image(i)` is uint8 (h, w, channels), and `size` their (height, width) where all have
     the same. Other samples are the rows of `plain`, a tensor (count, …) that goes into the network as it is.
     """
 
     count: int
-    targets: Tensor | None = None
+    targets: Tensor | list[Any] | None = None
     image: Callable[[int], Pixels] | None = None
     size: tuple[int, int] | None = None
     channels: int = 3
@@ -45,10 +45,10 @@ class Stored:
     def part(self, chosen: Chosen) -> Stored:
         """Some of the samples."""
         image, plain = self.image, self.plain
-        rows = torch.from_numpy(chosen)
+        rows, targets = torch.from_numpy(chosen), self.targets
         return Stored(
             len(chosen),
-            None if self.targets is None else self.targets[rows],
+            [targets[i] for i in chosen] if isinstance(targets, list) else None if targets is None else targets[rows],
             None if image is None else lambda i: image(int(chosen[i])),
             self.size,
             self.channels,

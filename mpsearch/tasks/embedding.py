@@ -39,7 +39,9 @@ def vectors(outputs: Mapping[str, Tensor]) -> Likelihood:
 
 def embedding_metrics(likelihood: Likelihood, labelled: bool) -> tuple[Metric, ...]:
     """The mean cosine between the vectors and the float network's."""
-    part = likelihood.heads[0].part
+    (head,) = likelihood.heads
+    assert isinstance(head, Gaussian)
+    part = head.part
 
     def measure(outputs: Any, reference: Any) -> Tensor:
         z, known = (named_parts(tree)[part].double().flatten(1) for tree in (outputs, reference))

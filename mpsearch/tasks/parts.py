@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
 from hwmodel.errors import InputError
+from recon.graph.samples import named_parts
 from recon.likelihood.heads import Form
 from recon.likelihood.likelihood import describe
 
 Ending = Form | Literal["sigmoid"]  # the form that the last operation of a graph gives its output
 
 TOLERANCE = 1e-2  # of sums that are 1: bfloat16 rounds probabilities to 1/256 of themselves
-ADVICE = "choose another --task, or say in FILE.py:task what the outputs mean"
+ADVICE = "choose another --task (boxes are --task detection), or say in FILE.py:task what the outputs mean"
 
 
 class Examples(dict[str, Tensor]):
-    """Example outputs (N, …) by path, with the `endings` of those parts of which the network's graph tells them."""
+    """Example outputs (N, …) by path, with the `endings` of those parts of which the network's graph tells them, and
+    the `whole` pytree that they are parts of."""
 
-    def __init__(self, parts: Mapping[str, Tensor], endings: Mapping[str, Ending] | None = None) -> None:
-        super().__init__(parts)
+    def __init__(self, whole: Any, endings: Mapping[str, Ending] | None = None) -> None:
+        super().__init__(named_parts(whole))
+        self.whole = whole
         self.endings = dict(endings or {})
 
 

@@ -43,7 +43,9 @@ def values(outputs: Mapping[str, Tensor]) -> Likelihood:
 
 def regression_metrics(likelihood: Likelihood, labelled: bool) -> tuple[Metric, ...]:
     """The root of the mean squared error, in the outputs' unit: to targets, without them to the float network."""
-    part = likelihood.heads[0].part
+    (head,) = likelihood.heads
+    assert isinstance(head, Gaussian)
+    part = head.part
     if labelled:
         return (_rmse("rmse", part, "targets"),)
     return (_rmse("rmse_to_float", part, "reference"),)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from hwmodel.files import write_whole
 from recon.fit.report import BlockReport
 from recon.graph.layers import Layer
 from recon.quantizers.insert import quantizers_of
@@ -83,10 +83,7 @@ class Progress:
 
     def _write(self) -> None:
         reports = json.dumps([asdict(entry) for entry in self._reports.values()])
-        temporary = self.path.with_suffix(".tmp")
-        metadata = {"key": self.key, "reports": reports}
-        save_file(self._tensors, temporary, metadata)
-        os.replace(temporary, self.path)
+        write_whole(self.path, save(self._tensors, {"key": self.key, "reports": reports}))
 
     def discard(self) -> None:
         """Removes the file: the work is done."""

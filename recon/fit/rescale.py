@@ -14,6 +14,7 @@ from recon.graph.network import Network
 from recon.graph.nodes import aten, packet_of
 from recon.graph.unit_by_unit import Passing
 from recon.graph.units import UNIT, Unit, is_layer
+from recon.likelihood.cells import Cells
 from recon.likelihood.heads import Head
 from recon.likelihood.likelihood import Likelihood
 from recon.quantizers.learned import bias_of, rounding_of
@@ -33,7 +34,8 @@ def rescale_logits(
     (attenuation): MobileNetV2's logits are left about 1.2 times too small at 3 bits. A network that has learned its
     calibration samples by heart is too sure of others when it is rounded: there the factor is less than 1.
     """
-    found = {head: layer for head in likelihood.heads if (layer := _logit_layer(work, head)) is not None}
+    single = [head for head in likelihood.heads if not isinstance(head, Cells)]
+    found = {head: layer for head in single if (layer := _logit_layer(work, head)) is not None}
     factors: dict[str, float] = {}
     if not found:
         return factors

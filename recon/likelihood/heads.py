@@ -3,7 +3,8 @@
 An output is (N, …): dimension 0 are the samples, `dim` holds the classes or the elements of one event, whose nats add
 up, and every other dimension holds positions (pixels, tokens), over which a sample's divergence is the mean: a map has
 nats per pixel, a sentence nats per token. The Fisher information of that mean over P independent positions is
-1/P of each position's, with nothing between them.
+1/P of each position's, with nothing between them. Given a weight (N, P) of the positions, the divergence is their
+weighted sum instead.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Categorical:
             rows = _single(rows.clamp_min(torch.finfo(z.dtype).tiny)).log()
         return rows.clamp_min(torch.finfo(z.dtype).min)
 
-    def probe(self, z: Tensor, generator: torch.Generator) -> Tensor:
+    def probe(self, z: Tensor, generator: torch.Generator, weight: Tensor | None = None) -> Tensor:
         """⟨v_n, z_n⟩ (N,) of an output z (N, …), where E[v_n v_nᵀ] is the Fisher information at sample n.
 
         v is the gradient e_y − p of log p(y|x) for one label y. With y ~ p, a network that is sure of itself draws its
@@ -67,15 +68,15 @@ class Categorical:
         share = p * ((1 - p).square() + square.sum(-1, keepdim=True) - square).clamp_min(1e-300)
         label = torch.multinomial(share.cpu(), 1, generator=generator).to(p.device)
         direction = torch.zeros_like(p).scatter_(1, label, 1.0) - p
-        v = F.normalize(direction, dim=-1) * share.sum(-1, keepdim=True).sqrt() / math.sqrt(positions)
+        v = F.normalize(direction, dim=-1) * share.sum(-1, keepdim=True).sqrt()
         if positions > 1:
             v = v * signs((samples * positions, 1), generator).to(v.device)
-        return _inner(v.view_as(logits), logits)
+        return _inner(v.view_as(logits), logits, weight)
 
-    def divergence(self, reference: Tensor, z: Tensor) -> Tensor:
+    def divergence(self, reference: Tensor, z: Tensor, weight: Tensor | None = None) -> Tensor:
         """KL(reference ‖ z) (N,) in nats of outputs (N, …), the mean over positions, in double precision."""
         log_p, log_q = (self.logits(outputs).double().log_softmax(-1) for outputs in (reference, z))
-        return (log_p.exp() * (log_p - log_q)).sum(-1).mean(1)
+        return _over_positions((log_p.exp() * (log_p - log_q)).sum(-1), weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,22 +108,22 @@ class Bernoulli:
             rows = rows.log() - (-rows).log1p()
         return rows.clamp_min(info.min)
 
-    def probe(self, z: Tensor, generator: torch.Generator) -> Tensor:
+    def probe(self, z: Tensor, generator: torch.Generator, weight: Tensor | None = None) -> Tensor:
         """⟨v_n, z_n⟩ (N,) of an output z (N, …), where E[v_n v_nᵀ] is the Fisher information at sample n.
 
         That of a logit is p (1 − p): v is its root with a random sign, as long for either outcome.
         """
         logits = self.logits(z)
         known = logits.detach().double()
-        v = (known.sigmoid() * (-known).sigmoid() / logits.shape[1]).sqrt()
-        return _inner(v * signs(tuple(v.shape), generator).to(v.device), logits)
+        v = (known.sigmoid() * (-known).sigmoid()).sqrt()
+        return _inner(v * signs(tuple(v.shape), generator).to(v.device), logits, weight)
 
-    def divergence(self, reference: Tensor, z: Tensor) -> Tensor:
+    def divergence(self, reference: Tensor, z: Tensor, weight: Tensor | None = None) -> Tensor:
         """KL(reference ‖ z) (N,) in nats of outputs (N, …): the sum of events, the mean over positions, in double."""
         a, b = (self.logits(outputs).double() for outputs in (reference, z))
         yes = a.sigmoid() * (F.logsigmoid(a) - F.logsigmoid(b))
         no = (-a).sigmoid() * (F.logsigmoid(-a) - F.logsigmoid(-b))
-        return (yes + no).sum(-1).mean(1)
+        return _over_positions((yes + no).sum(-1), weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,16 +154,16 @@ class Gaussian:
                 f"the Gaussian head has {len(self.sigma)} sigmas; give one number, or one for each element"
             )
 
-    def probe(self, z: Tensor, generator: torch.Generator) -> Tensor:
+    def probe(self, z: Tensor, generator: torch.Generator, weight: Tensor | None = None) -> Tensor:
         """⟨v_n, z_n⟩ (N,) of an output z (N, …), where E[v_n v_nᵀ] is the Fisher information: v is ±1/σ."""
         rows = _rows(z, self.dim)
-        v = signs(tuple(rows.shape), generator).to(z.device) / (self._sigma(z) * math.sqrt(rows.shape[1]))
-        return _inner(v, rows)
+        v = signs(tuple(rows.shape), generator).to(z.device) / self._sigma(z)
+        return _inner(v, rows, weight)
 
-    def divergence(self, reference: Tensor, z: Tensor) -> Tensor:
+    def divergence(self, reference: Tensor, z: Tensor, weight: Tensor | None = None) -> Tensor:
         """½ Σ ((reference − z) / σ)² (N,) in nats of outputs (N, …), the mean over positions, in double precision."""
         error = _rows(reference, self.dim).double() - _rows(z, self.dim).double()
-        return (error / self._sigma(z)).square().sum(-1).mean(1) / 2
+        return _over_positions((error / self._sigma(z)).square().sum(-1), weight) / 2
 
     def _sigma(self, z: Tensor) -> Tensor:
         return torch.tensor(self.sigma, dtype=torch.float64, device=z.device)
@@ -188,9 +189,15 @@ def _single(z: Tensor) -> Tensor:
     return z.to(torch.promote_types(z.dtype, torch.float32))
 
 
-def _inner(v: Tensor, z: Tensor) -> Tensor:
-    """Inner products (N,) of (N, positions, elements), in single precision."""
-    return (v.float() * z.float()).sum((1, 2))
+def _inner(v: Tensor, z: Tensor, weight: Tensor | None) -> Tensor:
+    """Inner products (N,) of (N, positions, elements), in single precision, for weighted positions."""
+    scale = 1 / math.sqrt(z.shape[1]) if weight is None else weight.sqrt().unsqueeze(-1)
+    return ((v * scale).float() * z.float()).sum((1, 2))
+
+
+def _over_positions(nats: Tensor, weight: Tensor | None) -> Tensor:
+    """The mean (N,) over positions (N, P), or their weighted sum."""
+    return nats.mean(1) if weight is None else (nats * weight).sum(1)
 
 
 def _check_fields(head: Head, forms: tuple[str, ...] | None) -> None:

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from hwmodel.errors import InputError
+from recon.likelihood.cells import Cells
 from recon.likelihood.heads import Categorical, Head, signs
+
+Outputs = Mapping[str, Tensor]  # by path
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +22,11 @@ class Likelihood:
     Raises InputError where there is no head, or two have the same part.
     """
 
-    heads: tuple[Head, ...]
+    heads: tuple[Head | Cells, ...]
 
     def __post_init__(self) -> None:
-        parts = [head.part for head in self.heads]
-        if not parts:
+        parts = [head.part for head in self.heads if not isinstance(head, Cells)]
+        if not self.heads:
             raise InputError(
                 "a likelihood needs at least one head; name the output that counts, as Categorical('logits')"
             )
@@ -33,6 +36,9 @@ class Likelihood:
     def check(self, outputs: Mapping[str, Tensor]) -> None:
         """Raises InputError where a part is missing, or a head does not fit its output."""
         for head in self.heads:
+            if isinstance(head, Cells):
+                head.check(outputs)
+                continue
             if head.part not in outputs:
                 wanted = repr(head.part) if head.part else "a single tensor"
                 raise InputError(
@@ -47,9 +53,9 @@ class Likelihood:
         `generator` is one of the CPU: the same draws on every device.
         """
         first, *others = self.heads
-        total = first.probe(outputs[first.part], generator).sum()
+        total = _probe(first, outputs, generator).sum()
         for head in others:  # E[v] need not be zero: without signs, heads would seem to depend on each other
-            by_sample = head.probe(outputs[head.part], generator)
+            by_sample = _probe(head, outputs, generator)
             total = total + (by_sample * signs((len(by_sample),), generator).to(by_sample)).sum()
         return total
 
@@ -60,14 +66,26 @@ class Likelihood:
         """
         total = torch.zeros((), dtype=torch.float64)
         for head in self.heads:
-            known, z = reference[head.part], outputs[head.part]
-            if known.shape != z.shape:
-                raise InputError(
-                    f"outputs must have the shape of the reference, {list(known.shape)}, got {list(z.shape)}"
-                    + (f" for {head.part!r}" if head.part else "")
-                )
-            total = total.to(z.device) + head.divergence(known, z)
+            parts = head.parts if isinstance(head, Cells) else (head.part,)
+            for part in parts:
+                known, z = reference[part], outputs[part]
+                if known.shape != z.shape:
+                    raise InputError(
+                        f"outputs must have the shape of the reference, {list(known.shape)}, got {list(z.shape)}"
+                        + (f" for {part!r}" if part else "")
+                    )
+            if isinstance(head, Cells):
+                nats = head.divergence(reference, outputs)
+            else:
+                nats = head.divergence(reference[head.part], outputs[head.part])
+            total = total.to(nats.device) + nats
         return total
+
+
+def _probe(head: Head | Cells, outputs: Outputs, generator: torch.Generator) -> Tensor:
+    if isinstance(head, Cells):
+        return head.probe(outputs, generator)
+    return head.probe(outputs[head.part], generator)
 
 
 CLASSIFIER = Likelihood((Categorical(dim=-1),))

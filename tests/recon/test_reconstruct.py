@@ -90,8 +90,8 @@ def test_logits_that_were_shrunk_are_scaled_back(shrunk: float, images: Tensor) 
     last = work.layer(work.table.names[-1])
     rounding_of(last).log_scale.data -= math.log(shrunk)
     bias_of(last).data /= shrunk
-    with Store(2**30, net.device) as store:
-        factors = rescale_logits(work, net, [images], CLASSIFIER, store)
+    store = Store(2**30, net.device)
+    factors = rescale_logits(work, net, [images], CLASSIFIER, store)
     assert factors == {work.table.names[-1]: pytest.approx(shrunk, rel=2e-3)}
     assert kl(net, work.model, images) < 1e-3
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from torch.distributions import Normal, kl_divergence
 from torch.nn.functional import one_hot
 
 from hwmodel.errors import InputError
+from recon.likelihood.cells import Cells, Channels, Weighting
 from recon.likelihood.heads import Bernoulli, Categorical, Gaussian, Head
 from recon.likelihood.likelihood import Likelihood
 
@@ -226,3 +230,98 @@ def test_outputs_that_do_not_fit_are_refused_in_one_line(head: Head, outputs: di
 def test_divergence_does_not_broadcast() -> None:
     with refused(r"the shape of the reference, \[4, 3\], got \[1, 3\]"):
         ONE.divergence({"": torch.ones(4, 3)}, {"": torch.ones(1, 3)})
+
+
+def maps(seed: int = 1, *, scale: float = 1.0) -> dict[str, Tensor]:
+    """Two levels of a detector: four numbers of a box, an objectness and three classes at 2 and 1 cells."""
+    sizes = {"0": (1, 8, 1, 2), "1": (1, 8, 1, 1)}
+    return {part: scale * torch.randn(size, generator=generator(seed)).double() for part, size in sizes.items()}
+
+
+def channels(first: int, count: int) -> Channels:
+    return Channels(("0", "1"), first, count)
+
+
+WHOLE = Cells(channels(5, 3), channels(0, 4), channels(4, 1), sigma=(0.5, 0.5, 0.2, 0.2))
+CELLS = [
+    WHOLE,
+    replace(WHOLE, kind="exclusive"),
+    replace(WHOLE, weighting="all"),
+    replace(WHOLE, objectness=None, quality=channels(4, 1)),
+    Cells(channels(5, 3), channels(0, 4), kind="background"),
+    Cells(objectness=channels(4, 1), boxes=channels(0, 4)),
+    Cells(channels(6, 2), Channels(("0", "1"), 0, 8), kind="background"),
+]
+
+
+@pytest.mark.parametrize("cells", CELLS)
+def test_the_probe_of_cells_has_the_second_derivative_of_their_divergence_as_second_moment(cells: Cells) -> None:
+    likelihood, outputs = Likelihood((cells,)), maps()
+    likelihood.check(outputs)
+    wanted = hessian(likelihood, outputs)
+    found = second_moment(likelihood, {part: z.float() for part, z in outputs.items()})
+    assert torch.allclose(found, wanted, atol=0.02 * float(wanted.diagonal().max()))
+
+
+def test_the_divergence_of_cells_is_that_of_the_law_of_objects_their_classes_and_their_boxes() -> None:
+    """Brute force: a cell draws nothing, or an object of one class with a box; KL over all that it may draw."""
+    cells = replace(WHOLE, kind="exclusive", sigma=0.5)
+    known, other = maps(1), maps(2)
+    total = torch.zeros(1, dtype=torch.float64)
+    for part in known:
+        p, q = (tree[part].permute(0, 2, 3, 1).flatten(0, 2) for tree in (known, other))
+        (a, b), (c, d) = ((z[:, 4].sigmoid(), z[:, 5:].softmax(1)) for z in (p, q))
+        total += ((1 - a) * ((1 - a) / (1 - c)).log()).sum()
+        joint, theirs = a[:, None] * b, c[:, None] * d
+        boxes = kl_divergence(Normal(p[:, :4], 0.5), Normal(q[:, :4], 0.5)).sum(1)
+        total += (joint * ((joint / theirs).log() + boxes[:, None])).sum()
+    assert torch.allclose(Likelihood((cells,)).divergence(known, other), total)
+
+
+def test_a_thousand_cells_of_background_do_not_drown_an_object() -> None:
+    row = torch.zeros(1, 8, 1, 1001, dtype=torch.float64)
+    row[:, 4] = -30.0
+    row[0, 4, 0, 0] = 30.0
+    moved = row.clone()
+    moved[:, :4] += 1.0
+    given = Cells(Channels(("",), 5), Channels(("",), 0, 4), Channels(("",), 4, 1), sigma=1.0)
+    nats = {w: float(replace(given, weighting=w).divergence({"": row}, {"": moved})) for w in get_args(Weighting)}
+    assert nats["object"] == pytest.approx(4 / 2)
+    assert nats["all"] == pytest.approx(1001 * 4 / 2)
+    assert nats["top"] == pytest.approx(100 * 4 / 2)
+
+
+def test_boxes_of_a_class_count_as_far_as_it_is_likely() -> None:
+    z = torch.tensor([[[0.0, 2.0, -1.0]]], dtype=torch.float64)
+    known = {"classes": z, "boxes": torch.zeros(1, 1, 12, dtype=torch.float64)}
+    moved = {"classes": z, "boxes": torch.cat([torch.ones(1, 1, 8), torch.zeros(1, 1, 4)], 2).double()}
+    cells = Cells(Channels(("classes",), dim=2), Channels(("boxes",), dim=2), kind="background", sigma=1.0)
+    cells.check(known)
+    expected = 2 * z.softmax(2)[0, 0, 1]  # class 0 is background, class 2 stays
+    assert torch.allclose(cells.divergence(known, moved), expected)
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: Cells(), "nothing says where there is an object"),
+        (lambda: Cells(channels(5, 3), form="odds"), "independent classes have form logits or probabilities"),  # type: ignore[arg-type]
+        (lambda: replace(WHOLE, weighting="some"), "weighting object or all or top, got 'independent' and 'some'"),
+        (lambda: replace(WHOLE, sigma=(1.0, 2.0)), "one sigma, or four, got 2"),
+        (lambda: replace(WHOLE, sigma=0.0), "must be positive"),
+        (lambda: channels(5, 0), "a positive range"),
+        (
+            lambda: replace(WHOLE, objectness=channels(3, 2)).check(maps()),
+            "objectness is one channel, the task names 2",
+        ),
+        (lambda: replace(WHOLE, boxes=channels(0, 5)).check(maps()), "boxes are four numbers, or four for each of 3"),
+        (lambda: replace(WHOLE, classes=channels(5, 9)).check(maps()), "has 8 channels along dimension 1, .* 5 to 13"),
+        (lambda: replace(WHOLE, classes=Channels(("0",), 5)).check(maps()), "as many cells, got classes 2, boxes 3"),
+        (lambda: WHOLE.check({"0": maps()["0"]}), "expects output '1', the network gives '0'; name one of these"),
+        (lambda: replace(WHOLE, objectness_form="probabilities").check(maps()), "which are no probabilities"),
+    ],
+)
+def test_cells_that_cannot_be_are_refused_in_one_line(make: Callable[[], object], match: str) -> None:
+    with pytest.raises(InputError, match=match) as error:
+        make()
+    assert "\n" not in str(error.value)
