@@ -234,6 +234,7 @@ def test_the_picture_is_one() -> None:
         ("bench_run", "table", README),
         ("bench_fidelity", "page", PREDICTION),
         ("bench_sensitivity", "text", PREDICTION),
+        ("bench_weighting", "table", PREDICTION),
         ("bench_reconstruction", "brief", README),
         ("bench_reconstruction", "page", RECONSTRUCTION),
     ],
