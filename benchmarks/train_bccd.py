@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from recon.compute.arithmetic import fast
 
-EPOCHS, BATCH, RATE = 12, 8, 1e-3
-FROZEN = 7  # blocks of the backbone
+EPOCHS, BATCH, RATE = 10, 8, 3e-4
+FROZEN = 11  # blocks of the backbone
 
 Example = tuple[Tensor, dict[str, Tensor]]
 
