@@ -99,8 +99,12 @@ class LayerSpec:
         """The inverse of `to_json`. Raises InputError where a key is unknown or missing."""
         try:
             fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+            for name, like in fields.items():
+                sizes = like if isinstance(like, tuple) else () if isinstance(like, str) else (like,)
+                if (isinstance(like, tuple) and len(like) != 2) or not all(type(size) is int for size in sizes):
+                    raise TypeError(f"{name} must be text, a whole number or two of them, got {str(like)[:40]}")
             return cls(**fields)
-        except TypeError as error:
+        except (TypeError, AttributeError) as error:
             raise InputError(f"not a layer description: {error}") from None
 
 
@@ -187,5 +191,5 @@ class LayerTable:
                 tuple((name, reason) for name, reason in data["uncounted"]),
                 tuple(Product(**product) for product in data["products"]),
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, OverflowError) as error:
             raise InputError(f"not a layer table: {error}") from None

@@ -15,6 +15,7 @@ over the depthwise rows for a depthwise layer and over the others for the others
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 import json
 import math
@@ -28,6 +29,8 @@ from numpy.typing import NDArray
 
 from hwmodel.breakdown import DeviceCosts
 from hwmodel.errors import InputError
+from hwmodel.files import write_whole
+from hwmodel.json_text import parse_json
 from hwmodel.layer import LayerKind, LayerSpec, LayerTable
 from hwmodel.precision import Precision
 
@@ -174,14 +177,16 @@ def write_lookup(table: LookupTable, path: Path) -> None:
     """Writes a table as CSV or JSON, by the path's suffix. CSV has no place for `source`."""
     rows = [_flat(row) for row in table.rows]
     if path.suffix == ".json":
-        path.write_text(json.dumps({"format": FORMAT, "source": table.source, "rows": rows}, indent=1), "utf-8")
+        text = json.dumps({"format": FORMAT, "source": table.source, "rows": rows}, indent=1)
+        write_whole(path, text.encode())
         return
     if path.suffix != ".csv":
         raise InputError(f"a lookup table is a .csv or .json file, got {path}")
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, COLUMNS)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, file.getvalue().encode())
 
 
 def read_haq(path: Path) -> NDArray[np.float64]:
@@ -258,7 +263,7 @@ def _flat(row: LookupRow) -> dict[str, Any]:
 
 def _from_json(text: str, where: str) -> LookupTable:
     try:
-        data = json.loads(text)
+        data = parse_json(text)
     except ValueError as error:
         raise InputError(f"{where} is no valid JSON: {error}") from None
     if not isinstance(data, dict) or data.get("format") != FORMAT or not isinstance(data.get("rows"), list):
@@ -283,12 +288,12 @@ def _row(cells: Mapping[str, Any], where: str) -> LookupRow:
     def number(name: str) -> float:
         try:
             return float(cells[name])
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise InputError(f"{where}: {name} must be a number, got {cells[name]!r}") from None
 
     def whole(name: str) -> int:
         value = number(name)
-        if value % 1:
+        if not value % 1 == 0:  # nor where it is not finite
             raise InputError(f"{where}: {name} must be a whole number, got {cells[name]!r}")
         return int(value)
 

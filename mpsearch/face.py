@@ -21,6 +21,7 @@ from weakref import finalize
 from torch import nn
 
 from hwmodel import BitConfig, InputError
+from hwmodel.files import write_whole
 from mpsearch.export.packed import fill_packed
 from mpsearch.files.folder import Json, RunFolder
 from mpsearch.optimization.baselines import answers
@@ -29,11 +30,13 @@ from mpsearch.optimization.picks import picked
 from mpsearch.optimization.problem import BitProblem
 from mpsearch.request.budgets import COSTS
 from mpsearch.request.options import RunOptions
+from mpsearch.run.artifacts import finished_configs, read_sensitivity
 from mpsearch.run.finalize import finalize_step
 from mpsearch.run.loaded import Given
 from mpsearch.run.picture import draw
 from mpsearch.run.steps import Run
 from mpsearch.show.console import Console
+from mpsearch.show.explorer import ExploredRun, frame, page
 from mpsearch.sources.batches import positional_inputs
 from mpsearch.sources.data import from_memory
 from mpsearch.sources.detectors import NeuralPart
@@ -87,10 +90,7 @@ class FinishedModel:
         """Copies the packed file; `load_packed(path, model=float_model)` reads it back. Raises InputError where it
         cannot be written."""
         target = Path(path)
-        try:
-            shutil.copyfile(self.path, target)
-        except OSError as error:
-            raise InputError(f"cannot write {target} ({error.strerror}); name another file") from None
+        write_whole(target, self.path.read_bytes())
         return target
 
     def __repr__(self) -> str:
@@ -126,7 +126,8 @@ class Front:
         name, index = self._named(which)
         config = self.record.config(index)
         loaded = self.job.loaded
-        report = finalize_step(loaded, config, name)
+        with loaded.folder.held(note=loaded.console.note):
+            report = finalize_step(loaded, config, name)
         path = loaded.folder.file(f"model-{name}.safetensors")
         return FinishedModel(fill_packed(path, loaded.network).model, config, report, path, self.job)
 
@@ -162,10 +163,28 @@ class Front:
         return "\n".join([f"Front of {len(self):,} configurations of {self.job.table.model}", *lines])
 
     def _repr_html_(self) -> str:
+        job = self.job
+        device = None if job.device is None else job.device.name
+        shown = ExploredRun(
+            "front",
+            "front.finish(POINT)",
+            job.table,
+            self.record,
+            job.costs,
+            read_sensitivity(job.folder).intra,
+            device,
+            finished_configs(job.folder),
+            answers(self.problem),
+        )
+        return frame(page([shown])) + self._table()
+
+    def _table(self) -> str:
+        """The front as a table, for where frames are left out."""
         head = "".join(f"<th>{escape(title)}</th>" for title in self._head())
         rows = "".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in self._rows())
-        caption = f"{len(self):,} configurations of {escape(self.job.table.model)}; ◄ is the one at the budget"
-        return f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        summary = f"{len(self):,} configurations of {escape(self.job.table.model)}; ◄ is the one at the budget"
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        return f"<details><summary>{summary}</summary>{table}</details>"
 
 
 def search(
@@ -209,9 +228,10 @@ def search(
     job = Run(record, RunFolder(place), Console(), given=given)
     if folder is None:
         finalize(job, shutil.rmtree, place, ignore_errors=True)  # when nothing uses it any more
-    job.layers_step()
-    problem = job.problem(job.sensitivity_step())
-    return Front(job.search_step(problem), problem, job)
+    with job.folder.held(note=job.console.note):
+        job.layers_step()
+        problem = job.problem(job.sensitivity_step())
+        return Front(job.search_step(problem), problem, job)
 
 
 def _limits(budgets: str | Mapping[str, str | float]) -> dict[str, Any]:

@@ -10,13 +10,15 @@ from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar, get_origin
 
 import typer
 
-from mpsearch.request.flags import Given, flags_of
-from mpsearch.request.options import PANELS, PLACE, ComputeOptions
+from mpsearch.request.compute import ComputeOptions
+from mpsearch.request.flags import PANELS, PLACE, Given, flags_of
 
 Record = TypeVar("Record", bound=ComputeOptions)
 Rest = ParamSpec("Rest")
 
 Out = Annotated[Path | None, typer.Option(help="The run folder (default: runs/MODEL).", rich_help_panel=PLACE)]
+_WAIT = "Wait while another process is at work there, instead of ending."
+Wait = Annotated[bool, typer.Option("--wait", help=_WAIT, rich_help_panel=PLACE)]
 Json = Annotated[bool, typer.Option("--json", help="Only JSON to stdout.")]
 Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 

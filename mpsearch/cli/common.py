@@ -12,8 +12,6 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TextIO
 
-from hwmodel import InputError
-
 if TYPE_CHECKING:
     from mpsearch.files.folder import RunFolder
     from mpsearch.show.console import Console
@@ -21,6 +19,7 @@ if TYPE_CHECKING:
 
 Rest = ParamSpec("Rest")
 _apart: list[TextIO] = []  # the stream of results, while stdout leads to stderr
+_ends: list[contextlib.ExitStack] = []  # what is let go of when the command ends
 
 
 def results_apart(command: Callable[Rest, None]) -> Callable[Rest, None]:
@@ -31,11 +30,13 @@ def results_apart(command: Callable[Rest, None]) -> Callable[Rest, None]:
 
     @wraps(command)
     def call(*args: Rest.args, **kwargs: Rest.kwargs) -> None:
-        with _results() as stream, contextlib.redirect_stdout(sys.stderr):
+        with _results() as stream, contextlib.redirect_stdout(sys.stderr), contextlib.ExitStack() as end:
             _apart.append(stream)
+            _ends.append(end)
             try:
                 command(*args, **kwargs)
             finally:
+                _ends.pop()
                 _apart.pop()
                 stream.flush()
 
@@ -88,10 +89,14 @@ def run_folder(out: Path | None, model: str) -> RunFolder:
     return RunFolder(out or Path("runs") / model.rsplit(":", 1)[-1])
 
 
-@contextlib.contextmanager
-def writing(path: Path, option: str) -> Iterator[None]:
-    """Turns what the system says of a file that cannot be written into bad input to `option`."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"cannot write {path} ({error.strerror}); name another file with {option}") from None
+def hold(folder: RunFolder, wait: bool) -> RunFolder:
+    """The folder, made and kept from other writers until the command ends."""
+    _ends[-1].enter_context(folder.held(wait, console().note))
+    return folder
+
+
+def hold_file(path: Path, wait: bool) -> None:
+    """Keeps other writers from a file that a command takes long to make, until the command ends."""
+    from mpsearch.files.lock import held_file
+
+    _ends[-1].enter_context(held_file(path, wait, console().note))

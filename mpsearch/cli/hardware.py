@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hwmodel import InputError
-from mpsearch.cli.arguments import Json, takes
-from mpsearch.cli.common import console, emit_json, writing
+from mpsearch.cli.arguments import Json, Wait, takes
+from mpsearch.cli.common import console, emit_json, hold_file
 from mpsearch.request.options import ModelOptions
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def profile(
     out: Annotated[Path, typer.Option(help="The lookup table to write: .csv or .json.")],
     runtime: Annotated[str, typer.Option(help="What runs the layers: onnxruntime.")] = "onnxruntime",
     rounds: Annotated[int, typer.Option(help="Runs that are counted.")] = 30,
+    wait: Wait = False,
 ) -> None:
     """Measures every distinct layer shape in a runtime on this machine: a lookup table for --device. It has one thread
     unless --threads says more."""
@@ -75,13 +76,11 @@ def profile(
     if runtime != "onnxruntime":
         raise InputError(f"--runtime must be onnxruntime, got {runtime!r}")
     _check_table_path(out)
+    hold_file(out, wait)
     terminal = console()
     table = captured_alone(options, terminal)[1].table
     partial = out.with_suffix(".partial.json")
-    with writing(out, "--out"):
-        found = profile_layers(
-            table, threads=options.threads or 1, rounds=rounds, report=terminal.note, partial=partial
-        )
+    found = profile_layers(table, threads=options.threads or 1, rounds=rounds, report=terminal.note, partial=partial)
     _write_table(found, out, terminal)
 
 
@@ -92,6 +91,7 @@ def import_haq(
     unit: Annotated[str, typer.Option(help="What one unit of its numbers is, the file does not say: 1ms.")],
     out: Annotated[Path, typer.Option(help="The lookup table to write: .csv or .json.")],
     batch: Annotated[int, typer.Option(help="Images that its costs are for.")] = 16,
+    wait: Wait = False,
 ) -> None:
     """Turns a latency table of HAQ (github.com/mit-han-lab/haq) into a lookup table for --device."""
     from hwmodel.lookup import import_haq as imported
@@ -100,6 +100,7 @@ def import_haq(
     from mpsearch.run.loaded import captured_alone
 
     _check_table_path(out)
+    hold_file(out, wait)
     seconds, costs = parse_duration(unit), read_haq(table)
     terminal = console()
     model, network = captured_alone(options, terminal)
@@ -118,6 +119,5 @@ def _check_table_path(out: Path) -> None:
 def _write_table(found: LookupTable, out: Path, terminal: Console) -> None:
     from hwmodel.lookup import write_lookup
 
-    with writing(out, "--out"):
-        write_lookup(found, out)
+    write_lookup(found, out)
     terminal.note(f"the table is in {out}; see it with: mpsearch layers --device {out}")

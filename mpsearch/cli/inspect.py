@@ -9,8 +9,11 @@ from typing import Annotated
 import typer
 
 from hwmodel import InputError
+from hwmodel.files import write_whole
 from mpsearch.cli.arguments import Folder, Json
-from mpsearch.cli.common import console, emit, emit_json, writing
+from mpsearch.cli.common import console, emit, emit_json
+from mpsearch.cli.deploy import MODEL_FORMATS, export_finished
+from mpsearch.files.lock import sweep
 
 
 def front(
@@ -67,8 +70,8 @@ def compare(
         runs.append((name, read_layers(place).model, found, finished_configs(place)))
     comparison = compared(runs)
     if plot is not None:
-        with writing(plot, "--plot"):
-            draw_comparison(comparison, plot)
+        sweep(plot.parent)
+        draw_comparison(comparison, plot)
     if as_json:
         emit_json(comparison.to_json())
         return
@@ -79,6 +82,24 @@ def compare(
         terminal.note(f"the picture is {plot}")
 
 
+def explore(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN [RUN…]", help="One or more run folders.")],
+    out: Annotated[Path | None, typer.Option(help="The page to write (default: RUN/front.html).")] = None,
+) -> None:
+    """Writes a page to look through fronts with: every configuration, its bits by layer, its costs; one HTML file."""
+    from mpsearch.files.folder import RunFolder
+    from mpsearch.run.page import read_explored, write_page
+
+    if out is None and len(folders) > 1:
+        raise InputError("a page of several runs belongs to none of them: name it with --out front.html")
+    path = folders[0] / "front.html" if out is None else out
+    if path.suffix not in (".html", ".htm"):
+        raise InputError(f"--out must name an .html file, got {path}")
+    runs = [read_explored(RunFolder(folder), name) for folder, name in zip(folders, _short_names(folders), strict=True)]
+    write_page(runs, path)
+    emit(f"{path}\n")
+
+
 def why(
     folder: Folder,
     config: Annotated[str, typer.Argument(help="A finished name, budget, knee, a point's number, or a JSON of bits.")],
@@ -87,15 +108,14 @@ def why(
 ) -> None:
     """Explains a configuration: bits, bytes and predicted loss by layer, interactions, and what the next bit brings."""
     from mpsearch.files.folder import RunFolder
-    from mpsearch.run.artifacts import read_config, read_costs, read_layers
-    from mpsearch.sensitivity.cache import load_table
+    from mpsearch.run.artifacts import read_config, read_costs, read_layers, read_sensitivity
     from mpsearch.show import tables
     from mpsearch.show.why import explain
 
     place = RunFolder(folder)
     name, bits = read_config(place, config)
     costs, allowed = read_costs(place)
-    table = load_table(place.file("sensitivity.safetensors"))
+    table = read_sensitivity(place)
     found = explain(name, bits, read_layers(place), costs, table, allowed, strongest)
     if as_json:
         emit_json(found.to_json())
@@ -106,17 +126,23 @@ def why(
 
 def export(
     folder: Folder,
-    form: Annotated[str, typer.Option("--format", help="json or csv.")] = "json",
-    out: Annotated[Path | None, typer.Option(help="A file (default: stdout).")] = None,
+    form: Annotated[str, typer.Option("--format", help="json or csv: the bits; onnx, aimet: the model.")] = "json",
+    out: Annotated[Path | None, typer.Option(help="A file (default, for the bits: stdout).")] = None,
+    config: Annotated[str | None, typer.Option(help="Which finished model (default: budget, or the only one).")] = None,
+    packed: Annotated[bool, typer.Option("--packed", help="ONNX: codes without gaps, the smallest file.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
-    """Writes the bit assignments of a run's finished configurations."""
+    """Writes the bit assignments of a run's finished configurations, or a finished model for another runtime."""
     from mpsearch.export.bits import export as exported
     from mpsearch.files.folder import RunFolder
     from mpsearch.run.artifacts import finished_configs, read_configs, read_layers
     from mpsearch.tasks.figure import finished_text
 
+    if form in MODEL_FORMATS:
+        export_finished(folder, form, out, config, packed, force)
+        return
     if form not in ("json", "csv"):
-        raise InputError(f"--format must be json or csv, got {form!r}")
+        raise InputError(f"--format must be json, csv or {', '.join(MODEL_FORMATS)}, got {form!r}")
     place = RunFolder(folder)
     finished = finished_configs(place)
     configs = read_configs(finished)
@@ -126,8 +152,8 @@ def export(
     if out is None:
         emit(text)
     else:
-        with writing(out, "--out"):
-            out.write_text(text, encoding="utf-8")
+        sweep(out.parent)
+        write_whole(out, text.encode())
 
 
 def demo_data(out: Annotated[Path, typer.Option(help="A folder for the contact sheet.")]) -> None:
@@ -135,8 +161,8 @@ def demo_data(out: Annotated[Path, typer.Option(help="A folder for the contact s
     from mpsearch.files.folder import RunFolder
     from mpsearch.sources.demo import contact_sheet
 
-    RunFolder(out).prepare(())
-    contact_sheet(out / "contact_sheet.png")
+    with RunFolder(out).held(note=console().note, subfolders=()):
+        contact_sheet(out / "contact_sheet.png")
     emit(f"{out / 'contact_sheet.png'}\n")
 
 

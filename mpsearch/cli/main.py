@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
 from hwmodel import InputError
-from mpsearch.cli import commands, hardware, inspect
+from mpsearch.cli import commands, deploy, hardware, inspect
 from mpsearch.cli.common import results_apart
+from mpsearch.cli.examples import epilog
+from mpsearch.cli.interrupts import Stop, interruptible
+from mpsearch.cli.streams import ready_streams
 
 INTERRUPTED = 130
+CLOSED = 128 + 13  # stdout, as a shell says it of a program that SIGPIPE ends
+_NO_MEMORY = ("alloc", "out of memory", "not enough memory")  # how torch says it, in a RuntimeError
 STEPS = "Step by step"
 LOOK = "Looking at runs"
 HARDWARE = "Layers and devices"
@@ -25,20 +31,24 @@ def application() -> typer.Typer:
     app = typer.Typer(
         name="mpsearch",
         help="Finds the bit-width of every layer of a trained network and finishes it by block reconstruction.",
+        epilog="mpsearch COMMAND --help ends with examples; mpsearch --install-completion sets up the shell.",
         pretty_exceptions_enable=False,
-        add_completion=False,
     )
     app.callback(invoke_without_command=True)(root)
+
+    def add(command: Callable[..., None], panel: str | None = None) -> None:
+        name = command.__name__.replace("_", "-")
+        app.command(name, epilog=epilog(name), rich_help_panel=panel)(results_apart(command))
+
     for command in (commands.run, commands.reconstruct):
-        app.command()(results_apart(command))
+        add(command)
     for step in (commands.sensitivity, commands.search, commands.finalize):
-        app.command(rich_help_panel=STEPS)(results_apart(step))
-    for look in (inspect.front, inspect.compare, inspect.why, inspect.export):
-        app.command(rich_help_panel=LOOK)(results_apart(look))
-    for tell in (hardware.layers, hardware.devices, hardware.profile):
-        app.command(rich_help_panel=HARDWARE)(results_apart(tell))
-    app.command("import-haq", rich_help_panel=HARDWARE)(results_apart(hardware.import_haq))
-    app.command("demo-data", rich_help_panel=LOOK)(results_apart(inspect.demo_data))
+        add(step, STEPS)
+    for look in (inspect.front, inspect.explore, inspect.compare, inspect.why, inspect.export, deploy.check):
+        add(look, LOOK)
+    for tell in (hardware.layers, hardware.devices, deploy.targets, hardware.profile, hardware.import_haq):
+        add(tell, HARDWARE)
+    add(inspect.demo_data, LOOK)
     return app
 
 
@@ -56,9 +66,10 @@ def root(
 
 def main() -> None:
     """The entry point: turns errors into one line and an exit code."""
+    ready_streams()
     debug = "--debug" in sys.argv[1:]
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    with _errors(debug):
+    with interruptible() as stop, _errors(debug, stop):
         code = application()(arguments, standalone_mode=False)
         if code == INTERRUPTED:  # typer makes this of a KeyboardInterrupt
             raise KeyboardInterrupt
@@ -66,22 +77,46 @@ def main() -> None:
 
 
 @contextlib.contextmanager
-def _errors(debug: bool) -> Iterator[None]:
+def _errors(debug: bool, stop: Stop) -> Iterator[None]:
     try:
         yield
-    except InputError as error:
-        if debug:
-            raise
-        print(f"mpsearch: {error}", file=sys.stderr)
-        sys.exit(2)
     except KeyboardInterrupt:
-        print("mpsearch: interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        stop.say()
+        sys.exit(stop.code)
+    except BrokenPipeError:
+        with contextlib.suppress(OSError, ValueError):  # what is left to write goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(CLOSED)
     except Exception as error:
         if debug:
             raise
-        if hasattr(error, "format_message"):  # a wrong command line; where typer keeps the class depends on its version
-            print(f"mpsearch: {error.format_message()} (mpsearch --help lists what there is)", file=sys.stderr)
-            sys.exit(2)
-        print(f"mpsearch: internal fault: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
-        sys.exit(1)
+        line, code = _said(error)
+        with contextlib.suppress(OSError, AttributeError):  # stderr may be closed
+            print(f"mpsearch: {line}", file=sys.stderr)
+        sys.exit(code)
+
+
+def _said(error: Exception) -> tuple[str, int]:
+    """What to say of an error in one line, and the exit code."""
+    text = _one_line(str(error))
+    if isinstance(error, InputError):
+        return text, 2
+    if hasattr(error, "format_message"):  # a wrong command line; where typer keeps the class depends on its version
+        return f"{_one_line(error.format_message())} (mpsearch --help lists what there is)", 2
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(w in text.lower() for w in _NO_MEMORY)
+    ):
+        return (
+            f"out of memory ({text[:200] or 'an allocation failed'}): nothing is lost, the same command goes on from "
+            "here; to need less, lower --samples, --val-samples, --cache-memory or --workers"
+        ), 2
+    if isinstance(error, OSError):
+        where = error.filename or "a file or stdout"
+        return f"the system refuses {where} ({error.strerror or text}); nothing is lost, the same command goes on", 2
+    return f"internal fault: {type(error).__name__}: {text} (--debug shows where)", 1
+
+
+def _one_line(text: str) -> str:
+    """A text as a terminal may have it: names of files may hold line breaks, and colours, and marks that turn lines."""
+    characters = (one if one.isprintable() else one.encode("unicode_escape").decode() for one in text.strip())
+    return "".join(characters)

@@ -6,7 +6,6 @@ a dict is an object, a list an array, a tuple an array that begins with `"()"`.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from hwmodel.errors import InputError
+from hwmodel.json_text import parse_json
 from hwmodel.size import as_json
 from mpsearch.export.header import shown
 from recon.graph.network import Network
@@ -69,8 +69,8 @@ def example(text: str) -> Samples:
     Raises InputError for any other text, and for samples that are absurdly large, before anything is allocated.
     """
     try:
-        call = json.loads(text)
-    except (ValueError, RecursionError):
+        call = parse_json(text)
+    except ValueError:
         raise InputError(f"the structure of its inputs is no JSON: {shown(text)}") from None
     if not (isinstance(call, list) and len(call) == 2 and isinstance(call[0], list) and isinstance(call[1], dict)):
         raise InputError(f"its inputs must be positional and keyword arguments, got {shown(text)}")

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from hwmodel import InputError
+from hwmodel.files import write_whole
+from hwmodel.json_text import parse_json
+from mpsearch.files.lock import LOCK, held
+from mpsearch.files.reading import reading
 
 Json = dict[str, Any]
+AGAIN = "delete it to make it again"
 
 
 class RunFolder:
@@ -18,20 +24,19 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def prepare(self, subfolders: tuple[str, ...] = ("chosen",)) -> None:
-        """Makes the folder and its subfolders, or says why they cannot be written to."""
+    @contextlib.contextmanager
+    def held(
+        self, wait: bool = False, note: Callable[[str], None] = print, subfolders: tuple[str, ...] = ("chosen",)
+    ) -> Iterator[None]:
+        """Makes the folder and its subfolders and keeps other writers out; folders that stay empty go again.
+
+        Raises InputError where they cannot be written to, or where another process is at work in them, unless this is
+        to `wait`, which is noted.
+        """
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"--out must name a folder, but {self.path} is a file; name another")
-        try:
-            for name in (".", *subfolders):
-                (self.path / name).mkdir(parents=True, exist_ok=True)
-            probe = self.path / ".writable"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise InputError(
-                f"cannot write to {self.path} ({error.strerror}); name another folder with --out"
-            ) from None
+        with held(self.path / LOCK, str(self.path), wait, note, subfolders):
+            yield
 
     def file(self, name: str) -> Path:
         """The path of one of the folder's files."""
@@ -39,10 +44,7 @@ class RunFolder:
 
     def write(self, name: str, text: str) -> None:
         """Replaces a text file in one step."""
-        target = self.file(name)
-        temporary = target.with_name(target.name + ".tmp")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, target)
+        write_whole(self.file(name), text.encode())
 
     def write_json(self, name: str, data: Json) -> None:
         """Replaces a JSON file in one step."""
@@ -53,12 +55,10 @@ class RunFolder:
         path = self.file(name)
         if not path.is_file():
             raise InputError(f"{path} is missing: run the step that makes it, or `mpsearch run` for all")
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"{path} is damaged ({error}); delete it to make it again") from None
-        if not isinstance(data, dict):
-            raise InputError(f"{path} is damaged (expected an object); delete it to make it again")
+        with reading(path, AGAIN):
+            data = parse_json(path.read_bytes(), not_finite=True)  # measured figures may be anything
+            if not isinstance(data, dict):
+                raise ValueError("expected an object")
         return data
 
     def current(self, name: str, key: str) -> Json | None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import os
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodel.errors import InputError
+from hwmodel.files import write_whole
+from hwmodel.json_text import parse_json
 from mpsearch.optimization.problem import BitProblem, Genomes
 from mpsearch.optimization.settings import SearchSettings
 
@@ -43,25 +45,22 @@ def search_key(problem: BitProblem, settings: SearchSettings) -> str:
 
 def save(path: Path, state: State, key: str) -> None:
     notes = {"key": key, "rng": state.rng, "hypervolume": state.hypervolume, "evaluations": state.evaluations}
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        np.savez(
-            file,
-            genomes=state.genomes,
-            rank=state.rank,
-            crowding=state.crowding,
-            archive=state.archive,
-            notes=np.array(json.dumps(notes)),
-        )
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    archive = io.BytesIO()
+    np.savez(
+        archive,
+        genomes=state.genomes,
+        rank=state.rank,
+        crowding=state.crowding,
+        archive=state.archive,
+        notes=np.array(json.dumps(notes)),
+    )
+    write_whole(path, archive.getvalue())
 
 
 def load(path: Path, problem: BitProblem, key: str) -> State:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
-            notes = json.loads(str(data["notes"]))
+            notes = parse_json(str(data["notes"]))
             state = State(
                 data["genomes"],
                 data["rank"],

@@ -12,6 +12,7 @@ from moocore import is_nondominated
 from numpy.typing import NDArray
 
 from hwmodel.errors import BudgetError, InputError
+from hwmodel.json_text import parse_json
 from hwmodel.precision import BitConfig, Precision
 
 LOSS = "loss"
@@ -43,8 +44,12 @@ class ParetoFront:
         for name, shape in (("choices", (n_points, len(self.layers))), ("objectives", (n_points, len(self.names)))):
             if getattr(self, name).shape != shape or not n_points:
                 raise InputError(f"front: {name} must have shape {shape}, P > 0, got {getattr(self, name).shape}")
-        if self.names[0] != LOSS:
-            raise InputError(f"front: the first objective must be loss, got {self.names[0]}")
+        if len(self.names) < 2 or self.names[0] != LOSS:
+            raise InputError(f"front: objectives must be loss and costs, got {', '.join(map(str, self.names))}")
+        if self.choices.min() < 0 or self.choices.max() >= len(self.precisions):
+            raise InputError(f"front: choices must be among {len(self.precisions)} precisions, from 0")
+        if not np.isfinite(self.objectives).all():
+            raise InputError("front: objectives must be finite")
 
     def __len__(self) -> int:
         return len(self.choices)
@@ -107,7 +112,7 @@ class ParetoFront:
     def from_json(cls, text: str) -> ParetoFront:
         """The inverse of `to_json`. Raises InputError for any other text."""
         try:
-            data: dict[str, Any] = json.loads(text)
+            data: dict[str, Any] = parse_json(text)
             return cls(
                 layers=tuple(data["layers"]),
                 precisions=tuple(Precision.parse(name) for name in data["precisions"]),

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from hwmodel import BitConfig, InputError, Precision
+from hwmodel import FLOAT_BITS, BitConfig, InputError, Precision
+from hwmodel.json_text import parse_json
+from mpsearch.request.foreign import ForeignBits, read_foreign
+from mpsearch.request.names import Matches, match
+
+NAMED = 4  # layers in a message
 
 
 def parse_precision(text: str) -> Precision:
-    """Reads `4` or `W4`, float activations, or `W4A8`. Raises InputError for anything else."""
+    """Reads `4`, `W4` or, entropy-coded, `R2.5`, with float activations, or `W4A8`, `R2.5A8`. Raises InputError for
+    anything else."""
     weights = text.removeprefix("W")
     try:
+        if text[:1] in ("R", "r") and "A" not in text.upper():
+            return Precision.parse(f"{text}A{FLOAT_BITS}")
         return Precision(int(weights)) if weights.isdecimal() else Precision.parse(text)
     except InputError as error:
-        raise InputError(f"--bits takes 4, W4, W4A8 or a .json file of bits by layer: {error}") from None
+        raise InputError(f"--bits takes 4, W4, W4A8, R2.5 or a .json file of bits by layer: {error}") from None
 
 
 def uniform(layers: tuple[str, ...], precision: Precision, edges: Collection[str], edge: Precision) -> BitConfig:
@@ -23,21 +31,61 @@ def uniform(layers: tuple[str, ...], precision: Precision, edges: Collection[str
     return BitConfig(layers, tuple(edge if name in edges else precision for name in layers))
 
 
-def read_assignment(path: Path, layers: tuple[str, ...]) -> BitConfig:
-    """What a JSON file says: `"W4A8"` or `4` for every layer, or an export with one configuration.
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """A bit assignment from a file, and in a line what is worth knowing of how it was read; empty where nothing is."""
 
-    Raises InputError for anything else.
+    config: BitConfig
+    note: str
+
+
+def read_assignment(path: Path, layers: tuple[str, ...]) -> Assignment:
+    """What a JSON file says of `layers`: an export of ours, bits by layer, or what HAWQ, MCT, AIMET or NNCF assigned.
+
+    Layers of other tools are found by their names, see `match`. Raises InputError for anything else, and where a layer
+    is not found.
     """
     if not path.is_file():
         raise InputError(f"no such file of bits: {path}")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        while isinstance(data, dict) and len(data) == 1 and isinstance(next(iter(data.values())), dict):
-            data = next(iter(data.values()))
-        bits = {name: Precision(p) if isinstance(p, int) else Precision.parse(p) for name, p in dict(data).items()}
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, ValueError, AttributeError) as error:
+        given = read_foreign(parse_json(path.read_bytes()))
+    except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path} is no bit assignment ({error}); mpsearch export writes one") from None
-    odd = sorted(set(layers) ^ set(bits))
-    if odd:
-        raise InputError(f"{path} is of another network: it has {len(bits)} layers for {len(layers)}, see {odd[0]!r}")
-    return BitConfig(layers, tuple(bits[name] for name in layers))
+    matches = match(layers, tuple(given.bits))
+    if not matches.found or (matches.missing and given.default is None):
+        raise InputError(
+            f"{path} names {len(matches.found)} of {len(layers)} layers: nothing for {_few(matches.missing)}; "
+            f"{_few(matches.left) or 'nothing'} in it is left: is it of another network?"
+        )
+    config = BitConfig(
+        layers,
+        tuple(given.bits[matches.found[layer]] if layer in matches.found else _default(given) for layer in layers),
+    )
+    return Assignment(config, _note(path, given, matches))
+
+
+def _default(given: ForeignBits) -> Precision:
+    assert given.default is not None  # or it would have been refused
+    return given.default
+
+
+def _note(path: Path, given: ForeignBits, matches: Matches) -> str:
+    parts = []
+    if matches.renamed:
+        first = matches.renamed[0]
+        parts.append(f"layers by similar names: {len(matches.renamed)}, such as {matches.found[first]} for {first}")
+    if matches.missing:
+        parts.append(f"{given.default} for what it does not name: {_few(matches.missing)}")
+    if matches.left:
+        parts.append(f"no layer is called {_few(matches.left)}")
+    if given.left_out:
+        parts.append(f"entries about other tensors: {given.left_out}")
+    if given.tool != "plain" and all(precision.a == FLOAT_BITS for precision in given.bits.values()):
+        parts.append("inputs stay float")
+    tool = "" if given.tool == "plain" else f" ({given.tool})"
+    return f"{path.name}{tool}: {'; '.join(parts)}" if parts else ""
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(map(repr, names[:NAMED])) + more

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from hwmodel import BitConfig, CostTable, InputError, LayerTable, Precision
-from mpsearch.files.folder import Json, RunFolder
+from mpsearch.files.folder import AGAIN, Json, RunFolder
+from mpsearch.files.reading import reading
 from mpsearch.optimization.build import build_problem
 from mpsearch.optimization.front import ParetoFront
 from mpsearch.optimization.picks import picked
@@ -19,10 +20,15 @@ from mpsearch.optimization.problem import BitProblem
 from mpsearch.request.assignment import read_assignment
 from mpsearch.request.budgets import NEED_DEVICE
 from mpsearch.sensitivity.cache import load_table
+from mpsearch.sensitivity.table import SensitivityTable
 from mpsearch.sources.models import LoadedModel
+from mpsearch.tasks.figure import read_figures
 from recon.likelihood.likelihood import Likelihood
 
+CACHE = "sensitivity.safetensors"
+SEARCH = "search again: mpsearch search RUN"
 FORMAT = 2  # of run folders: 1 knew top-1 accuracy alone
+SEARCHED, GIVEN_BITS = "config.toml", "reconstruct.toml"  # the options of a run, and of `reconstruct`
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,23 +87,27 @@ def read_origin(folder: RunFolder) -> Origin | None:
     data = folder.read_json("layers.json")
     if "key" not in data:  # written by `reconstruct`, which searches nothing
         return None
-    try:
+    with reading(folder.file("layers.json"), AGAIN):
         model, graph, images = str(data["fingerprint"]), str(data["graph"]), str(data["images"])
-        heads = list(data["heads"])
-        fixed_bytes = int(data["fixed_bytes"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{folder.file('layers.json')} is damaged ({error}); delete it to make it again") from None
-    return Origin(str(data["key"]), model, graph, images, heads, fixed_bytes, read_layers(folder))
+        return Origin(
+            str(data["key"]),
+            model,
+            graph,
+            images,
+            list(data["heads"]),
+            int(data["fixed_bytes"]),
+            read_layers(folder),
+        )
 
 
 def require_same_model(folder: RunFolder, model: LoadedModel) -> None:
-    """Makes the folder and refuses one that holds another model's run."""
-    folder.prepare()
+    """Refuses a folder that holds another model's run."""
     require_format(folder)
     if folder.file("layers.json").is_file():
         there = folder.read_json("layers.json")
         if there.get("fingerprint") != model.fingerprint:
-            name = there.get("table", {}).get("model", "another model")
+            table = there.get("table")
+            name = table.get("model", "another model") if isinstance(table, dict) else "another model"
             raise InputError(
                 f"{folder.path} holds a run of {name} with other weights, not of {model.reference} as given; name "
                 "another folder with --out"
@@ -110,19 +120,43 @@ def read_front(folder: RunFolder) -> ParetoFront:
     path = folder.file("front.json")
     if not path.is_file():
         raise InputError(f"{folder.path} has no front.json: search first, with `mpsearch run` or `mpsearch search`")
-    return ParetoFront.from_json(path.read_text(encoding="utf-8"))
+    with reading(path, SEARCH):
+        front = ParetoFront.from_json(path.read_text(encoding="utf-8"))
+        _require_layers(folder, front.layers)
+        return front
 
 
 def read_layers(folder: RunFolder) -> LayerTable:
     """The folder's layer table."""
-    return LayerTable.from_json(folder.read_json("layers.json").get("table", {}))
+    with reading(folder.file("layers.json"), AGAIN):
+        return LayerTable.from_json(folder.read_json("layers.json").get("table", {}))
 
 
 def finished_configs(folder: RunFolder) -> list[tuple[str, Json]]:
     """Name and record of every finished configuration, by name. Raises InputError where they are of another format."""
     require_format(folder)
     paths = sorted(folder.file("chosen").glob("*.json"))
-    return [(path.stem, folder.read_json(f"chosen/{path.name}")) for path in paths]
+    return [(path.stem, _finished(folder, path)) for path in paths]
+
+
+def _finished(folder: RunFolder, path: Path) -> Json:
+    """The record of a finished configuration. Raises InputError where it is not what `finalize` writes."""
+    record = folder.read_json(f"chosen/{path.name}")
+    with reading(path, "delete it, and finalize again"):
+        _require_layers(folder, BitConfig.from_json(record["config"]).layers)
+        figures = [figure.name for figure in read_figures(record)]
+        for state in ("float", "plain", "finished"):
+            for name in figures:
+                float(record["metrics"][state][name])
+        if int(record["size_bytes"]) < 1 or int(record["validation_samples"]) < 0:
+            raise ValueError("sizes must be above zero")
+    return record
+
+
+def _require_layers(folder: RunFolder, layers: tuple[str, ...]) -> None:
+    """Raises InputError where these are not the layers of the folder's run."""
+    if folder.file("layers.json").is_file() and layers != read_layers(folder).names:
+        raise InputError(f"it is of other layers than {folder.file('layers.json')}")
 
 
 def read_configs(finished: list[tuple[str, Json]]) -> dict[str, BitConfig]:
@@ -150,10 +184,11 @@ def costs_json(costs: CostTable, allowed: Mapping[str, Sequence[Precision]], dev
 
 def read_costs(folder: RunFolder) -> tuple[CostTable, dict[str, tuple[Precision, ...]]]:
     """The costs that the folder's front was searched with, and the precisions that each layer may have."""
-    data = folder.read_json("costs.json")
-    try:
+    path, data = folder.file("costs.json"), folder.read_json("costs.json")
+    with reading(path, SEARCH):
         arrays = {name: np.array(data[name], np.float64) for name in ("latency_s", "energy_j") if name in data}
         layers = tuple(data["layers"])
+        _require_layers(folder, layers)
         allowed = [tuple(map(Precision.parse, precisions)) for precisions in data["allowed"]]
         costs = CostTable(
             layers,
@@ -164,20 +199,29 @@ def read_costs(folder: RunFolder) -> tuple[CostTable, dict[str, tuple[Precision,
             int(data["fixed_bytes"]),
             **arrays,
         )
+        if not all(np.isfinite(array).all() for array in (costs.bops, *arrays.values())):
+            raise ValueError("costs must be finite")
         return costs, dict(zip(layers, allowed, strict=True))
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{folder.file('costs.json')} is damaged ({error}); search again") from None
 
 
 def read_problem(folder: RunFolder) -> BitProblem:
     """The problem that the folder's front answers. Raises InputError where the cache has been measured anew since."""
     front, (costs, allowed) = read_front(folder), read_costs(folder)
-    sensitivity = load_table(folder.file("sensitivity.safetensors"))
+    sensitivity = read_sensitivity(folder)
     if sensitivity.fingerprint != front.fingerprint:
         raise InputError(
             f"{folder.path}: the front is of an older sensitivity cache; run `mpsearch search {folder.path}`"
         )
     return build_problem(read_layers(folder), costs, sensitivity, allowed, dict(front.budgets), front.names)
+
+
+def read_sensitivity(folder: RunFolder) -> SensitivityTable:
+    """The folder's sensitivity table."""
+    path = folder.file(CACHE)
+    with reading(path, "delete it to measure again"):
+        table = load_table(path)
+        _require_layers(folder, table.layers)
+        return table
 
 
 def read_config(folder: RunFolder, text: str) -> tuple[str, BitConfig]:
@@ -193,7 +237,7 @@ def read_config(folder: RunFolder, text: str) -> tuple[str, BitConfig]:
         name, index = picked(front, text)[0]
         return name, front.config(index)
     if Path(text).is_file():
-        return Path(text).stem, read_assignment(Path(text), read_layers(folder).names)
+        return Path(text).stem, read_assignment(Path(text), read_layers(folder).names).config
     known = ["budget", "knee", *finished]
     near = difflib.get_close_matches(text, known, 3, 0.4)
     hint = f"; did you mean {', '.join(near)}?" if near else ""

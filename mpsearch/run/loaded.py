@@ -132,7 +132,7 @@ class Loaded:
             steps=options.steps,
             seed=options.seed,
             granularity=options.granularity,  # type: ignore[arg-type]
-            symmetric=options.symmetric,
+            symmetric=options.symmetric_bits,
         )
 
     @cached_property

@@ -38,6 +38,7 @@ def summarize(
     """
     measured = (
         "size_bytes",
+        "predicted_bytes",
         "weights_only_bytes",
         "mean_weight_bits",
         "metrics",
@@ -55,7 +56,9 @@ def summarize(
         **{name: chosen[name] for name in measured},
         **({} if device is None else {"device": device}),
         **({"activation_bits": list(options.abits)} if options.abits else {}),
+        **({"coding": options.coding} if options.coding != "fixed" else {}),
         **({"symmetric": True} if options.symmetric else {}),
+        **({"target": options.target} if options.target else {}),
         **{name: value for name, value in costs.items() if name not in measured and _shown(name, options)},
         "edge_layers_at_8_bits": list(pinned),
         "calibration_samples": len(data.calib),

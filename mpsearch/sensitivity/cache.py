@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,10 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from torch import Tensor
 
 from hwmodel import FLOAT_BITS, InputError, Precision
+from hwmodel.files import write_whole
+from hwmodel.json_text import parse_json
+from mpsearch.files.reading import reading
 from mpsearch.sensitivity.scores import Rounded, RoundedWeight, Scores
 from mpsearch.sensitivity.table import SensitivityTable
 from recon.graph.network import Network
@@ -38,16 +40,17 @@ def save_cache(path: Path, table: SensitivityTable, scores: Scores) -> None:
         "key": scores.key,
         "images": scores.images,
         "terms": [str(term) for term in scores.terms],
+        "alone": scores.alone,
     }
     arrays: Arrays = {name: getattr(table, name) for name in ("intra", "inter", "diagonal")}
+    if table.coded_bytes is not None:
+        arrays["coded_bytes"] = table.coded_bytes
     arrays |= {"score": scores.score, "square": scores.square}
     for term, rounded in scores.rounded.items():
         arrays |= {f"{term}.{part}": array for part, array in _parts(rounded).items()}
     metadata = {"table": json.dumps(about)}  # one field: safetensors writes several in another order each time
-    temporary = path.with_suffix(".tmp")
     # safetensors writes the memory behind an array, whatever its strides.
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary, metadata)
-    os.replace(temporary, path)
+    write_whole(path, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata))
 
 
 def load_table(path: Path) -> SensitivityTable:
@@ -64,6 +67,7 @@ def load_table(path: Path) -> SensitivityTable:
             seed=int(about["seed"]),
             metric=about["metric"],
             fingerprint=about["fingerprint"],
+            coded_bytes=tensor("coded_bytes"),
         )
 
     return _read(path, read)
@@ -77,7 +81,8 @@ def load_scores(path: Path, network: Network) -> Scores:
             raise InputError(f"{path} is of another network; delete it to measure again")
         rounded = {term: _rounded(network, term, tensor) for term in map(Precision.parse, about["terms"])}
         layers, images = tuple(about["layers"]), tuple(about["images"])
-        return Scores(about["key"], layers, images, rounded, tensor("score"), tensor("square"))
+        alone = tuple(about.get("alone", ()))
+        return Scores(about["key"], layers, images, rounded, tensor("score"), tensor("square"), alone)
 
     return _read(path, read)
 
@@ -85,13 +90,12 @@ def load_scores(path: Path, network: Network) -> Scores:
 def _read(path: Path, read: Callable[[dict[str, Any], Callable[[str], NDArray[Any]]], Read]) -> Read:
     if not path.is_file():
         raise InputError(f"{path} is missing: make it with `mpsearch sensitivity`")
-    try:
-        with safe_open(path, "np") as file:
-            return read(json.loads((file.metadata() or {})["table"]), file.get_tensor)
-    except InputError:
-        raise
-    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path} is damaged ({error}); delete it to measure again") from None
+    with reading(path, "delete it to measure again"):
+        try:
+            with safe_open(path, "np") as file:
+                return read(parse_json((file.metadata() or {})["table"]), file.get_tensor)
+        except (SafetensorError, RuntimeError) as error:
+            raise ValueError(error) from None
 
 
 def _parts(rounded: Rounded) -> Arrays:
@@ -106,6 +110,7 @@ def _parts(rounded: Rounded) -> Arrays:
         "scales": [found.weight.grid.scale for found in weights],
         "zero_points": [found.weight.grid.zero_point for found in weights],
         "biases": [found.bias for found in weights],
+        "coded_bytes": [torch.tensor([found.coded_bytes], dtype=torch.float64) for found in weights],
     }
     return {name: torch.cat([tensor.flatten() for tensor in row]).cpu().numpy() for name, row in tensors.items()}
 
@@ -130,11 +135,14 @@ def _rounded(network: Network, term: Precision, tensor: Callable[[str], NDArray[
         split(scales, channels),
         split(zeros, channels),
         split(tensor(f"{term}.biases"), [layer.n_biases for layer in table]),
+        tensor(f"{term}.coded_bytes").tolist(),
         strict=True,
     )
     return {
         name: RoundedWeight(
-            QuantizedWeight(Grid(term.w, scale, zero), code.view(network.layer(name).weight.shape)), bias
+            QuantizedWeight(Grid(term.w, scale, zero, term.rate), code.view(network.layer(name).weight.shape)),
+            bias,
+            size,
         )
-        for name, code, scale, zero, bias in parts
+        for name, code, scale, zero, bias, size in parts
     }

@@ -13,6 +13,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from mpsearch.files.picture import write_picture
+
 Split = Literal["train", "calib", "val"]
 Array = NDArray[np.floating[Any]]
 
@@ -212,4 +214,4 @@ def contact_sheet(path: Path) -> None:
             axis.set_title(PATTERNS[label], fontsize=11)
         if label % len(PATTERNS) == 0:
             axis.set_ylabel(SHAPES[label // len(PATTERNS)], fontsize=11)
-    figure.savefig(path, metadata={"Software": None})
+    write_picture(figure, path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hwmodel.errors import InputError
+from hwmodel.files import write_whole
 from mpsearch.files.fingerprint import fingerprint
 from mpsearch.sources.data import IMAGENET, DataSource
 from mpsearch.sources.models import LoadedModel
@@ -35,9 +36,9 @@ def make_distilled(
     channels, height, width = size
     made = (channels, height, width), normalization.mean, normalization.std
     x = distill(model.model, *made, samples + MEASURED, seed, on_batch)
-    temporary = path.with_suffix(".tmp.npz")
-    np.savez(temporary, x=x.numpy(), key=np.array(_key(model, samples, seed)))
-    os.replace(temporary, path)
+    archive = io.BytesIO()
+    np.savez(archive, x=x.numpy(), key=np.array(_key(model, samples, seed)))
+    write_whole(path, archive.getvalue())
     return _source(model, x, samples)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hwmodel.errors import InputError
+from hwmodel.json_text import parse_json
 from mpsearch.sources.split import Normalization
 
 MOST_DIMENSIONS = 4
@@ -35,7 +36,7 @@ def beside(path: Path | None) -> Known:
     if path is None or not path.is_file():
         return {}
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
+        known = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is no readable JSON file ({error}); mend or remove it") from error
     if not isinstance(known, dict):

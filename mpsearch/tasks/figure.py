@@ -51,7 +51,12 @@ def read_figures(record: Mapping[str, Any]) -> tuple[Figure, ...]:
     Raises InputError where the record has none.
     """
     try:
-        return tuple(Figure(**known) for known in record["judged_by"])
+        found = tuple(Figure(**known) for known in record["judged_by"])
+        if not found or not all(isinstance(figure.name, str) and isinstance(figure.unit, str) for figure in found):
+            raise TypeError("figures have a name and a unit")
+        if not all(type(flag) is bool for figure in found for flag in (figure.higher_is_better, figure.labelled)):
+            raise TypeError("figures say true or false of themselves")
+        return found
     except (KeyError, TypeError) as error:
         raise InputError(f"a finished configuration is damaged ({error}): finish it again") from None
 

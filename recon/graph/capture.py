@@ -21,6 +21,7 @@ from torch.nn.utils import parametrize
 from torch.utils._pytree import TreeSpec
 
 from hwmodel.errors import InputError
+from recon.graph.gradients import without_backward
 from recon.graph.layer_calls import layers_as_modules
 from recon.graph.nodes import STACK, note_samples
 from recon.graph.passes import drop_checks, drop_identities, products_as_linear, views_of_any_layout
@@ -67,7 +68,7 @@ def export_graph(model: nn.Module, example: Samples, name: str) -> Captured:
     read = [str(node.target) for node in module.graph.nodes if node.op == "get_attr"]
     used = frozenset(path for target in read for path in shared.get(target, (target,)))
     note_samples(module.graph)
-    for tidy in (drop_checks, drop_identities, views_of_any_layout, products_as_linear):
+    for tidy in (drop_checks, drop_identities, without_backward, views_of_any_layout, products_as_linear):
         tidy(module)
     layers_as_modules(module, shared)
     module.graph.eliminate_dead_code()
@@ -120,7 +121,23 @@ def plain_copy(model: nn.Module) -> nn.Module:
         raise InputError(f"{kind} cannot be copied ({first_line(error)}); give a model without open handles") from error
     with contextlib.suppress(NotImplementedError):  # an exported module is in the mode that it was exported in
         model = model.eval()
+    if isinstance(model, fx.GraphModule):
+        _without_guards(model)
     return model.float().requires_grad_(False)
+
+
+def _without_guards(model: fx.GraphModule) -> None:
+    """Takes out of an exported module what insists on the number of samples that it was exported with.
+
+    Where its operations need that number as well, exporting it again for any number says so.
+    """
+    for key, hook in list(model._forward_pre_hooks.items()):
+        if getattr(hook, "__name__", "") == "_check_input_constraints_pre_hook":
+            del model._forward_pre_hooks[key]
+    for node in list(model.graph.nodes):
+        if node.op == "call_module" and node.target == "_guards_fn":
+            model.graph.erase_node(node)
+    model.recompile()
 
 
 def _computed_tensors(model: nn.Module) -> dict[int, Any]:

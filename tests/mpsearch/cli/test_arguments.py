@@ -7,8 +7,8 @@ from dataclasses import fields
 import pytest
 from commandline import Command
 
-from mpsearch.request.flags import flags_of
-from mpsearch.request.options import PANELS, FinishOptions, ModelOptions, RunOptions
+from mpsearch.request.flags import BUDGETS, MODEL, PANELS, RECONSTRUCTION, SEARCH, flags_of
+from mpsearch.request.options import FinishOptions, ModelOptions, RunOptions
 
 
 @pytest.mark.parametrize("record", [ModelOptions, FinishOptions, RunOptions])
@@ -27,8 +27,10 @@ def test_help_stands_in_panels(command: Command, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("COLUMNS", "140")
     for name in ("run", "sensitivity"):
         shown = command(name, "--help").out
-        places = [shown.index(f" {panel} ") for panel in PANELS]
+        places = [shown.index(f"─ {panel} ─") for panel in PANELS]
         assert places == sorted(places)
-        assert places[0] < shown.index("--size-budget") < places[1] < shown.index("--samples") < places[2]
-        assert places[2] < shown.index("--wbits") < places[3] < shown.index("--steps") < places[4]
+        ends = dict(zip(PANELS, [*places[1:], len(shown)], strict=True))
+        starts = dict(zip(PANELS, places, strict=True))
+        for flag, panel in (("size-budget", BUDGETS), ("samples", MODEL), ("wbits", SEARCH), ("steps", RECONSTRUCTION)):
+            assert starts[panel] < shown.index(f"--{flag} ") < ends[panel]
     assert "--size-budget" not in command("reconstruct", "--help").out

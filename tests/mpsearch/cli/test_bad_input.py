@@ -149,7 +149,7 @@ def test_a_wrong_pick_or_format(base: dict[str, object], tmp_path: Path, command
     assert command(*flat(base)).code == 0
     for pick in ("best", "100000", "all:0", "-1"):
         refused(command("finalize", tmp_path / "out", "--pick", pick), "--pick takes", pick)
-    refused(command("export", tmp_path / "out", "--format", "xml"), "json or csv", "xml")
+    refused(command("export", tmp_path / "out", "--format", "xml"), "json, csv", "xml")
     refused(command("export", tmp_path / "out", "--out", "/proc/none/x"), "cannot write", "--out")
 
 

@@ -82,6 +82,40 @@ def test_bits_by_layer_come_from_a_file(
     assert len(quantizers_of(model.modules())) == 1
 
 
+def test_bits_of_another_tool_come_from_its_file(given: tuple[object, ...], tmp_path: Path, command: Command) -> None:
+    layers = ("0", "2.one", "2.two", "3.one", "3.two", "6")
+    encodings = [
+        {"name": f"net.{name}.weight", "bw": bits} for bits, name in zip((8, 4, 3, 4, 2, 8), layers, strict=True)
+    ]
+    (tmp_path / "theirs.json").write_text(json.dumps({"version": "1.0.0", "param_encodings": encodings}))
+    result = command(*given, "--bits", tmp_path / "theirs.json", "--out", tmp_path)
+    assert result.code == 0, result.err
+    assert "theirs.json (AIMET): layers by similar names: 6, such as net.0 for 0; inputs stay float" in result.err
+    config = json.loads((tmp_path / "chosen" / "theirs.json").read_text())["config"]
+    assert list(config.values()) == ["W8A32", "W4A32", "W3A32", "W4A32", "W2A32", "W8A32"]
+
+
+def test_a_model_goes_to_aimet_and_its_bits_come_back(
+    given: tuple[object, ...], tmp_path: Path, command: Command
+) -> None:
+    pytest.importorskip("onnx", reason="the extra onnx is not installed")
+    assert command(*given, "--bits", "W6A8", "--edges", "free", "--out", tmp_path / "run").code == 0
+    out = tmp_path / "model.onnx"
+    beside = [tmp_path / f"model-{version}.encodings" for version in ("1.0.0", "2.0.0")]
+    beside[1].write_text("mine")
+    asked = ("export", tmp_path / "run", "--format", "aimet", "--out", out)
+    refused(command(*asked), "model-2.0.0.encodings is there already", "--force")
+    assert beside[1].read_text() == "mine"
+    assert not out.exists()
+    result = command(*asked, "--force")
+    assert result.code == 0, result.err
+    assert result.out.startswith(f"{out}: {out.stat().st_size:,} bytes")
+    assert str(beside[0]) in result.err
+    assert command(*given, "--bits", beside[0], "--out", tmp_path / "again").code == 0
+    config = json.loads((tmp_path / "again" / "chosen" / "model-1.0.0.json").read_text())["config"]
+    assert list(config.values()) == ["W6A32"] * 6
+
+
 def test_memory_for_blocks_changes_nothing(given: tuple[object, ...], tmp_path: Path, command: Command) -> None:
     made = []
     for limit in ("1B", "1GiB"):
@@ -121,5 +155,10 @@ def test_bits_for_all_layers() -> None:
 def test_bits_of_another_network(given: tuple[object, ...], tmp_path: Path, command: Command) -> None:
     other, out = tmp_path / "other.json", tmp_path / "out"
     other.write_text('{"conv1": "W4A32"}')
-    refused(command(*given, "--bits", other, "--out", out), "another network", "1 layers for 6")
+    refused(
+        command(*given, "--bits", other, "--out", out),
+        "another network",
+        "names 0 of 6 layers",
+        "'conv1' in it is left",
+    )
     assert not (out / "layers.json").exists()

@@ -1,4 +1,4 @@
-"""The main job on the real MobileNetV2 and real ImageNet images. Minutes: `pytest -m slow`."""
+"""The main job on the real MobileNetV2 and real ImageNet images. Minutes: `pytest -n 2 -m slow`."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def test_mobilenetv2_at_one_and_a_half_megabytes(data: Path, tmp_path: Path, com
     assert summary["metrics"]["float"]["top1"] - summary["metrics"]["finished"]["top1"] <= 3.5
     assert summary["metrics"]["finished"]["kl"] < 0.08 < summary["metrics"]["plain"]["kl"]
     assert summary["peak_rss_bytes"] < 8 * 2**30
+    assert (tmp_path / "first" / "front.html").stat().st_size <= 600_000
 
     begin = time.monotonic()
     again = command("run", *options, "--out", tmp_path / "first", "--json")

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commandline import Command, Result
+from commandline import Command, Result, refused
 from PIL import Image
 
 import mpsearch
@@ -30,6 +30,7 @@ BUDGET = 5_200
 FILES = {
     "config.toml", "layers.json", "sensitivity.safetensors", "costs.json", "front.json", "chosen",
     "model-budget.safetensors", "summary.json", "report.txt", "front.png",
+    "front.html", "tight.json",
 }  # fmt: skip
 
 
@@ -65,7 +66,7 @@ def test_the_summary_says_what_is_true(finished: Path, tiny: Path) -> None:
     assert config.wbits[0] == config.wbits[-1] == 8  # first and last layer
     assert summary["metrics"]["finished"]["kl"] < summary["metrics"]["plain"]["kl"]
     assert summary["metrics"]["float"]["top1"] == 100
-    assert set(summary["seconds"]) == {"sensitivity", "search", "finalize"}
+    assert set(summary["seconds"]) == {"sensitivity", "search", "finalize", "uniform bits"}
     assert summary["peak_rss_bytes"] > 1e8
     assert summary["seed"] == 0
     assert set(summary["versions"]) >= {"mpsearch", "torch", "pymoo"}
@@ -252,6 +253,28 @@ def test_fronts_are_looked_at_without_model_or_data(finished: Path, tmp_path: Pa
     measured = data["fronts"][0]["measured"][0]
     assert measured["name"] == "budget"
     assert measured["cost"] == json.loads((out / "summary.json").read_text())["size_bytes"]
+
+
+def test_the_page_is_written_from_the_folder_alone(finished: Path, tmp_path: Path, command: Command) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(finished, out)
+    (out / "config.toml").unlink()
+    (out / "front.html").unlink()
+    assert command("explore", out).out == f"{out / 'front.html'}\n"
+    where = (str(finished), '"name":"out"'), (str(out), '"name":"copy"')
+    known, written = ((path / "front.html").read_text() for path in (finished, out))
+    for old, new in zip(*where, strict=True):
+        known = known.replace(old, new)
+    assert written == known
+    both = command("explore", finished, out, "--out", tmp_path / "both.html")
+    assert both.code == 0, both.err
+    refused(command("explore", finished, out), "--out front.html")
+    refused(command("explore", out, "--out", tmp_path / "page.txt"), "--out must name an .html file", "page.txt")
+    refused(command("explore", out, "--out", tmp_path / "no" / "page.html"), "cannot write", "--out")
+    refused(command("explore", tmp_path / "nothing"), "nothing has no front.json", "mpsearch run")
+    (out / "front.html").unlink()
+    (out / "front.html").mkdir()
+    refused(command("explore", out), "cannot write", "front.html")
 
 
 def test_a_configuration_is_explained(finished: Path, tmp_path: Path, command: Command) -> None:

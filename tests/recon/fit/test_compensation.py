@@ -37,7 +37,8 @@ def test_a_linear_error_of_the_inputs_is_undone() -> None:
         gain = torch.linspace(0.7, 1.4, 8).view(1, 8, *[1] * (len(size) - 1))
         # What the part before it has made of them. Not all outputs of a transposed convolution see an offset alike.
         x = gain * float_x + (0.0 if isinstance(layer, nn.ConvTranspose2d) else 0.3)
-        with Store(2**30, torch.device("cpu")) as store, torch.no_grad():
+        store = Store(2**30, torch.device("cpu"))
+        with torch.no_grad():
             task = task_of(net, x, float_x, store)
             module = net.layer("layer")
             wrong = (module(x) - layer(float_x)).square().mean()
@@ -62,7 +63,8 @@ def test_the_last_layer_makes_up_for_the_shortcut_as_well() -> None:
     x = torch.linspace(0.7, 1.4, 8).view(1, 8, 1, 1) * float_x + 0.3
     model = Shortcut()
     net = of_images(model, (8, 6, 6))
-    with Store(2**30, torch.device("cpu")) as store, torch.no_grad():
+    store = Store(2**30, torch.device("cpu"))
+    with torch.no_grad():
         wrong = (net.model(x) - model(float_x)).square().mean()
         _, weight, shift = compensated(task_of(net, x, float_x, store), "layer")
         layer = net.layer("layer")
@@ -105,7 +107,7 @@ def test_what_the_samples_do_not_determine_is_left_alone() -> None:
     net = of_images(Lone(nn.Linear(64, 16)), (64,))
     x = torch.randn(96, 64, generator=generator)  # hardly more samples than inputs
     noise = 0.5 * torch.randn(96, 64, generator=generator)
-    with Store(2**30, torch.device("cpu")) as store:
-        _, weight, _ = compensated(task_of(net, x, x + noise, store), "layer")
+    store = Store(2**30, torch.device("cpu"))
+    _, weight, _ = compensated(task_of(net, x, x + noise, store), "layer")
     before = net.layer("layer").weight
     assert (weight - before).norm() < 0.05 * before.norm()

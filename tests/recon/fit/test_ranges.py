@@ -23,7 +23,8 @@ def test_a_range_is_as_wide_as_the_output_wants_it() -> None:
     layer.weight.data = torch.eye(3).view(3, 3, 1, 1)
     images = 2 * torch.randn(64, 3, 6, 6).abs()  # up to 8, of which nothing above 1 is seen
     work = quantize_inputs(network, {"0": 3})
-    with Store(2**30, torch.device("cpu")) as store, torch.no_grad():
+    store = Store(2**30, torch.device("cpu"))
+    with torch.no_grad():
         (task,) = walk(work, network, [images], Settings(), Fisher(), store)
         quantizer = quantizer_of(task.layers["0"])
         assert quantizer is not None
@@ -46,9 +47,9 @@ def test_large_maps_teach_by_fewer_images() -> None:
     def count(size: int, early_stopping: bool, most: int) -> int:
         network = of_images(nn.Sequential(nn.Conv2d(1, 1, 1)), (1, size, size))
         images = torch.zeros(64, 1, size, size)
-        with Store(2**30, torch.device("cpu")) as store:
-            (task,) = walk(network, network, [images], Settings(early_stopping=early_stopping), Fisher(), store)
-            picked: Tensor = task.draw(most)
+        store = Store(2**30, torch.device("cpu"))
+        (task,) = walk(network, network, [images], Settings(early_stopping=early_stopping), Fisher(), store)
+        picked: Tensor = task.draw(most)
         return len(picked)
 
     assert [count(size, True, 32) for size in (8, 32, 64, 96)] == [32, 32, 8, 8]

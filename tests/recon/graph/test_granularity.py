@@ -76,27 +76,25 @@ def test_files_and_memory_give_the_same_bits() -> None:
 
 
 def test_a_store_keeps_large_tensors_in_files_that_go_away() -> None:
-    with Store(4 * 1000, torch.device("cpu")) as store:
-        small, large = store.empty((250,), torch.float32), store.empty((251,), torch.float32)
-        assert not small.is_shared()
-        assert large.is_shared()  # mapped from a file
-        large.fill_(3)
-        assert float(large.sum()) == 753
-        doubled, ids = store.map(
-            lambda batch, ids: (2 * batch, ids + 1), [torch.arange(300.0)[:, None], torch.arange(300)]
-        )
-        assert torch.equal(ids, torch.arange(1, 301))
-        assert torch.equal(doubled, 2 * torch.arange(300.0)[:, None])
+    store = Store(4 * 1000, torch.device("cpu"))
+    small, large = store.empty((250,), torch.float32), store.empty((251,), torch.float32)
+    assert not small.is_shared()
+    assert large.is_shared()  # mapped from a file
+    large.fill_(3)
+    assert float(large.sum()) == 753
+    doubled, ids = store.map(lambda batch, ids: (2 * batch, ids + 1), [torch.arange(300.0)[:, None], torch.arange(300)])
+    assert torch.equal(ids, torch.arange(1, 301))
+    assert torch.equal(doubled, 2 * torch.arange(300.0)[:, None])
 
 
 @pytest.mark.parametrize("limit", [0, 2**30])
 def test_a_store_keeps_maps_as_they_are_computed(limit: int) -> None:
     x = torch.randn(70, 3, 4, 5)
-    with Store(limit, torch.device("cpu")) as store:
-        (kept,) = store.map(lambda x: (x.relu(),), [x])
-        assert torch.equal(kept, x.relu())
-        assert kept.is_contiguous(memory_format=torch.channels_last)
-        assert kept[torch.tensor([3, 1])].is_contiguous(memory_format=torch.channels_last)
+    store = Store(limit, torch.device("cpu"))
+    (kept,) = store.map(lambda x: (x.relu(),), [x])
+    assert torch.equal(kept, x.relu())
+    assert kept.is_contiguous(memory_format=torch.channels_last)
+    assert kept[torch.tensor([3, 1])].is_contiguous(memory_format=torch.channels_last)
 
 
 def test_settings_name_what_they_take() -> None:

@@ -118,7 +118,8 @@ def test_cache_and_correction_use_the_maps() -> None:
             moments.add(pooled.mean((2, 3)).T[None], None, pooled if maps else None)
         return moments.hessian()
 
-    with torch.no_grad(), Store(2**30, torch.device("cpu")) as store:
+    store = Store(2**30, torch.device("cpu"))
+    with torch.no_grad():
         with_maps = by_hand(maps=True)
         apart = (by_hand(maps=False) - with_maps).norm()
         of_cache = gather_moments(net.module, {"linear": net.layer("linear")}, [x])["linear"].hessian()

@@ -1,0 +1,1 @@
+"""From a run folder to a runtime: files of finished models, and what runtimes make of them."""

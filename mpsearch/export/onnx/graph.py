@@ -1,0 +1,94 @@
+"""Collecting an ONNX graph: nodes, initialisers, names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mpsearch.export.plan.records import LOWEST, Grid, Plan
+
+
+class Graph:
+    """Nodes in order and initialisers of an ONNX graph that is being written.
+
+    `names` are the graph's names of the plan's tensors, as readers find them: real numbers, behind DequantizeLinear
+    where there is a grid.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.nodes: list[Any] = []
+        self.initializers: dict[str, Any] = {}
+        self.names: dict[str, str] = {}
+        self._shared: dict[bytes, str] = {}
+        self._taken: set[str] = set()
+        self._constants: dict[str, str] = {}
+
+    def node(
+        self, kind: str, inputs: Sequence[str], name: str, *, domain: str = "", outputs: int = 1, **attributes: Any
+    ) -> str:
+        """Adds a node; its (first) output, called `name` or nearly so."""
+        from onnx import helper
+
+        made = [self._free(name) for _ in range(outputs)]
+        self.nodes.append(helper.make_node(kind, list(inputs), made, domain=domain or None, **attributes))
+        return made[0]
+
+    def constant(self, values: ArrayLike, name: str, dtype: Any = None) -> str:
+        """The initialiser that holds the values; equal ones are stored once."""
+        from onnx import numpy_helper
+
+        array = np.ascontiguousarray(np.asarray(values, dtype))
+        key = f"{array.dtype} {array.shape} ".encode() + array.tobytes()
+        if key not in self._shared:
+            free = self._free(name)
+            self._shared[key] = free
+            self.initializers[free] = numpy_helper.from_array(array.reshape(np.shape(values)), free)
+        return self._shared[key]
+
+    def packed(self, data: bytes, kind: int, shape: Sequence[int], name: str) -> str:
+        """The initialiser that holds `data` as ONNX's data type `kind`."""
+        from onnx import helper
+
+        free = self._free(name)
+        self.initializers[free] = helper.make_tensor(free, kind, list(shape), data, raw=True)
+        return free
+
+    def plan_constant(self, name: str) -> str:
+        """A constant of the plan's float operations."""
+        if name not in self._constants:
+            self._constants[name] = self.constant(self.plan.constants[name], name)
+        return self._constants[name]
+
+    def scale_and_zero(self, grid: Grid, name: str) -> tuple[str, str]:
+        """Initialisers of a grid for unsigned codes."""
+        scale = self.constant(grid.scale, f"{name}.scale", np.float32)
+        return scale, self.constant(grid.zero - LOWEST, f"{name}.zero", np.uint8)
+
+    def on_grid(self, x: str, grid: Grid, name: str) -> str:
+        """Real numbers `x` rounded to a grid: QuantizeLinear, a Clip of the codes where some are cut off, and
+        DequantizeLinear. A Clip of codes keeps the kernel before it an integer one, as ReLU6 would not."""
+        pair = self.scale_and_zero(grid, name)
+        codes = self.node("QuantizeLinear", [x, *pair], f"{name}.q")
+        if not grid.whole:
+            ends = [self.constant(end - LOWEST, f"{name}.end", np.uint8) for end in (grid.low, grid.high)]
+            codes = self.node("Clip", [codes, *ends], f"{name}.clipped")
+        return self.node("DequantizeLinear", [codes, *pair], f"{name}.dq")
+
+    def _free(self, name: str) -> str:
+        free, k = name, 1
+        while free in self._taken:
+            free, k = f"{name}.{k}", k + 1
+        self._taken.add(free)
+        return free
+
+
+def shape_of(sizes: Sequence[int]) -> NDArray[np.int64]:
+    """A shape for Reshape: what grows with the samples is found from the rest."""
+    return np.array([-1 if size < 0 else size for size in sizes], np.int64)
+
+
+Attributes = Mapping[str, Any]

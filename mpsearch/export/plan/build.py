@@ -1,0 +1,102 @@
+"""Building the integer plan of a low-bit network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from torch import Tensor
+
+from mpsearch.export.plan.draft import Draft, Value, draft
+from mpsearch.export.plan.grids import fill_grids, one_grid_each
+from mpsearch.export.plan.records import LAYERS, LOWEST, Grid, Op, Plan, Weight
+from mpsearch.export.plan.records import Tensor as PlanTensor
+from mpsearch.export.plan.weights import float_weight, layer_weight
+from recon.graph.network import Network
+from recon.quantizers.quantized import QuantizedLayers, quantized
+
+
+def build_plan(
+    network: Network, layers: QuantizedLayers, leaves: Sequence[Tensor], *, real_outputs: bool = True
+) -> Plan:
+    """The plan of `network` computing with `layers`.
+
+    Calibration samples, whose tensors are (N, …), give grids to what no layer reads. Where `real_outputs`, linear maps
+    that write outputs of the network give real numbers, which ONNX runtimes can; else int8 as everything does.
+    """
+    low_bit = quantized(network, layers)
+    found = draft(low_bit)
+    chosen = fill_grids(found, low_bit.module, leaves, real_outputs)
+    ops = one_grid_each(found)
+    tensors = {name: _tensor(name, value) for name, value in found.values.items()}
+    weights = _weights(found, layers, tensors)
+    complete = tuple(_with_weight(op, weights) for op in ops)
+    inexact = [
+        op.name for op in complete if op.weight is not None and op.weight.steps is not None and not op.weight.exact
+    ]
+    notes = []
+    if inexact:
+        notes.append(f"weights rounded once more to int8 with zero-point 0: {_some(inexact)}")
+    if chosen:
+        notes.append(f"8-bit grids from calibration samples for tensors that no layer reads: {_some(chosen)}")
+    plan = Plan(
+        complete,
+        tensors,
+        tuple(found.inputs),
+        tuple(found.outputs),
+        network.names,
+        found.constants,
+        tuple(notes),
+    )
+    return plan
+
+
+def float_plan(network: Network) -> Plan:
+    """The plan of a float network: what a low-bit one is compared with in the same runtime."""
+    found = draft(network)
+    tensors = {name: _tensor(name, value) for name, value in found.values.items()}
+    weights = {}
+    for op in found.ops:
+        if op.kind in LAYERS:
+            layer = network.layer(op.name)
+            weights[op.output] = float_weight(layer.weight, layer.bias)
+    ops = tuple(_with_weight(op, weights) for op in found.ops)
+    return Plan(ops, tensors, tuple(found.inputs), tuple(found.outputs), network.names, found.constants, ())
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def _tensor(name: str, value: Value) -> PlanTensor:
+    shape = tuple(value.node.meta.get("shape", ()))
+    floating = bool(value.node.meta.get("floating", True))
+    if value.grid is None:
+        return PlanTensor(name, shape, None, value.cap, floating)
+    bits, scale, zero = value.grid.bits, value.grid.scale, value.grid.zero_point
+    low, high = 0, 2**bits - 1
+    if value.cap is not None:
+        low = max(low, zero)
+        if math.isfinite(value.cap):
+            high = min(high, int(np.rint(np.float32(value.cap) * np.float32(1 / scale))) + zero)
+    grid = Grid(scale, zero + LOWEST, low + LOWEST, high + LOWEST)
+    return PlanTensor(name, shape, grid, value.cap, floating)
+
+
+def _weights(found: Draft, layers: QuantizedLayers, tensors: Mapping[str, PlanTensor]) -> dict[str, Weight]:
+    """By the output of every call of a layer: calls on different grids count biases in different steps."""
+    weights = {}
+    for op in found.ops:
+        if op.kind in LAYERS:
+            grid = tensors[op.inputs[0]].grid
+            scale = None if grid is None or op.kind == "embedding" else grid.scale
+            weights[op.name, op.inputs] = layer_weight(layers.weights[op.name], layers.biases[op.name], scale)
+    return {op.output: weights[op.name, op.inputs] for op in found.ops if op.kind in LAYERS}
+
+
+def _with_weight(op: Op, weights: Mapping[str, Weight]) -> Op:
+    if op.output not in weights:
+        return op
+    return Op(op.kind, op.name, op.inputs, op.output, op.settings, weights[op.output])

@@ -1,0 +1,105 @@
+"""Which grid every tensor has: of the layer that reads it, of a neighbour, or one that suits calibration samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from mpsearch.export.plan.draft import Draft
+from mpsearch.export.plan.records import SAME_GRID, Op
+from recon.compute.arithmetic import device_of, mixed_order, picked
+from recon.quantizers.inputs import Histogram
+
+BITS = 8
+SAMPLES, BATCH = 128, 16
+
+
+def fill_grids(draft: Draft, module: fx.GraphModule, leaves: Sequence[Tensor], real_outputs: bool) -> list[str]:
+    """Gives a grid to every tensor that integer operations need one of; the names of those that calibration samples,
+    whose tensors are (N, …), have decided.
+
+    What only moves values has one grid on both sides. Where `real_outputs`, what a linear map writes as an output of
+    the network stays real.
+    """
+    _backward(draft)
+    missing = _forward(draft, real_outputs)
+    _calibrate(draft, module, leaves, missing)
+    _forward(draft, real_outputs)
+    return missing
+
+
+def _backward(draft: Draft) -> None:
+    for op in reversed(draft.ops):
+        result = draft.values[op.output]
+        if op.kind not in (*SAME_GRID, "concat") or result.grid is None:
+            continue
+        for name in op.inputs:
+            if draft.values[name].grid is None:
+                draft.values[name].grid = result.grid
+
+
+def _forward(draft: Draft, real_outputs: bool) -> list[str]:
+    """Hands grids on; the names of tensors that need one and get none of a neighbour."""
+    missing: list[str] = []
+    known = {name for name, value in draft.values.items() if value.grid is not None}
+    read = {name for op in draft.ops for name in op.inputs}
+    for op in draft.ops:
+        result = draft.values[op.output]
+        if op.output in known or not known.issuperset(op.inputs) or op.kind in ("float", "embedding"):
+            continue
+        if real_outputs and op.kind == "linear" and op.output in draft.outputs and op.output not in read:
+            continue
+        source = draft.values[op.inputs[0]]
+        if op.kind in SAME_GRID:
+            result.grid = source.grid
+        elif result.grid is None:
+            missing.append(op.output)
+        known.add(op.output)
+    return missing
+
+
+@torch.no_grad()
+def _calibrate(draft: Draft, module: fx.GraphModule, leaves: Sequence[Tensor], names: Sequence[str]) -> None:
+    if not names:
+        return
+    seen = {name: Histogram() for name in names}
+    watching = _Watching(module, {draft.values[name].node: seen[name].add for name in names})
+    for pick in torch.split(mixed_order(leaves[0])[:SAMPLES], BATCH):
+        watching.run(*picked(leaves, pick, device_of(module)))
+    for name, histogram in seen.items():
+        draft.values[name].grid = histogram.grid(BITS)
+
+
+class _Watching(fx.Interpreter):
+    """Runs a module and shows values of its nodes."""
+
+    def __init__(self, module: fx.GraphModule, see: dict[fx.Node, Callable[[Tensor], None]]) -> None:
+        super().__init__(module)
+        self.see = see
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n in self.see:
+            self.see[n](result)
+        return result
+
+
+def one_grid_each(draft: Draft) -> list[Op]:
+    """The operations, rounding once more where one that computes on a single grid is to write on another."""
+    ops: list[Op] = []
+    for op in draft.ops:
+        result = draft.values[op.output]
+        source = draft.values[op.inputs[0]].grid if op.inputs else None
+        if op.kind in SAME_GRID and result.grid is not None and source not in (None, result.grid):
+            before = f"{op.output}_moved"
+            draft.values[before] = type(result)(result.node, None, source)
+            ops += [
+                Op(op.kind, op.name, op.inputs, before, op.settings),
+                Op("rescale", before, (before,), op.output),
+            ]
+        else:
+            ops.append(op)
+    return ops

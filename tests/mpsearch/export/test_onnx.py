@@ -1,0 +1,87 @@
+"""ONNX files in onnxruntime: integer kernels, the golden answer, weight-only files that are exact."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from runtime_nets import NETS, low_bit
+
+from hwmodel import Precision
+from mpsearch.export.onnx.write import write_onnx
+from mpsearch.export.plan import golden
+from mpsearch.export.plan.build import build_plan
+from mpsearch.export.plan.records import Plan
+from recon.quantizers.quantized import quantized
+
+onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
+ort = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+
+
+def made(plan: Plan) -> Any:
+    """The checked model of a plan."""
+    model = write_onnx(plan, {"key": "value"}, (np.dtype(np.float32),))
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def session(model: Any, optimized: Path | None = None) -> Any:
+    """The model in onnxruntime."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("precision", ["W8A8", "W4A8", "W2A8", "W4A4"])
+@pytest.mark.parametrize("name", NETS)
+def test_the_runtime_computes_in_integers_what_the_plan_says(name: str, precision: str, tmp_path: Path) -> None:
+    network, layers, leaves = low_bit(name, Precision.parse(precision))
+    plan = build_plan(network, layers, leaves)
+    running = session(made(plan), tmp_path / "optimized.onnx")
+    found = running.run(None, {"x": leaves[0].numpy()})
+    expected = golden.outputs(plan, golden.execute(plan, leaves[0].numpy()))
+    for ours, theirs in zip(found, expected, strict=True):
+        apart = np.sqrt(np.mean((ours - theirs) ** 2))
+        assert apart < (0.15 if precision == "W4A4" else 0.05) * theirs.std()
+    kernels = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
+    assert not kernels["Conv"] + kernels["Gemm"] + kernels["FusedConv"], kernels
+    assert kernels["QLinearConv"] + kernels["QGemm"] == len(network.table)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 8])
+@pytest.mark.parametrize("name", NETS)
+def test_weight_only_files_are_exact(name: str, bits: int) -> None:
+    network, layers, leaves = low_bit(name, Precision(bits))
+    model = made(build_plan(network, layers, leaves))
+    assert not [node for node in model.graph.node if node.op_type == "DequantizeLinear"]
+    for count in (1, len(leaves[0])):  # any number of samples
+        found = session(model).run(None, {"x": leaves[0][:count].numpy()})
+        with torch.no_grad():
+            expected = quantized(network, layers).module(leaves[0][:count])
+        for ours, theirs in zip(found, expected, strict=True):
+            np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-4)
+
+
+def test_codes_are_stored_at_their_bits() -> None:
+    sizes = {}
+    for bits in (2, 4, 8):
+        network, layers, leaves = low_bit("shuffled", Precision(bits, 8))
+        model = made(build_plan(network, layers, leaves))
+        kinds = {onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in model.graph.initializer}
+        assert ({2: "UINT2", 4: "UINT4", 8: "INT8"}[bits]) in kinds
+        sizes[bits] = model.ByteSize()
+    assert sizes[2] < sizes[4]
+
+
+def test_the_same_model_is_the_same_bytes() -> None:
+    files = []
+    for _ in range(2):
+        network, layers, leaves = low_bit("neck", Precision(4, 8))
+        files.append(made(build_plan(network, layers, leaves)).SerializeToString(deterministic=True))
+    assert files[0] == files[1]

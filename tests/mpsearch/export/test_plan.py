@@ -1,0 +1,115 @@
+"""The integer plan and its golden executor against arithmetic on real numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from runtime_nets import NETS, low_bit, plan_of
+
+from hwmodel import Precision
+from mpsearch.export.plan import golden
+from mpsearch.export.plan.arithmetic import multiplier, multiply
+from mpsearch.export.plan.build import build_plan
+from mpsearch.export.plan.real import compute, real
+from mpsearch.export.plan.weights import layer_weight, signed
+from recon.quantizers.nearest import nearest
+from recon.quantizers.quantized import quantized
+from recon.quantizers.weights import QuantizedWeight, decode, encode, search_grid
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("halves", [False, True])
+def test_signed_weights_are_the_stored_ones_below_8_bits(bits: int, halves: bool) -> None:
+    weight = torch.randn(6, 5, 3, 3, generator=torch.Generator().manual_seed(bits)) + 0.3
+    grid = search_grid(weight, bits, halves=halves)
+    stored = QuantizedWeight(grid, encode(weight, grid).to(torch.uint8))
+    codes, scale, exact = signed(stored)
+    values = codes * scale.reshape(-1, 1, 1, 1)
+    assert exact or bits == 8
+    if exact:
+        np.testing.assert_array_equal(values, decode(stored.codes.float(), grid).numpy())
+    else:  # rounded once more, to the nearest of 255 levels
+        assert np.all(np.abs(values - stored.dequantize().numpy()) <= 0.5001 * scale.reshape(-1, 1, 1, 1))
+
+
+def test_a_symmetric_grid_is_exact_at_8_bits() -> None:
+    weight = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+    assert signed(nearest(weight, Precision(8), symmetric=True))[2]
+
+
+def test_a_bias_that_would_overflow_gets_larger_steps() -> None:
+    weight = torch.full((2, 3), 1e-6)
+    weight[1] = 1
+    stored = nearest(weight, Precision(8), symmetric=True)
+    bias = torch.tensor([3.0, 3.0])
+    made = layer_weight(stored, bias, input_scale=1e-4)
+    assert made.steps is not None
+    assert not made.exact
+    assert np.abs(made.steps.astype(np.int64)).max() <= 2**30 * 1.001
+    np.testing.assert_allclose(made.steps * made.scale.astype(np.float64) * 1e-4, bias.numpy(), rtol=1e-6)
+
+
+def test_multipliers_are_those_of_real_numbers() -> None:
+    generator = np.random.default_rng(0)
+    for factor in (0.0, 1e-6, 0.3, 0.5, 0.999999, 1.0, 2.7, 1000.3):
+        fixed, shift = multiplier(factor)
+        assert fixed == 0 or 2**30 <= fixed < 2**31
+        x = generator.integers(-(2**20), 2**20, 1000)
+        np.testing.assert_allclose(multiply(x, fixed, shift), x * factor, atol=1.0, rtol=1e-8)
+
+
+@pytest.mark.parametrize("precision", ["W8A8", "W2A8", "W4A4", "W3A6"])
+@pytest.mark.parametrize("name", NETS)
+def test_every_integer_operation_is_within_a_step_of_real_numbers(name: str, precision: str) -> None:
+    """From the very integers that it reads, each operation gives what real arithmetic and rounding give."""
+    plan = plan_of(name, Precision.parse(precision), real_outputs=False)
+    x = np.random.default_rng(1).standard_normal((4, *NETS[name][1])).astype(np.float32)
+    values = golden.execute(plan, x)
+    assert not plan.floats(), [op.name for op in plan.floats()]
+    for op in plan.ops:
+        read = {key: torch.from_numpy(real(plan.tensors[key], values[key]).copy()) for key in op.inputs}
+        target = plan.tensors[op.output]
+        assert target.grid is not None
+        if op.weight is not None:  # as the integer weights are
+            assert op.weight.steps is not None
+            shape = (-1, *(1,) * (op.weight.codes.ndim - 1))
+            integer = torch.from_numpy(op.weight.codes * op.weight.scale.reshape(shape))
+            shape = (-1, *(1,) * (op.weight.codes.ndim - 2))
+            exact = golden.apply_layer(op, read[op.inputs[0]], integer) + torch.from_numpy(op.weight.bias).view(shape)
+        else:
+            exact = compute(op, read, plan)
+        expected = np.clip(exact.numpy() / target.grid.scale + target.grid.zero, target.grid.low, target.grid.high)
+        off = np.abs(values[op.output] - expected).max()
+        assert off <= (1.6 if op.kind == "concat" else 1.02), (op.kind, op.name, off)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_the_golden_answer_is_near_the_fake_quantized_network(name: str) -> None:
+    network, layers, leaves = low_bit(name, Precision(8, 8))
+    plan = build_plan(network, layers, leaves)
+    found = golden.outputs(plan, golden.execute(plan, *(leaf.numpy() for leaf in leaves)))
+    with torch.no_grad():
+        expected = quantized(network, layers).module(*leaves)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert np.sqrt(np.mean((ours - theirs.numpy()) ** 2)) < 0.03 * float(theirs.std() + theirs.abs().mean())
+
+
+def test_float_activations_stay_float_and_exact() -> None:
+    network, layers, leaves = low_bit("residual", Precision(4))
+    plan = build_plan(network, layers, leaves)
+    assert all(tensor.grid is None for tensor in plan.tensors.values())
+    (found,) = golden.outputs(plan, golden.execute(plan, leaves[0].numpy()))
+    with torch.no_grad():
+        (expected,) = quantized(network, layers).module(*leaves)
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
+
+
+def test_one_tensor_read_on_two_grids_is_rounded_once_more() -> None:
+    network, layers, leaves = low_bit("residual", Precision(8, 8))
+    layers.inputs["wide.0"] = type(layers.inputs["wide.0"])(4, 0.4, 0)
+    plan = build_plan(network, layers, leaves)
+    assert plan.tensors[next(op for op in plan.ops if op.name == "wide.0").inputs[0]].grid is not None
+    grids = {op.name: plan.tensors[op.inputs[0]].grid for op in plan.ops if op.weight is not None}
+    assert grids["wide.0"] is not None
+    assert grids["wide.0"].high - grids["wide.0"].low <= 15
