@@ -121,6 +121,8 @@ def build_architecture(reference: str) -> nn.Module:
             model = torchvision.models.get_model(_torchvision_name(name), weights=None, **options)
         elif is_factory(reference):
             model = call_factory(reference)
+            if isinstance(model, torch.export.ExportedProgram):
+                model = model.module()
         else:
             raise InputError(f"a model reference looks like torchvision:NAME or file.py:factory, got {reference!r}")
     if not isinstance(model, nn.Module):
