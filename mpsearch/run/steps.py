@@ -138,13 +138,14 @@ class Run:
         if least <= limit * (1 + 1e-12):
             return
         cost = COSTS[name]
+        pinned = self.candidates.pinned
         on = f" on {self.device.name}" if self.device is not None and name in NEED_DEVICE else ""
         what = "smallest file" if name == "size_bytes" else f"{cost.least} configuration"
         raise BudgetError(
             f"the {cost.title} budget is {cost.text(limit)}, but the {what} that candidate bits "
             f"{', '.join(map(str, self.candidates.offered))} can reach{on} has {cost.text(least)} "
             f"({describe(problem.config(genome))}){self._in_the_way(name)}; raise {cost.option} or allow fewer bits "
-            "with --wbits"
+            "with --wbits" + (f", or for {' and '.join(pinned)} with --edges free" if pinned else "")
         )
 
     def _in_the_way(self, cost: str) -> str:
