@@ -3,8 +3,8 @@
     pip install aimet-onnx          # in an environment of its own: it brings bokeh, pandas and more
     python benchmarks/bench_aimet.py RUN [RUN…]
 
-Every RUN is a folder with one finished model, or with one at its budget. Writes benchmarks/results/bench_aimet.json, where rows of
-other runs stay.
+Every RUN is a folder with one finished model, or with one at its budget. Writes benchmarks/results/bench_aimet.json,
+where rows of other runs stay.
 """
 
 from __future__ import annotations

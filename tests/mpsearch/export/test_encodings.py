@@ -145,7 +145,7 @@ def test_aimet_simulates_the_low_bit_network(version: str, tmp_path: Path) -> No
 
 
 def test_what_aimet_has_measured_is_near_the_packed_file() -> None:
-    """KL to float 1.15 times at most but for chance at 0.002 nats, top-1 within 0.5 points, 1.5 at 4-bit activations."""
+    """KL 1.15 times at most but for chance at 0.002 nats, top-1 within 0.5 points, 1.5 at 4-bit activations."""
     results = Path(__file__).resolve().parents[3] / "benchmarks" / "results" / "bench_aimet.json"
     rows = json.loads(results.read_text())["rows"]
     assert len(rows) >= 4
