@@ -30,18 +30,23 @@ from mpsearch.optimization.picks import picked
 from mpsearch.optimization.problem import BitProblem
 from mpsearch.request.budgets import COSTS
 from mpsearch.request.options import RunOptions
-from mpsearch.run.artifacts import finished_configs
+from mpsearch.run.artifacts import finished_configs, read_sensitivity
 from mpsearch.run.finalize import finalize_step
 from mpsearch.run.loaded import Given
 from mpsearch.run.picture import draw
 from mpsearch.run.steps import Run
 from mpsearch.show.console import Console
 from mpsearch.show.explorer import ExploredRun, frame, page
+from mpsearch.sources.batches import positional_inputs
 from mpsearch.sources.data import from_memory
+from mpsearch.sources.detectors import NeuralPart
 from mpsearch.sources.models import in_memory
+from mpsearch.sources.proposals import prepared
+from mpsearch.tasks.detection import NAME as DETECTION
 from mpsearch.tasks.figure import finished_text
 from mpsearch.tasks.registry import load_task
 from mpsearch.tasks.task import Task
+from mpsearch.tasks.torchvision_detection import torchvision_task
 
 _SHOWN = 12  # points of a front in a notebook
 
@@ -160,8 +165,17 @@ class Front:
     def _repr_html_(self) -> str:
         job = self.job
         device = None if job.device is None else job.device.name
-        finished, beside = finished_configs(job.folder), answers(self.problem)
-        shown = ExploredRun("front", "front.finish(POINT)", job.table, self.record, job.costs, device, finished, beside)
+        shown = ExploredRun(
+            "front",
+            "front.finish(POINT)",
+            job.table,
+            self.record,
+            job.costs,
+            read_sensitivity(job.folder).intra,
+            device,
+            finished_configs(job.folder),
+            answers(self.problem),
+        )
         return frame(page([shown])) + self._table()
 
     def _table(self) -> str:
@@ -190,9 +204,10 @@ def search(
     `validation` is an iterable of (inputs, targets), or of inputs; without it a part of the calibration samples is held
     out. `budgets` is the size of the packed file ("1.5MB"), or a mapping of `size`, `latency`, `energy`,
     `bit operations` and `mean bits` to limits, as text or in bytes, seconds, joules, operations and bits. `task` is a
-    task or its name. Steps are kept in `folder`, where the same call goes on from them, else in a temporary one that
-    lives as long as the front. Further `options` are those of `RunOptions`: `wbits=(2, 4, 8)`, `abits=(8,)`,
-    `device="npu-int4"`, `samples=256`, `seed=1`, …
+    task or its name; for a detector it is `mpsearch.tasks.detection.detection(decode)`, or "detection" for one of
+    torchvision, whose images are a tensor from 0 to 1. Steps are kept in `folder`, where the same call goes on from
+    them, else in a temporary one that lives as long as the front. Further `options` are those of `RunOptions`:
+    `wbits=(2, 4, 8)`, `abits=(8,)`, `device="npu-int4"`, `samples=256`, `seed=1`, …
 
     Raises InputError for anything that does not fit, BudgetError where no configuration meets the budgets.
     """
@@ -203,7 +218,11 @@ def search(
     named = task if isinstance(task, str) else task.name
     record = RunOptions(model=type(model).__name__, data="in memory", task=named, **_limits(budgets), **options)
     loaded = in_memory(model)
-    data = from_memory(calibration, validation, record.samples, record.val_samples or None, model)
+    takes = 1 if isinstance(loaded.model, NeuralPart) else positional_inputs(model)
+    data = from_memory(calibration, validation, record.samples, record.val_samples or None, takes)
+    if isinstance(loaded.model, NeuralPart):
+        data = prepared(data, loaded.model)
+        task = torchvision_task(loaded.model) if task == DETECTION else task
     given = Given(loaded, data, load_task(task) if isinstance(task, str) else task)
     place = Path(mkdtemp(prefix="mpsearch-") if folder is None else folder)
     job = Run(record, RunFolder(place), Console(), given=given)

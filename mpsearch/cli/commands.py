@@ -11,7 +11,8 @@ import typer
 from mpsearch.cli.arguments import Folder, Json, Out, Wait, takes
 from mpsearch.cli.common import console, emit_json, hold, run_folder
 from mpsearch.request.budgets import COSTS, NEED_DEVICE
-from mpsearch.request.options import ComputeOptions, FinishOptions, RunOptions, edge_precision
+from mpsearch.request.compute import ComputeOptions, SpreadOptions
+from mpsearch.request.options import FinishOptions, RunOptions, edge_precision
 
 
 @takes(RunOptions)
@@ -29,7 +30,8 @@ def run(options: RunOptions, out: Out = None, wait: Wait = False, as_json: Json 
 
     job = Run(options, hold(run_folder(out, options.model), wait), console())
     table = job.layers_step()
-    problem = job.problem(job.sensitivity_step())
+    sensitivity = job.sensitivity_step()
+    problem = job.problem(sensitivity)
     front = job.search_step(problem)
     best = front.best()
     chosen = finalize_step(job.loaded, front.config(best), "budget")
@@ -49,7 +51,8 @@ def run(options: RunOptions, out: Out = None, wait: Wait = False, as_json: Json 
     )
     draw(job.folder, front, table, beside)
     device = None if job.device is None else job.device.name
-    shown = explored(job.folder, job.folder.path.resolve().name, table, front, job.costs, device, beside)
+    name = job.folder.path.resolve().name
+    shown = explored(job.folder, name, table, front, job.costs, sensitivity.intra, device, beside)
     write_page([shown], job.folder.file("front.html"))
     if as_json:
         emit_json(summary)
@@ -65,13 +68,19 @@ def run(options: RunOptions, out: Out = None, wait: Wait = False, as_json: Json 
 @takes(FinishOptions)
 def reconstruct(
     options: FinishOptions,
-    bits: Annotated[str, typer.Option(help="W4 or W4A8 for all layers, or a JSON file of bits by layer.")],
+    bits: Annotated[
+        str,
+        typer.Option(
+            help="W4 or W4A8 for all layers, or a JSON file of bits by layer: ours, HAWQ's, MCT's, AIMET's, NNCF's."
+        ),
+    ],
     out: Out = None,
     wait: Wait = False,
     as_json: Json = False,
 ) -> None:
     """Finishes a model at the bits that you give, without a search: a low-bit model with measured accuracy."""
     from hwmodel import FLOAT_BITS
+    from hwmodel.target import load_target
     from mpsearch.request.assignment import parse_precision, read_assignment, uniform
     from mpsearch.request.edges import edge_layers
     from mpsearch.run.artifacts import FORMAT, GIVEN_BITS, require_same_model
@@ -80,7 +89,7 @@ def reconstruct(
     from mpsearch.tasks.figure import finished_text
 
     path = Path(bits)
-    precision = None if path.suffix == ".json" else parse_precision(bits)
+    precision = None if path.suffix in (".json", ".encodings") else parse_precision(bits)
     loaded = Loaded(options, hold(run_folder(out, options.model), wait), console())
     table = loaded.network.table
     if precision is None:
@@ -90,8 +99,10 @@ def reconstruct(
             loaded.console.note(given.note)
     else:
         edges = () if options.edges == "free" else edge_layers(table)
-        edge = edge_precision(precision.a != FLOAT_BITS)
+        edge = edge_precision(precision.a != FLOAT_BITS, bool(precision.rate))
         name, config = str(precision), uniform(table.names, precision, edges, edge)
+    if options.target is not None:
+        load_target(options.target).require(sorted(set(config.precisions)))
     folder = loaded.folder
     require_same_model(folder, loaded.model)
     about = {"format": FORMAT, "fingerprint": loaded.model.fingerprint, "table": table.to_json()}
@@ -132,9 +143,9 @@ def search(options: ComputeOptions, folder: Folder, wait: Wait = False) -> None:
     job.console.out.print(tables.answer_rows(answers(problem, found), job.options.budgets))
 
 
-@takes(ComputeOptions)
+@takes(SpreadOptions)
 def finalize(
-    options: ComputeOptions,
+    options: SpreadOptions,
     folder: Folder,
     pick: Annotated[
         str, typer.Option(help="Which points: budget, knee, a point's number, or all:N for N of them.")
@@ -145,7 +156,7 @@ def finalize(
     """Finishes points of a run folder's front: low-bit models with measured accuracy."""
     from mpsearch.files.folder import RunFolder
     from mpsearch.optimization.picks import picked
-    from mpsearch.run.finalize import finalize_step
+    from mpsearch.run.spread import finalize_points
     from mpsearch.run.steps import Run
     from mpsearch.tasks.figure import finished_text
 
@@ -153,13 +164,14 @@ def finalize(
     job = Run(asked, hold(RunFolder(folder), wait), console())
     job.layers_step()
     front = job.search_step(job.problem(job.sensitivity_step()))
+    configs = {name: front.config(index) for name, index in picked(front, pick)}
     everything = {}
-    for name, index in picked(front, pick):
-        done = everything[name] = finalize_step(job.loaded, front.config(index), name)
+    for name, done in finalize_points(job.loaded, configs, options):
+        everything[name] = done
         if as_json:
             continue
-        costs = job.costs_of(front.config(index))
+        costs = job.costs_of(configs[name])
         spent = [COSTS[cost].text(costs[cost]) for cost in ("size_bytes", *NEED_DEVICE) if cost in costs]
         job.console.out.print(f"{name}: {', '.join(spent)}, {finished_text(done)}")
     if as_json:
-        emit_json(everything)
+        emit_json({name: everything[name] for name in configs})

@@ -29,6 +29,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "mpsearch export runs/mine --format csv --out bits.csv",
         "mpsearch export runs/mine --format onnx --out model.onnx",
     ),
+    "check": ("mpsearch check model.onnx --run runs/mine",),
+    "targets": ("mpsearch targets", "mpsearch targets onnxruntime"),
     "layers": (
         "mpsearch layers --model mobilenetv2",
         "mpsearch layers --model net.py:make --input 1x16000",

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from hwmodel import InputError
-from mpsearch.cli import commands, hardware, inspect
+from mpsearch.cli import commands, deploy, hardware, inspect
 from mpsearch.cli.common import results_apart
 from mpsearch.cli.examples import epilog
 from mpsearch.cli.interrupts import Stop, interruptible
@@ -44,9 +44,9 @@ def application() -> typer.Typer:
         add(command)
     for step in (commands.sensitivity, commands.search, commands.finalize):
         add(step, STEPS)
-    for look in (inspect.front, inspect.explore, inspect.compare, inspect.why, inspect.export):
+    for look in (inspect.front, inspect.explore, inspect.compare, inspect.why, inspect.export, deploy.check):
         add(look, LOOK)
-    for tell in (hardware.layers, hardware.devices, hardware.profile, hardware.import_haq):
+    for tell in (hardware.layers, hardware.devices, deploy.targets, hardware.profile, hardware.import_haq):
         add(tell, HARDWARE)
     add(inspect.demo_data, LOOK)
     return app

@@ -13,6 +13,7 @@ import torch
 from hwmodel import InputError
 from hwmodel.files import write_whole
 from mpsearch.deploy.finished import FinishedModel
+from mpsearch.export.encodings import VERSIONS
 from mpsearch.export.outfile import require_free
 from mpsearch.export.plan.records import LAYERS, Plan
 
@@ -27,12 +28,13 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A format by its name on the command line: the `extra` that it needs with the module that this brings, and what
-    writes it."""
+    """A format by its name on the command line: the `extra` that it needs with the module that this brings, what
+    writes it, and what else it writes beside the file that is asked for."""
 
     extra: str
     module: str
     write: Callable[[FinishedModel, Path, bool], Written]
+    beside: Callable[[Path], tuple[Path, ...]] = lambda path: ()
 
 
 def export_model(model: FinishedModel, form: str, path: Path, *, force: bool, packed: bool) -> Written:
@@ -44,7 +46,8 @@ def export_model(model: FinishedModel, form: str, path: Path, *, force: bool, pa
     known = FORMATS[form]
     if importlib.util.find_spec(known.module) is None:
         raise InputError(f"--format {form} needs {known.module}: pip install 'mpsearch[{known.extra}]'")
-    require_free(path, force)
+    for place in (path, *known.beside(path)):
+        require_free(place, force)
     return known.write(model, path, packed)
 
 
@@ -52,10 +55,33 @@ def _onnx(model: FinishedModel, path: Path, packed: bool) -> Written:
     from mpsearch.export.onnx.write import write_onnx
 
     plan = model.plan(real_outputs=True)
-    made = write_onnx(plan, model.metadata(), numpy_dtypes(model))
+    made = write_onnx(plan, model.metadata(), numpy_dtypes(model), packed)
     content = made.SerializeToString(deterministic=True)
     write_whole(path, content)
     return Written(len(content), notes_of(plan))
+
+
+def _aimet(model: FinishedModel, path: Path, packed: bool) -> Written:
+    """The float model with its weights on their grids, and the grids beside it, in both versions."""
+    from mpsearch.export.encodings import as_json, encodings_of, inexpressible
+    from mpsearch.export.onnx.real import write_real
+
+    plan = model.plan(real_outputs=True)
+    made = write_real(plan, model.metadata(), numpy_dtypes(model))
+    activations, weights = encodings_of(plan, made.tensors, made.weights)
+    beside = _encodings(path)
+    for version, place in zip(VERSIONS, beside, strict=True):
+        write_whole(place, as_json(activations, weights, version).encode())
+    content = made.model.SerializeToString(deterministic=True)
+    write_whole(path, content)
+    notes = [f"encodings of {len(weights)} weights and {len(activations)} tensors: {', '.join(map(str, beside))}"]
+    if odd := inexpressible(activations):
+        notes.append(f"encodings 2.0.0 have no type for the bits of {len(odd)} tensors, {odd[0]} first: use 1.0.0")
+    return Written(len(content), tuple(notes))
+
+
+def _encodings(path: Path) -> tuple[Path, ...]:
+    return tuple(path.with_name(f"{path.stem}-{version}.encodings") for version in VERSIONS)
 
 
 def numpy_dtypes(model: FinishedModel) -> tuple[np.dtype[np.generic], ...]:
@@ -83,4 +109,4 @@ def notes_of(plan: Plan) -> tuple[str, ...]:
     return (f"{len(layers) - len(real)} of {len(layers)} layers in integers", *stays, *plan.notes)
 
 
-FORMATS = {"onnx": Format("onnx", "onnx", _onnx)}
+FORMATS = {"onnx": Format("onnx", "onnx", _onnx), "aimet": Format("onnx", "onnx", _aimet, _encodings)}

@@ -15,12 +15,15 @@ NAMED = 4  # layers in a message
 
 
 def parse_precision(text: str) -> Precision:
-    """Reads `4` or `W4`, float activations, or `W4A8`. Raises InputError for anything else."""
+    """Reads `4`, `W4` or, entropy-coded, `R2.5`, with float activations, or `W4A8`, `R2.5A8`. Raises InputError for
+    anything else."""
     weights = text.removeprefix("W")
     try:
+        if text[:1] in ("R", "r") and "A" not in text.upper():
+            return Precision.parse(f"{text}A{FLOAT_BITS}")
         return Precision(int(weights)) if weights.isdecimal() else Precision.parse(text)
     except InputError as error:
-        raise InputError(f"--bits takes 4, W4, W4A8 or a .json file of bits by layer: {error}") from None
+        raise InputError(f"--bits takes 4, W4, W4A8, R2.5 or a .json file of bits by layer: {error}") from None
 
 
 def uniform(layers: tuple[str, ...], precision: Precision, edges: Collection[str], edge: Precision) -> BitConfig:

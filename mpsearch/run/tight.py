@@ -32,7 +32,7 @@ def tight_step(loaded: Loaded, front: ParetoFront, answers: Sequence[Answer]) ->
         return {}
     at = next((at for at, row in enumerate(rows) if row["point_loss"] < NEARLY * row["loss"]), 0)
     config = next(answer.config for answer in answers if answer.name == UNIFORM + rows[at]["bits"])
-    key = fingerprint(finished_key(loaded, config), rows)
+    key = fingerprint(finished_key(loaded, config, {}), rows)
     known = loaded.folder.current("tight.json", key)
     if known is not None:
         return known

@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import takewhile
 
 import numpy as np
@@ -35,9 +35,11 @@ from recon.graph.layers import Embedding, keep_outputs
 from recon.graph.network import Network
 from recon.graph.samples import Samples
 from recon.likelihood.likelihood import CLASSIFIER, Likelihood
+from recon.quantizers.coded import coded_bytes
 from recon.quantizers.inputs import InputGrid, round_to_grid
 from recon.quantizers.insert import input_histograms
-from recon.quantizers.weights import QuantizedWeight, nearest
+from recon.quantizers.nearest import nearest
+from recon.quantizers.weights import QuantizedWeight
 from recon.statistics.fisher import output_metrics
 from recon.statistics.moments import gather_moments
 from recon.statistics.slopes import activations
@@ -67,7 +69,7 @@ def measure(
     on_batch: Callable[[int, int], None] = lambda done, total: None,
     *,
     likelihood: Likelihood = CLASSIFIER,
-    symmetric: bool = False,
+    symmetric: Collection[int] = (),
 ) -> Scores:
     """Scores every layer at every width of `precisions` on two or more samples, as the network takes them; `likelihood`
     says what its outputs mean.
@@ -76,7 +78,8 @@ def measure(
     closer to what finalization leaves than plain rounding, which overrates low bits. The samples are `split`. What is
     `known` under the same `key` is kept as far as `samples` begin with the same ones: only new widths and new samples
     are measured, and the result is the same as if nothing had been known. `on_batch` is called with samples done and in
-    all. Grids of weights are `symmetric` or not; `key` says so where both are in use.
+    all. Weights of `symmetric` bits have grids with the zero-point in the middle; `key` says which, where
+    several are in use.
     """
     network, samples = balanced(network), samples.single()
     first, judging = split(samples)
@@ -138,7 +141,7 @@ def _roundings(
     terms: Sequence[Precision],
     seed: int,
     likelihood: Likelihood,
-    symmetric: bool,
+    symmetric: Collection[int],
 ) -> dict[Precision, Rounded]:
     """The quantized weight, or input grid, of every layer at every width, from samples whose tensors are (N, …)."""
     layers = {name: network.layer(name) for name in network.table.names}
@@ -154,11 +157,13 @@ def _roundings(
             for name, layer in layers.items():
                 weight = layer.weight.detach()
                 if name not in mapping:
-                    found[name] = RoundedWeight(nearest(weight, term.w, symmetric), layer.bias.detach())
-                    continue
-                grid, place, bias = second_order_rounding(weight, term.w, moments[name], symmetric, metrics.get(name))
-                codes = place.round().to(torch.uint8)
-                found[name] = RoundedWeight(QuantizedWeight(grid, codes), bias)
+                    rounding, bias = nearest(weight, term, term.w in symmetric), layer.bias.detach()
+                else:
+                    what = weight, term, moments[name], term.w in symmetric, metrics.get(name)
+                    grid, place, bias = second_order_rounding(*what)
+                    rounding = QuantizedWeight(grid, place.round().to(torch.uint8))
+                size = coded_bytes(rounding, layer.bias.detach() + bias) if term.rate else 0.0
+                found[name] = RoundedWeight(rounding, bias, size)
             rounded[term] = found
     if inputs:
         reading = {name: layer for name, layer in layers.items() if not isinstance(layer, Embedding)}

@@ -21,10 +21,12 @@ TINY = 1e-150  # of squared scores: the square of anything less is 0
 
 @dataclass(frozen=True, slots=True)
 class RoundedWeight:
-    """A layer's rounded weight, and the bias (O,), to be added, that takes out the mean error of its outputs."""
+    """A layer's rounded weight, and the bias (O,), to be added, that takes out the mean error of its outputs; where it
+    is entropy-coded, the bytes that it takes."""
 
     weight: QuantizedWeight
     bias: Tensor
+    coded_bytes: float = 0.0
 
 
 Rounded = dict[str, RoundedWeight] | dict[str, InputGrid]
@@ -78,7 +80,14 @@ class Scores:
             seed=seed,
             metric=METRIC,
             fingerprint=fingerprint,
+            coded_bytes=self._coded_bytes(precisions),
         )
+
+    def _coded_bytes(self, precisions: Sequence[Precision]) -> NDArray[np.float64]:
+        """What the entropy-coded weights of every layer take at every precision, (L, C)."""
+        columns = [self.rounded[widths(precision)[0]] for precision in precisions]
+        sizes = [[getattr(column[name], "coded_bytes", 0.0) for column in columns] for name in self.layers]
+        return np.array(sizes, np.float64)
 
     def shrinkage(self, precisions: Sequence[Precision]) -> float:
         """What is left of the inter-layer terms, 0 to 1: the share of their squares that is not the noise of N images.
@@ -143,7 +152,7 @@ class Scores:
 
 
 def widths(*precisions: Precision) -> tuple[Precision, ...]:
-    """The terms of precisions: the widths of weights, then those of inputs that are not float, ascending."""
-    weights = {Precision(precision.w) for precision in precisions}
+    """The terms of precisions: the widths or rates of weights, then those of inputs that are not float, ascending."""
+    weights = {Precision(precision.w, rate=precision.rate) for precision in precisions}
     inputs = {Precision(FLOAT_BITS, precision.a) for precision in precisions} - {Precision(FLOAT_BITS)}
     return (*sorted(weights), *sorted(inputs))

@@ -34,10 +34,11 @@ class Console:
         default_factory=lambda: RichConsole(stderr=True, highlight=False, soft_wrap=True, force_jupyter=False)
     )
     out: RichConsole = field(default_factory=lambda: results(sys.stdout))
+    prefix: str = ""  # says whose lines they are, where several write
 
     def note(self, text: str) -> None:
         """One line about what is going on."""
-        self.log.print(text, markup=False)
+        self.log.print(f"{self.prefix}{text}", markup=False)
 
     def current(self, step: str, text: str) -> None:
         """A step that need not run."""

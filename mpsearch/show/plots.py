@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from hwmodel import BitConfig, LayerTable
+from hwmodel import FLOAT_BITS, BitConfig, LayerTable
 from mpsearch.files.folder import Json
 from mpsearch.files.picture import write_picture
 from mpsearch.optimization.baselines import Answer
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 BIT_COLOURS = {2: "#440154", 3: "#3b528b", 4: "#21918c", 5: "#3aa876", 6: "#5ec962", 7: "#a5db36", 8: "#fde725"}
+Box = tuple[float, float, float, float]  # left, bottom, width and height, in fractions of the axes
+INSETS: tuple[Box, ...] = ((0.045, 0.08, 0.17, 0.2), (0.4, 0.7, 0.17, 0.2), (0.8, 0.38, 0.17, 0.2))
 RUN_COLOURS = ("#3b528b", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#a6761d", "#666666")
 
 
@@ -33,6 +35,7 @@ class FrontInfo:
     `cost` is in the unit of `axis`, `scale` of which make one of the cost's own; `other` is a third objective, in the
     unit of `other_axis`, that colours the points. Their budgets are None where they have none. `measured` are the
     finished points, `plain` what plain rounding of a uniform answer leaves, `history` the hypervolume by generation.
+    `bits` are those of weights, `inputs` of activations.
     """
 
     title: str
@@ -52,6 +55,7 @@ class FrontInfo:
     history: tuple[float, ...]
     layers: tuple[str, ...]
     bits: tuple[int, ...]
+    inputs: tuple[int, ...]
     weights: tuple[int, ...]
 
 
@@ -93,6 +97,7 @@ def front_info(
         front.hypervolume,
         table.names,
         config.wbits,
+        tuple(precision.a for precision in config.precisions),
         tuple(layer.n_weights for layer in table),
     )
 
@@ -146,12 +151,19 @@ def draw_front(info: FrontInfo, path: Path) -> None:
     top.set(yscale="log", xlabel=info.axis, ylabel="KL divergence, nats", title=info.title)
     top.grid(alpha=0.3, which="both")
     top.legend(loc="upper right", framealpha=0.95)
-    _draw_history(top, info.history)
+    _draw_history(top, info)
     bars = range(len(info.layers))
     bottom.bar(bars, info.bits, color=[BIT_COLOURS[bits] for bits in info.bits], width=0.9)
+    quantized = [(bar, bits) for bar, bits in zip(bars, info.inputs, strict=True) if bits != FLOAT_BITS]
+    if quantized:
+        bottom.plot(*zip(*quantized, strict=True), "_", color="#222222", ms=260 / len(info.layers), mew=1.6)
     step = max(1, len(info.layers) // 27)
     bottom.set_xticks(list(bars)[::step], list(info.layers)[::step], rotation=90, fontsize=6)
-    bottom.set(ylabel="weight bits", ylim=(0, 8.5), xlim=(-0.7, len(info.layers) - 0.3))
+    bottom.set(
+        ylabel="bits of weights, inputs (–)" if quantized else "weight bits",
+        ylim=(0, 8.5),
+        xlim=(-0.7, len(info.layers) - 0.3),
+    )
     share = {bits: sum(w for w, b in zip(info.weights, info.bits, strict=True) if b == bits) for bits in set(info.bits)}
     handles = [
         Patch(color=BIT_COLOURS[bits], label=f"{bits} bits: {100 * count / sum(info.weights):.0f} %")
@@ -193,17 +205,32 @@ def _draw_measured(axes: Axes, measured: Sequence[Measured], scale: float, colou
             label.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
 
 
-def _draw_history(axes: Axes, history: Sequence[float]) -> None:
-    """The hypervolume by generation, small, where a front leaves room; the last value is that of the filled front."""
+def _draw_history(axes: Axes, info: FrontInfo) -> None:
+    """The hypervolume by generation, small, where fewest points are; the last value is that of the filled front."""
+    history = info.history
     if len(history) < 3:
         return
-    inset = axes.inset_axes((0.045, 0.08, 0.17, 0.2), zorder=6)
+    axes.autoscale_view()
+    places = axes.transAxes.inverted().transform(axes.transData.transform(np.stack([info.cost, info.loss], axis=1)))
+    inset = axes.inset_axes(emptiest(places), zorder=6)
     inset.plot(range(1, len(history)), history[:-1], color="#3b528b", lw=1)
     inset.plot(len(history), history[-1], ".", color="#d62728", ms=5)
     inset.set_title("hypervolume by generation", fontsize=6, pad=2)
     inset.tick_params(labelsize=5, length=2, pad=1)
     inset.set_xlim(0, len(history) * 1.05)
     inset.grid(alpha=0.3)
+
+
+def emptiest(places: NDArray[np.float64]) -> Box:
+    """The one of `INSETS` that hides the fewest of points (P, 2) in fractions of the axes, its ticks counted in."""
+
+    def hidden(box: Box) -> int:
+        left, bottom, width, height = box
+        x, y = places.T
+        beside = (x > left - 0.05) & (x < left + width + 0.02)
+        return int((beside & (y > bottom - 0.05) & (y < bottom + height + 0.06)).sum())
+
+    return min(INSETS, key=hidden)
 
 
 def draw_comparison(comparison: Comparison, path: Path) -> None:

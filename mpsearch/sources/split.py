@@ -37,7 +37,8 @@ class Normalization:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Split:
-    """N samples as they are kept: as the network takes them or, with a `normalization`, as images uint8 (N, H, W, C).
+    """N samples as they are kept: as the network takes them or, with a `normalization`, images uint8 (N, H, W, C),
+    perhaps beside real numbers.
 
     `targets` are a pytree of tensors (N, …), a list of N things, or None without labels. `fingerprint` is of all of it.
     """
@@ -74,7 +75,8 @@ class Split:
     def _ready(self, samples: Samples) -> Samples:
         if self.normalization is None:
             return samples
-        return Samples(tuple(map(self.normalization, samples.leaves)), samples.spec)
+        ready = (leaf if leaf.is_floating_point() else self.normalization(leaf) for leaf in samples.leaves)
+        return Samples(tuple(ready), samples.spec)
 
     @classmethod
     def of(cls, samples: Any, targets: Any = None, normalization: Normalization | None = None) -> Split:

@@ -3,15 +3,20 @@ it really gets."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from hwmodel import BitConfig
+from hwmodel import BitConfig, Precision
 from recon.fit.compensation import compensated
 from recon.fit.obq import descend, descend_together, output_error, place_obq, refit_scale
 from recon.fit.task import UnitTask
 from recon.graph.layers import Embedding, Layer
+from recon.quantizers.coded import coded_grid, to_log_grid
 from recon.quantizers.learned import bias_of, learn_rounding
+from recon.quantizers.nearest import own_grid
 from recon.quantizers.rounding import make_rounding
 from recon.quantizers.weights import Grid, codes_at, decode, nearby_grids, search_grid
 from recon.settings import Settings
@@ -22,27 +27,62 @@ SHORT = 64  # weights of an output channel, up to which many grids are tried: th
 
 def second_order_rounding(
     weight: Tensor,
-    bits: int,
+    precision: Precision,
     moments: InputMoments,
     symmetric: bool = False,
     metric: Tensor | None = None,
+    widened: float = 0.0,
 ) -> tuple[Grid, Tensor, Tensor]:
     """The grid of a weight (O, …) for inputs with these `moments`, its continuous codes (O, …), and a bias (O,).
 
     The grid is searched with the input variance of each weight as its importance; the codes are those of `place_obq`,
     then of `descend` and, where there is the `metric` (O, O) of the outputs, of `descend_together`; the scales are
     refitted to them each time. The bias, to be added, takes out the mean error of the outputs, so that only their
-    variance counts.
+    variance counts. Where the precision has a rate, the grid is that of `coded_grid`, its steps `widened` by so many
+    octaves, and what is rounded is `shrunk`.
     """
     flat, hessian = weight.flatten(1), moments.hessian()
-    variance = hessian.diagonal(dim1=1, dim2=2)
-    importance = variance.repeat_interleave(len(flat) // len(variance), 0)
-    grid = search_grid(flat, bits, importance, symmetric, halves=True)
-    grid, place = _round_channels(flat, nearby_grids(grid, symmetric) if flat.shape[1] <= SHORT else grid, hessian)
+    wanted, metric_hessian = flat, hessian
+    if precision.rate:
+        grid = widen(coded_grid(flat, precision.rate), widened, flat)
+        wanted, metric_hessian = shrunk(flat, grid, hessian)
+    else:
+        variance = hessian.diagonal(dim1=1, dim2=2)
+        importance = variance.repeat_interleave(len(flat) // len(variance), 0)
+        grid = search_grid(flat, precision.w, importance, symmetric, halves=True)
+        grid = nearby_grids(grid, symmetric) if flat.shape[1] <= SHORT else grid
+    grid, place = _round_channels(wanted, grid, metric_hessian)
     if metric is not None:
-        grid, place = descend_together(flat, place.round(), grid, hessian, metric)
+        grid, place = descend_together(wanted, place.round(), grid, metric_hessian, metric)
+    if precision.rate:
+        grid = refit_scale(flat, place.round(), grid, hessian)
+        grid = replace(grid, scale=to_log_grid(grid.scale))
     error = decode(place.round(), grid) - flat
     return grid, place.view_as(weight), -mean_output(error, moments.mean())
+
+
+def shrunk(weight: Tensor, grid: Grid, hessian: Tensor) -> tuple[Tensor, Tensor]:
+    """A weight (O, K) and a Hessian (G, K, K) whose rounding weighs bits beside the error under `hessian`.
+
+    Of codes of variance S² that are normally distributed, one that is q takes q² log2(e) / 2S² bits. Where the steps
+    are as good as they can be, a bit less is worth (ln 2 / 6) Δ² of the weight's squared error, as that falls with the
+    bits as 4^−R, times the curvature h that is left when the weights behind it make up for its error. Together that is
+    a ridge of h / 12 S² on the Hessian: what is rounded is W H (H + ridge)⁻¹, as Wiener's filter shrinks.
+    """
+    groups, length = hessian.shape[:2]
+    factor = torch.linalg.cholesky(hessian)
+    curvature = factor.diagonal(dim1=1, dim2=2).log().mean(1).mul(2).exp()
+    variance = (weight / grid.scale[:, None]).square().mean().clamp_min(1e-6)
+    ridge = (curvature / (12 * variance))[:, None, None] * torch.eye(length, device=weight.device)
+    rows = weight.view(groups, -1, length) @ hessian
+    wanted = torch.linalg.solve(hessian + ridge, rows.transpose(1, 2)).transpose(1, 2)
+    return wanted.reshape(weight.shape), hessian + ridge
+
+
+def widen(grid: Grid, octaves: float, weight: Tensor) -> Grid:
+    """The grid with steps that are wider by so many octaves, as far as codes do not go beyond the ends."""
+    farthest = weight.flatten(1).abs().amax(1)
+    return replace(grid, scale=to_log_grid(grid.scale * 2**octaves, farthest)) if octaves else grid
 
 
 def _round_channels(weight: Tensor, grid: Grid, hessian: Tensor) -> tuple[Grid, Tensor]:
@@ -58,19 +98,27 @@ def _round_channels(weight: Tensor, grid: Grid, hessian: Tensor) -> tuple[Grid, 
         return grid, place
     error = output_error(decode(place.round(), grid) - repeated, hessian)
     best = error.view(-1, tries).argmin(1) + tries * torch.arange(len(weight), device=weight.device)
-    return Grid(grid.bits, grid.scale[best], grid.zero_point[best]), place[best]
+    return replace(grid, scale=grid.scale[best], zero_point=grid.zero_point[best]), place[best]
 
 
-def second_order_start(task: UnitTask, config: BitConfig, settings: Settings) -> None:
+def second_order_start(
+    task: UnitTask, config: BitConfig, settings: Settings, widened: Mapping[str, float] | None = None
+) -> None:
     """Puts roundings on the layers of a unit, one after another, each for the inputs that those before it leave, and of
-    the weight that makes up for them."""
+    the weight that makes up for them. Steps of entropy-coded layers are `widened` by so many octaves, by name."""
+    widened = widened or {}
     for name, layer in task.layers.items():
         if isinstance(layer, Embedding):  # its rows are read one at a time: there is nothing to make up for
-            place_nearest(layer, config[name].w, settings)
+            place_nearest(layer, config[name], settings)
             continue
         moments, weight, shift = compensated(task, name)
         grid, place, bias = second_order_rounding(
-            weight, config[name].w, moments, settings.symmetric, task.metrics.get(name)
+            weight,
+            config[name],
+            moments,
+            config[name].w in settings.symmetric,
+            task.metrics.get(name),
+            widened.get(name, 0.0),
         )
         bias_of(layer).data = bias_of(layer).data + shift + bias
         learn_rounding(layer, make_rounding(settings.rounding, place, grid))
@@ -79,11 +127,11 @@ def second_order_start(task: UnitTask, config: BitConfig, settings: Settings) ->
 def nearest_start(task: UnitTask, config: BitConfig, settings: Settings) -> None:
     """Puts roundings on the layers of a unit that stand where the weights stand, on the grids with the least error."""
     for name, layer in task.layers.items():
-        place_nearest(layer, config[name].w, settings)
+        place_nearest(layer, config[name], settings)
 
 
-def place_nearest(layer: Layer, bits: int, settings: Settings) -> None:
+def place_nearest(layer: Layer, precision: Precision, settings: Settings) -> None:
     """Puts a rounding on a layer that stands where its weight stands."""
     weight = layer.weight.detach()
-    grid = search_grid(weight, bits, symmetric=settings.symmetric)
+    grid = own_grid(weight, precision, precision.w in settings.symmetric)
     learn_rounding(layer, make_rounding(settings.rounding, codes_at(weight, grid), grid))

@@ -10,7 +10,7 @@ Scales are kept at half-precision values, because that is what the packed file s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,11 +26,15 @@ SMALLEST_SCALE = 2.0**-24  # the smallest positive half-precision number
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """The quantization grid of one layer: `bits`, and per output channel (O,) `scale` and `zero_point`."""
+    """The quantization grid of one layer: `bits`, and per output channel (O,) `scale` and `zero_point`.
+
+    Where the codes are meant to be entropy-coded, `rate` is about how many bits each of them takes; else it is 0.
+    """
 
     bits: int
     scale: Tensor
     zero_point: Tensor
+    rate: float = 0.0
 
     @property
     def levels(self) -> int:
@@ -48,12 +52,6 @@ class QuantizedWeight:
     def dequantize(self) -> Tensor:
         """The float32 weight (O, …)."""
         return decode(self.codes.float(), self.grid)
-
-
-def nearest(weight: Tensor, bits: int, symmetric: bool = False) -> QuantizedWeight:
-    """Plain rounding of a weight (O, …) on its own best grid: the baseline of every comparison."""
-    grid = search_grid(weight, bits, symmetric=symmetric)
-    return QuantizedWeight(grid, encode(weight.detach().float(), grid).to(torch.uint8))
 
 
 def to_half_grid(scale: Tensor) -> Tensor:
@@ -128,7 +126,7 @@ def nearby_grids(grid: Grid, symmetric: bool = False) -> Grid:
     factor = torch.tensor(FACTORS, device=grid.scale.device).repeat_interleave(len(shifts))
     shift = _step(grid.bits) * torch.tensor(shifts, device=grid.scale.device).repeat(len(FACTORS))
     zero = (grid.zero_point[:, None] + shift).clamp(0, grid.levels).flatten()
-    return Grid(grid.bits, to_half_grid((grid.scale[:, None] * factor).flatten()), zero)
+    return replace(grid, scale=to_half_grid((grid.scale[:, None] * factor).flatten()), zero_point=zero)
 
 
 def _step(bits: int) -> float:

@@ -12,7 +12,7 @@ from mpsearch.export.plan.draft import Draft, Value, draft
 from mpsearch.export.plan.grids import fill_grids, one_grid_each
 from mpsearch.export.plan.records import LAYERS, LOWEST, Grid, Op, Plan, Weight
 from mpsearch.export.plan.records import Tensor as PlanTensor
-from mpsearch.export.plan.weights import layer_weight
+from mpsearch.export.plan.weights import float_weight, layer_weight
 from recon.graph.network import Network
 from recon.quantizers.quantized import QuantizedLayers, quantized
 
@@ -50,6 +50,19 @@ def build_plan(
         tuple(notes),
     )
     return plan
+
+
+def float_plan(network: Network) -> Plan:
+    """The plan of a float network: what a low-bit one is compared with in the same runtime."""
+    found = draft(network)
+    tensors = {name: _tensor(name, value) for name, value in found.values.items()}
+    weights = {}
+    for op in found.ops:
+        if op.kind in LAYERS:
+            layer = network.layer(op.name)
+            weights[op.output] = float_weight(layer.weight, layer.bias)
+    ops = tuple(_with_weight(op, weights) for op in found.ops)
+    return Plan(ops, tensors, tuple(found.inputs), tuple(found.outputs), network.names, found.constants, ())
 
 
 def _some(names: Sequence[str]) -> str:

@@ -52,12 +52,12 @@ def compute(op: Op, read: Mapping[str, torch.Tensor], plan: Plan) -> torch.Tenso
 
 
 def _real_layer(op: Op, x: torch.Tensor, weight: Weight) -> torch.Tensor:
-    stored = weight.stored.dequantize().cpu()
+    values = torch.from_numpy(weight.values)
     if op.kind == "embedding":
-        return F.embedding(x, stored)
+        return F.embedding(x, values)
     bias = torch.from_numpy(weight.bias)
-    shape = (-1,) if op.kind == "linear" else (-1, *(1,) * (stored.dim() - 2))
-    return apply_layer(op, x, stored) + bias.view(shape)
+    shape = (-1,) if op.kind == "linear" else (-1, *(1,) * (values.dim() - 2))
+    return apply_layer(op, x, values) + bias.view(shape)
 
 
 def call(op: Op, read: Mapping[str, torch.Tensor], constants: Mapping[str, Array]) -> torch.Tensor:

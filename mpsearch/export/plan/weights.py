@@ -51,9 +51,9 @@ def layer_weight(stored: QuantizedWeight, bias: Tensor, input_scale: float | Non
     A channel that is next to nothing, whose bias would have too many steps, gets a larger scale.
     """
     codes, scale, exact = signed(stored)
-    real = bias.detach().cpu().numpy().astype(np.float32)
+    real, values = _array(bias), _array(stored.dequantize())
     if input_scale is None or not len(real):
-        return Weight(stored, codes, scale, exact, real)
+        return Weight(stored, values, codes, scale, exact, real)
     least = (np.abs(real.astype(np.float64)) / (input_scale * MOST_STEPS)).astype(np.float32)
     few = scale < least
     if few.any():
@@ -62,7 +62,18 @@ def layer_weight(stored: QuantizedWeight, bias: Tensor, input_scale: float | Non
         scale = np.maximum(scale, least)
         exact = False
     steps = np.rint(real.astype(np.float64) / (np.float64(np.float32(input_scale)) * scale.astype(np.float64)))
-    return Weight(stored, codes, scale, exact, real, steps.astype(np.int32))
+    return Weight(stored, values, codes, scale, exact, real, steps.astype(np.int32))
+
+
+def float_weight(values: Tensor, bias: Tensor) -> Weight:
+    """The weight of a layer that is not quantized."""
+    real = _array(values)
+    return Weight(None, real, np.empty(0, np.int8), np.empty(0, np.float32), True, _array(bias))
+
+
+def _array(tensor: Tensor) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = tensor.detach().float().cpu().contiguous().numpy()
+    return array
 
 
 def _by_channel(values: NDArray[Any], dimensions: int) -> NDArray[Any]:

@@ -21,6 +21,12 @@ function tag(name, attributes = {}, ...children) {
 const digits = (value, count = 4) => Number(value.toPrecision(count)).toLocaleString("en", { maximumSignificantDigits: count });
 const whole = (value) => Math.round(value).toLocaleString("en");
 
+// A number where there is little room.
+function brief(value) {
+  if (value !== 0 && Math.abs(value) < 1e-3) return value.toExponential(1).replace(".0e", "e");
+  return Math.abs(value) >= 1e4 ? `${digits(value / 1e3, 3)}k` : digits(value, 3);
+}
+
 function lossText(value) {
   if (value !== 0 && Math.abs(value) < 1e-3) return `${value.toExponential(2)} nats`;
   return `${digits(value, 3)} nats`;

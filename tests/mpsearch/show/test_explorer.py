@@ -54,6 +54,8 @@ def test_every_configuration_and_its_costs_are_in_the_page(run: ExploredRun) -> 
         assert np.allclose(totals, front.objectives[:, number], rtol=1e-12)
         assert costs[name]["objective"]
     assert not costs["mean_bits"]["objective"]
+    alone = unpacked(data["alone"]).reshape(run.alone.shape)
+    assert np.allclose(alone, run.alone, rtol=1e-6)
     assert data["budgets"] == dict(front.budgets)
     assert (data["best"], data["knee"]) == (front.best(), front.knee())
 

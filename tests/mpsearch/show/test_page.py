@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from exploring import explored_run
+from exploring import explored_run, record
 
 from mpsearch.request.assignment import Assignment, read_assignment
 from mpsearch.show.explorer import ExploredRun, frame, page
@@ -59,6 +61,7 @@ def opened(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Page]]:
         foreign = lambda url: url != own and not url.startswith("blob:")  # noqa: E731
         shown.on("request", lambda request: faults.append(request.url) if foreign(request.url) else None)
         shown.goto(own)
+        shown.wait_for_selector("#plot[aria-valuetext], iframe")  # drawn, once all is unpacked
         return shown
 
     yield see
@@ -78,7 +81,6 @@ def by_size(run: ExploredRun) -> list[int]:
 
 def test_it_starts_with_the_point_at_the_budget(run: ExploredRun, opened: Callable[..., Page]) -> None:
     shown = opened(page([run]))
-    shown.wait_for_selector("#plot[aria-valuetext]")
     best = run.front.best()
     assert chosen(shown) == best
     size = run.front.objectives[best, 1]
@@ -158,6 +160,7 @@ def test_two_configurations_side_by_side(run: ExploredRun, opened: Callable[...,
 def test_layers_in_the_table_and_under_the_keys(run: ExploredRun, opened: Callable[..., Page]) -> None:
     shown = opened(page([run]))
     shown.click("#layers summary")
+    shown.wait_for_selector("#table tbody tr")
     rows = [
         [cell.text_content() for cell in row.query_selector_all("th, td")]
         for row in shown.query_selector_all("#table tbody tr")
@@ -175,6 +178,40 @@ def test_layers_in_the_table_and_under_the_keys(run: ExploredRun, opened: Callab
     assert shown.locator("#table b").count() == 0  # a name is text, whatever it holds
 
 
+def test_bars_by_bytes_and_by_loss(run: ExploredRun, opened: Callable[..., Page]) -> None:
+    shown = opened(page([run]))
+    choice = run.front.choices[run.front.best()]
+    at = np.arange(len(choice))
+    heights = (
+        "[...document.querySelectorAll('#bars rect[class^=bits]')].map((bar) => Number(bar.getAttribute('height')))"
+    )
+    widths = [precision.w for precision in run.front.config(run.front.best()).precisions]
+    for name, values in (
+        ("bits", np.array(widths)),
+        ("size_bytes", run.costs.weight_bytes[at, choice]),
+        ("alone", run.alone[at, choice]),
+    ):
+        shown.select_option("#measure", name)
+        drawn = np.array(shown.evaluate(heights))
+        assert np.allclose(drawn / drawn.max(), values / values.max(), atol=1e-4), name
+
+
+def test_a_front_of_one_point_and_a_model_that_gives_nan(opened: Callable[..., Page]) -> None:
+    some = explored_run("size_bytes")
+    front = some.front
+    one = replace(front, choices=front.choices[:1], objectives=np.array([[0.0, front.objectives[0, 1]]]), budgets=())
+    broken = record(front.config(0).to_json(), 3)
+    broken["metrics"]["finished"] = {"top1": math.nan, "kl": math.inf}
+    shown = opened(page([replace(some, front=one, finished=[("broken", broken)])]))
+    assert chosen(shown) == 0
+    shown.locator("#plot").press("ArrowRight")
+    assert shown.locator("#plot path.finished").count() == 0
+    assert "NaN" not in shown.inner_html("#plot")
+    assert "inf nats" in shown.text_content("#measured")
+    shown.get_by_label("size at most").fill("")
+    assert chosen(shown) == 0
+
+
 def test_a_click_takes_the_nearest_point(run: ExploredRun, opened: Callable[..., Page]) -> None:
     shown = opened(page([run]))
     plot = shown.locator("#plot")
@@ -183,6 +220,7 @@ def test_a_click_takes_the_nearest_point(run: ExploredRun, opened: Callable[...,
     smallest = chosen(shown)
     plot.press("End")
     shown.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    shown.wait_for_selector("#hint:not([hidden])")
     assert f"{run.front.objectives[smallest, 1] / 1e6:.4g}"[:5] in shown.text_content("#hint")
     shown.mouse.down()
     shown.mouse.up()
@@ -246,7 +284,7 @@ CONTRAST = """(selector) => {
 }"""
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_words_stand_out_from_what_is_behind_them(run: ExploredRun, opened: Callable[..., Page], scheme: str) -> None:
     """Contrast of 4.5 at least: WCAG 2.2, success criterion 1.4.3."""
     shown = opened(page([run, explored_run("size_bytes", name="b", finished=[])]), color_scheme=scheme)
