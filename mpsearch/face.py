@@ -149,7 +149,7 @@ class Front:
         for index in self.record.thin(_SHOWN):
             point = self[index]
             costs = [COSTS[name].text(point.costs[name]) for name in self.record.names if name != LOSS]
-            bits = sum(precision.w for precision in point.config.precisions) / len(point.config.precisions)
+            bits = sum(point.config.wbits) / len(point.config.wbits)
             name = f"{index} ◄" if index == best else str(index)
             rows.append((name, *costs, f"{bits:.2f}", f"{point.loss_nats:.4g}"))
         return rows

@@ -120,7 +120,7 @@ class Pose(nn.Module):
 
 
 def test_the_task_of_the_page_is_one(images: Tensor, tmp_path: Path) -> None:
-    (block,) = python_blocks(TASKS)
+    block, _ = python_blocks(TASKS)
     (tmp_path / "pose.py").write_text(block)
     torch.manual_seed(0)
     model = Pose().eval()
@@ -140,6 +140,26 @@ def test_the_task_of_the_page_is_one(images: Tensor, tmp_path: Path) -> None:
     metrics = front.finish().metrics
     assert metrics["float"]["near"] == 100
     assert set(metrics["finished"]) == {"near", "kl"}
+
+
+def test_the_detector_of_the_page_says_where_things_are(tmp_path: Path) -> None:
+    (tmp_path / "cells.py").write_text(python_blocks(TASKS)[1])
+    task = load_task(f"{tmp_path}/cells.py:task")
+    z = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(0))
+    z[..., 2:4] = z[..., :2] + 4 + z[..., 2:4].abs()
+    z[..., 10:12] = z[..., 8:10] + 4 + z[..., 10:12].abs()
+    likelihood = task.likelihood_of(z)
+    moved = z.clone()
+    moved[0, :, 8:] += 0.1  # the second anchor of the first image
+    nats = likelihood.divergence({"": z}, {"": moved})
+    assert nats[0] > 0
+    assert nats[1:].tolist() == [0, 0]
+    metric = task.metrics_of(likelihood, True)[0].start()
+    boxes, scores = z[:1].unflatten(2, (2, 8)).flatten(1, 2)[0].split((4, 4), 1)
+    best = int((scores[:, :1].sigmoid() * scores[:, 1:].sigmoid()).amax(1).argmax())
+    truth = {"boxes": boxes[best : best + 1], "labels": scores[best, 1:].argmax()[None]}
+    metric.add(z[:1], [truth], z[:1])
+    assert metric.value() == pytest.approx(100)
 
 
 def texts(node: ast.AST) -> str:
@@ -219,6 +239,7 @@ def test_the_picture_is_one() -> None:
         ("bench_run", "table", FIGURES),
         ("bench_fidelity", "page", PREDICTION),
         ("bench_sensitivity", "text", PREDICTION),
+        ("bench_weighting", "table", PREDICTION),
         ("bench_reconstruction", "brief", README),
         ("bench_reconstruction", "page", RECONSTRUCTION),
     ],

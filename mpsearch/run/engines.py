@@ -15,9 +15,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
+
+import psutil
 
 from hwmodel import InputError
 
@@ -57,36 +59,38 @@ def _loky(engine: Engine, call: Call, shared: bytes, tasks: Mapping[str, tuple[A
     from joblib.externals.loky import ProcessPoolExecutor
 
     environment = {f"{name}_NUM_THREADS": str(engine.threads) for name in ("OMP", "MKL", "OPENBLAS")}
-    pools: set[ProcessPoolExecutor] = set()
-    free: queue.SimpleQueue[ProcessPoolExecutor] = queue.SimpleQueue()
-    stopping = threading.Event()
+    workers: dict[ProcessPoolExecutor, int] = {}  # each with its process id
+    free: queue.SimpleQueue[ProcessPoolExecutor | None] = queue.SimpleQueue()
+    starting, stopping = threading.Lock(), threading.Event()
 
     def started() -> ProcessPoolExecutor:
         pool = ProcessPoolExecutor(1, initializer=_begin, initargs=(shared, os.getpid()), env=environment)
-        pools.add(pool)
+        with starting:  # so that who stops knows all
+            workers[pool] = pool.submit(os.getpid).result()
         return pool
 
     def attempt(arguments: tuple[Any, ...]) -> Any:
-        reason = ""
+        reason = "stopped"
         for _ in range(1 + AGAIN):
-            if stopping.is_set():
-                break
-            pool = free.get()  # there is one for each thread
+            pool = free.get()  # there is one for each thread, or leave to start one
             try:
-                result = pool.submit(_with_shared, call, arguments).result()
+                if stopping.is_set():
+                    break
+                pool = pool or started()
+                return pool.submit(_with_shared, call, arguments).result()
             except BrokenProcessPool as error:
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                pools.discard(pool)
-                pool.shutdown(wait=False, kill_workers=True)
-                free.put(pool if stopping.is_set() else started())
-                continue
-            free.put(pool)
-            return result
+                if pool is not None:
+                    workers.pop(pool, None)
+                    pool.shutdown(wait=False)
+                pool = None
+            finally:
+                free.put(pool)
         return Lost(reason)
 
     count = min(engine.workers, len(tasks))
     for _ in range(count):
-        free.put(started())
+        free.put(None)
     with ThreadPoolExecutor(count) as threads:
         futures = {threads.submit(attempt, arguments): name for name, arguments in tasks.items()}
         try:
@@ -94,11 +98,13 @@ def _loky(engine: Engine, call: Call, shared: bytes, tasks: Mapping[str, tuple[A
                 yield futures[future], future.result()
         finally:
             stopping.set()
-            for waiting in futures:
-                waiting.cancel()
-            done = all(future.done() and not future.cancelled() for future in futures)
-            for pool in list(pools):
-                pool.shutdown(wait=done, kill_workers=not done)
+            done = [future.cancel() or future.done() for future in futures]
+            with starting:
+                for pid in () if all(done) else workers.values():
+                    with suppress(psutil.Error):
+                        psutil.Process(pid).kill()  # what runs there is broken off
+    for pool in workers:
+        pool.shutdown()
 
 
 def _begin(shared: bytes, parent: int) -> None:

@@ -62,7 +62,7 @@ class Layers {
       const x = BARS.left + this.step * layer;
       const box = { x: x + gap / 2, width: this.step - gap, rx: 1.5 };
       const top = y(values[layer]);
-      svg(this.svg, "rect", { class: `bits${weights}`, ...box, y: top, height: floor - top });
+      svg(this.svg, "rect", { class: `bits${Math.max(2, Math.round(weights))}`, ...box, y: top, height: floor - top });
       if (bits && inputs < 32) svg(this.svg, "line", { class: "inputs", x1: box.x, x2: box.x + box.width, y1: y(inputs), y2: y(inputs) });
       if (others[layer] !== undefined && others[layer] !== values[layer]) {
         svg(this.svg, "rect", { class: "before", ...box, y: y(others[layer]), height: floor - y(others[layer]) });

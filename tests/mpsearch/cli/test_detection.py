@@ -13,6 +13,7 @@ from PIL import Image
 
 import mpsearch
 from hwmodel.errors import InputError
+from mpsearch.export.packed import load_packed
 from mpsearch.sources.detectors import NeuralPart, OneStage, TwoStage, neural_part
 from mpsearch.tasks.detection import detection
 
@@ -237,6 +238,13 @@ def test_a_torchvision_detector_in_memory(folder: Path, name: str) -> None:
     )
     finished = front.finish()
     assert list(finished.metrics["finished"]) == ["map", "ap50", "ap75", "kl"]
+    detector = load(folder, name)
+    part, x = neural_part(detector), images(2, 7)
+    given = (x, part.proposed(x)) if isinstance(part, TwoStage) else (x,)
+    loaded = load_packed(finished.path, model=detector)
+    with torch.no_grad():
+        ours, theirs = loaded(*given), finished.model(*given)
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
 def test_a_detector_of_ones_own_in_memory(folder: Path) -> None:

@@ -28,9 +28,11 @@ from mpsearch.run.artifacts import (
     read_problem,
     read_sensitivity,
 )
+from mpsearch.run.page import read_explored
 from mpsearch.show import tables
 from mpsearch.show.compare import compare
 from mpsearch.show.console import results
+from mpsearch.show.explorer import page
 from mpsearch.show.why import explain
 from mpsearch.tasks.figure import finished_text
 
@@ -54,7 +56,7 @@ def whole(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def looks(folder: RunFolder) -> Iterator[Callable[[], object]]:
-    """What `front`, `why`, `compare`, `export` and a resumed step read, and make of it."""
+    """What `front`, `why`, `compare`, `export`, `explore` and a resumed step read, and make of it."""
     out = results(io.StringIO())
 
     def front() -> None:
@@ -84,7 +86,10 @@ def looks(folder: RunFolder) -> Iterator[Callable[[], object]]:
         RunOptions.from_toml(folder.file("config.toml"))
         read_origin(folder)
 
-    yield from (front, why, compared, exported, resumed)
+    def explored() -> None:
+        page([read_explored(folder, "a")])
+
+    yield from (front, why, compared, exported, resumed, explored)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -107,6 +112,15 @@ def test_every_damage_is_one_line_or_none(whole: Path, tmp_path: Path, name: str
                 raise AssertionError(f"{name}, {what}: {type(error).__name__}: {error}") from error
     assert len(said) > 20
     assert [line for line in said if "\n" in line] == []
+
+
+def test_a_front_over_a_cost_that_there_is_not(whole: Path, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    shutil.copytree(whole, folder.path)
+    text = folder.file("front.json").read_text()
+    folder.file("front.json").write_text(text.replace('"size_bytes"', '"size_Tytes"'))
+    with pytest.raises(InputError, match="there is no cost 'size_Tytes'"):
+        read_front(folder)
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -117,6 +117,9 @@ def test_the_budget_box_gives_the_best_within(run: ExploredRun, opened: Callable
         box.fill(f"{limit / 1e6:.9f}")
         assert chosen(shown) == run.front.best({"size_bytes": round(float(limit), 3)})
         assert shown.text_content("#within") == ""
+        assert f"{run.front.objectives[chosen(shown), 1]:,.0f} bytes" in shown.text_content(
+            "#said"
+        )  # for screen readers
     last = chosen(shown)
     box.fill("0.0001")
     assert f"size is at least {sizes.min():,.0f} bytes" in shown.text_content("#within")
