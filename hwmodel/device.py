@@ -61,7 +61,7 @@ ROOFLINE = {
 MODELS: Mapping[str, Mapping[str, Parameter]] = {"systolic": SYSTOLIC, "roofline": ROOFLINE, "lookup": {}}
 DATAFLOWS = ("channels", "output-stationary", "weight-stationary")
 KERNEL_UNITS = {"systolic": ("MAC/cycle", "cycle/MAC"), "roofline": ("MAC/cycle",)}
-TEXTS = ("name", "title", "model", "dataflow", "table", "caution", "activation_bits_default", "batch")
+TEXTS = ("name", "title", "model", "dataflow", "table", "caution", "activation_bits_default", "batch", "target")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,8 @@ class DeviceSpec:
     `kernels` maps each precision that the device runs to the multiply-accumulates per cycle (systolic: of one unit of
     the array; roofline: of the whole device). Where activations are float (32 bits) and the device has no such kernel,
     a layer runs with activations of `activation_bits_default` bits. `batch` images run together; costs are per image.
-    `table` holds the rows of a lookup device. `caution` says where the model must not be trusted.
+    `table` holds the rows of a lookup device; `target` names the runtime on it, where there is one. `caution` says
+    where the model must not be trusted.
     """
 
     name: str
@@ -93,6 +94,7 @@ class DeviceSpec:
     dataflow: str = "channels"
     caution: str = ""
     table: LookupTable | None = None
+    target: str | None = None
 
     def __post_init__(self) -> None:
         if self.model not in MODELS:
@@ -147,7 +149,9 @@ class DeviceSpec:
         return tuple(sorted(self.kernels))
 
     def resolve(self, precision: Precision) -> Precision:
-        """What a layer of this precision runs as: float activations become `activation_bits_default` bits."""
+        """What a layer of this precision runs as: float activations become `activation_bits_default` bits, and codes
+        that are stored entropy-coded are decoded first."""
+        precision = precision.arithmetic
         if precision not in self.kernels and precision.a == FLOAT_BITS and precision.w != FLOAT_BITS:
             return Precision(precision.w, self.activation_bits_default)
         return precision

@@ -146,9 +146,9 @@ def _dask(engine: Engine, call: Call, shared: bytes, tasks: Mapping[str, tuple[A
             sent = client.submit(bytes, shared, pure=False)
         futures = {client.submit(call, sent, *rest, pure=False): name for name, rest in tasks.items()}
         for future in distributed.as_completed(futures):
-            error = future.exception()
-            if isinstance(error, distributed.scheduler.KilledWorker):
-                yield futures[future], Lost(f"its worker {error.last_worker.address} died")
+            failure = future.exception()
+            if isinstance(failure, distributed.scheduler.KilledWorker):
+                yield futures[future], Lost(f"its worker {failure.last_worker.address} died")
             else:
                 yield futures[future], future.result()
 

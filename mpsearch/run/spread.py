@@ -16,9 +16,10 @@ from rich.console import Console as RichConsole
 from hwmodel import BitConfig, InputError
 from hwmodel.files import write_whole
 from mpsearch.files.folder import Json, RunFolder
-from mpsearch.request.options import FinishOptions, SpreadOptions
+from mpsearch.request.compute import SpreadOptions
+from mpsearch.request.options import FinishOptions
 from mpsearch.run.engines import Engine, Lost
-from mpsearch.run.finalize import current_finished, finalize_step
+from mpsearch.run.finalize import bytes_of_coded, current_finished, finalize_step
 from mpsearch.run.keys import finished_key
 from mpsearch.run.loaded import Given, Loaded
 from mpsearch.show.console import Console
@@ -39,14 +40,15 @@ def finalize_points(
         for name, config in configs.items():
             yield name, finalize_step(loaded, config, name)
         return
-    tasks: dict[str, tuple[str, dict[str, str], str | None]] = {}
+    tasks: dict[str, tuple[str, dict[str, str], dict[str, float], str | None]] = {}
     keys = {}
     here = where.backend == "loky"
     for name, config in configs.items():
-        keys[name] = finished_key(loaded, config)
+        coded = bytes_of_coded(loaded.folder, loaded.network.table, config)
+        keys[name] = finished_key(loaded, config, coded)
         done = current_finished(loaded, name, keys[name])
         if done is None:
-            tasks[name] = (name, config.to_json(), str(loaded.folder.path) if here else None)
+            tasks[name] = (name, config.to_json(), coded, str(loaded.folder.path) if here else None)
         else:
             yield name, done
     if not tasks:
@@ -104,15 +106,18 @@ def _shared(loaded: Loaded, threads: int) -> bytes:
         raise InputError(f"the model or its data cannot be sent to workers ({error}); leave --workers out") from None
 
 
-def finish_point(shared: bytes, name: str, config: Mapping[str, str], folder: str | None) -> tuple[Json, bytes | None]:
-    """In a worker: one finished point, in the run `folder` where that is on this machine; else the packed file comes
-    along with the record."""
+def finish_point(
+    shared: bytes, name: str, given: Mapping[str, str], coded: Mapping[str, float], folder: str | None
+) -> tuple[Json, bytes | None]:
+    """In a worker: one finished point, its configuration `given` as JSON and what its entropy-coded layers may take, in
+    the run `folder` where that is on this machine; else the packed file comes along with the record."""
+    config = BitConfig.from_json(given)
     if folder is not None:
-        return finalize_step(_received(shared, RunFolder(Path(folder)), name), BitConfig.from_json(config), name), None
+        return finalize_step(_received(shared, RunFolder(Path(folder)), name), config, name, coded), None
     with tempfile.TemporaryDirectory(prefix="mpsearch-") as temporary:
         place = RunFolder(Path(temporary))
         place.file("chosen").mkdir()
-        record = finalize_step(_received(shared, place, name), BitConfig.from_json(config), name)
+        record = finalize_step(_received(shared, place, name), config, name, coded)
         return record, place.file(f"model-{name}.safetensors").read_bytes()
 
 

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from mpsearch.export.onnx.forms import CastForm, Form
 from mpsearch.export.onnx.graph import Graph
-from mpsearch.export.onnx.layers import UINT2_BITS, Form, layer, stored_codes
+from mpsearch.export.onnx.layers import layer
 from mpsearch.export.onnx.operations import operation
+from mpsearch.export.onnx.packed import DOMAIN, PackedForm, functions
 from mpsearch.export.plan.records import LAYERS, Plan, Tensor
 
 OPSET, IR_VERSION = 21, 10
@@ -17,17 +19,19 @@ OPSET_UINT2, IR_UINT2 = 25, 13
 PRODUCER = "mpsearch"
 
 
-def write_onnx(plan: Plan, metadata: Mapping[str, str], dtypes: tuple[np.dtype[Any], ...]) -> Any:
-    """The ModelProto of a plan in the Cast form: weights as int8, UINT4 and UINT2 initialisers.
+def write_onnx(plan: Plan, metadata: Mapping[str, str], dtypes: tuple[np.dtype[Any], ...], packed: bool = False) -> Any:
+    """The ModelProto of a plan, weights as int8, UINT4 and UINT2 initialisers, or `packed` without gaps.
 
     `dtypes` are those of the inputs, `metadata` texts that the file carries. Raises InputError where an operation has
     no ONNX form.
     """
-    narrow = any(
-        op.weight is not None and op.weight.stored.grid.bits == UINT2_BITS and (op.weight.exact or not op.weight.steps)
-        for op in plan.ops
-    )
-    graph = write_graph(plan, stored_codes)
+    from onnx import TensorProto
+
+    if packed:
+        graph = write_graph(plan, PackedForm())
+        return as_model(graph, metadata, dtypes, OPSET, IR_VERSION, short=True)
+    graph = write_graph(plan, CastForm())
+    narrow = any(tensor.data_type == TensorProto.UINT2 for tensor in graph.initializers.values())
     opset, version = (OPSET_UINT2, IR_UINT2) if narrow else (OPSET, IR_VERSION)
     return as_model(graph, metadata, dtypes, opset, version)
 
@@ -56,9 +60,17 @@ def _finished(graph: Graph, tensor: Tensor, value: str) -> str:
 
 
 def as_model(
-    graph: Graph, metadata: Mapping[str, str], dtypes: tuple[np.dtype[Any], ...], opset: int, version: int
+    graph: Graph,
+    metadata: Mapping[str, str],
+    dtypes: tuple[np.dtype[Any], ...],
+    opset: int,
+    version: int,
+    short: bool = False,
 ) -> Any:
-    """The ModelProto of a graph: outputs under the names of the network's, nodes that nothing reads left out."""
+    """The ModelProto of a graph: outputs under the names of the network's, nodes that nothing reads left out.
+
+    Where `short`, what is neither input nor output is called as briefly as can be.
+    """
     from onnx import helper
 
     plan = graph.plan
@@ -78,9 +90,13 @@ def as_model(
     _drop_unread(graph, {output.name for output in outputs})
     read = {name for node in graph.nodes for name in node.input}
     initializers = [tensor for name, tensor in graph.initializers.items() if name in read]
+    if short:
+        _shorten(graph.nodes, initializers, {value.name for value in (*inputs, *outputs)})
+    defined = functions(graph, opset)
+    imports = [helper.make_opsetid("", opset), *([helper.make_opsetid(DOMAIN, 1)] if defined else [])]
     made = helper.make_graph(graph.nodes, "network", inputs, outputs, initializers)
     model = helper.make_model(
-        made, opset_imports=[helper.make_opsetid("", opset)], ir_version=version, producer_name=PRODUCER
+        made, functions=defined, opset_imports=imports, ir_version=version, producer_name=PRODUCER
     )
     helper.set_model_props(model, dict(metadata))
     return model
@@ -97,3 +113,16 @@ def _drop_unread(graph: Graph, live: set[str]) -> None:
             kept.append(node)
             live |= set(node.input)
     graph.nodes = kept[::-1]
+
+
+def _shorten(nodes: list[Any], initializers: list[Any], kept: set[str]) -> None:
+    names: dict[str, str] = {}
+
+    def short(name: str) -> str:
+        return name if name in kept or not name else names.setdefault(name, f"t{len(names):x}")
+
+    for tensor in initializers:
+        tensor.name = short(tensor.name)
+    for node in nodes:
+        node.input[:] = [short(name) for name in node.input]
+        node.output[:] = [short(name) for name in node.output]

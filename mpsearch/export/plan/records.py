@@ -57,14 +57,15 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Weight:
-    """A layer's weight: as it is `stored`, and for integer arithmetic.
+    """A layer's weight: as it is `stored`, which a float network's is not, and for integer arithmetic.
 
-    `codes` are int8 (O, I / G, *kernel) with zero-point 0 and a float32 `scale` (O,); `exact` says that they are the
-    stored values. `bias` (O,) is float32; `steps` (O,) is the bias as int32, counted in input scale times `scale`,
-    None where the layer reads real numbers.
+    `values` are the real weights (O, I / G, *kernel). `codes` are int8 of the same shape with zero-point 0 and a
+    float32 `scale` (O,); `exact` says that they are the stored values. `bias` (O,) is float32; `steps` (O,) is the
+    bias as int32, counted in input scale times `scale`, None where the layer reads real numbers.
     """
 
-    stored: QuantizedWeight
+    stored: QuantizedWeight | None
+    values: NDArray[np.float32]
     codes: NDArray[np.int8]
     scale: NDArray[np.float32]
     exact: bool

@@ -1,0 +1,142 @@
+"""Weights without gaps between their bits, as in the packed file: functions that the ONNX file itself defines unpack
+them, and onnxruntime folds these when it loads the file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mpsearch.export.codes import pack
+from mpsearch.export.onnx.forms import CastForm, column, weight_of
+from mpsearch.export.onnx.graph import Graph
+from mpsearch.export.plan.records import Op
+from mpsearch.export.plan.weights import is_halved
+
+DOMAIN = "mpsearch"
+BITS_A_BYTE = 8
+
+
+class PackedForm:
+    """Codes at their own width, scales and biases in half precision, as the packed file has them."""
+
+    def __init__(self) -> None:
+        self._cast = CastForm()
+
+    def codes(self, graph: Graph, op: Op) -> str:
+        if not weight_of(op).exact:
+            return self._cast.codes(graph, op)
+        return graph.node("Codes", self._parts(graph, op), f"{op.name}.int8", domain=DOMAIN)
+
+    def scale(self, graph: Graph, op: Op) -> str:
+        weight = weight_of(op)
+        if not weight.exact or weight.stored is None:
+            return self._cast.scale(graph, op)
+        half = graph.constant(weight.stored.grid.scale.cpu().numpy(), f"{op.name}.half_scale", np.float16)
+        return graph.node("Scale", [half, self._factor(graph, op)], f"{op.name}.scale", domain=DOMAIN)
+
+    def step(self, graph: Graph, op: Op, input_scale: float, scale: str) -> str:
+        factor = graph.constant(np.float32(input_scale), f"{op.name}.input_scale")
+        return graph.node("Mul", [factor, scale], f"{op.name}.step")
+
+    def bias(self, graph: Graph, op: Op, step: str) -> str:
+        return graph.node("Bias", [self._half_bias(graph, op), step], f"{op.name}.bias", domain=DOMAIN)
+
+    def real_weight(self, graph: Graph, op: Op) -> str:
+        weight = weight_of(op)
+        if weight.stored is None:
+            return self._cast.real_weight(graph, op)
+        scale = column(weight.stored.grid.scale.cpu().numpy(), weight.values.ndim)
+        half = graph.constant(scale, f"{op.name}.half_scale", np.float16)
+        return graph.node("Weight", [*self._parts(graph, op), half], f"{op.name}.weight", domain=DOMAIN)
+
+    def real_bias(self, graph: Graph, op: Op) -> str:
+        from onnx import TensorProto
+
+        return graph.node("Cast", [self._half_bias(graph, op)], f"{op.name}.bias", to=TensorProto.FLOAT)
+
+    def _half_bias(self, graph: Graph, op: Op) -> str:
+        return graph.constant(weight_of(op).bias, f"{op.name}.half_bias", np.float16)
+
+    def _factor(self, graph: Graph, op: Op) -> str:
+        """Two where zero-points count in halves: codes are doubled then, and scales are halved."""
+        weight = weight_of(op)
+        doubled = weight.stored is not None and is_halved(weight.stored)
+        return graph.constant(np.float32(2 if doubled else 1), "two" if doubled else "one")
+
+    def _parts(self, graph: Graph, op: Op) -> list[str]:
+        """What Codes and Weight unpack."""
+        stored = weight_of(op).stored
+        assert stored is not None
+        bits, codes = stored.grid.bits, stored.codes.cpu().numpy()
+        flat = np.pad(codes.ravel(), (0, -codes.size % BITS_A_BYTE))
+        zero = stored.grid.zero_point.cpu().numpy() * (2 if is_halved(stored) else 1)
+        return [
+            graph.constant(pack(flat, bits).reshape(-1, 1), f"{op.name}.packed"),
+            graph.constant((2.0 ** np.arange(bits)).reshape(bits, 1), f"powers{bits}", np.float32),
+            graph.constant(np.array(codes.shape, np.int64), "shape"),
+            graph.constant(np.array([codes.size], np.int64), "count"),
+            self._factor(graph, op),
+            graph.constant(column(zero, codes.ndim), f"{op.name}.zero", np.uint8),
+        ]
+
+
+def functions(graph: Graph, opset: int) -> list[Any]:
+    """The definitions of those functions that the graph calls."""
+    from onnx import helper
+
+    called = {node.op_type for node in graph.nodes if node.domain == DOMAIN}
+    imports = [helper.make_opsetid("", opset)]
+    return [
+        helper.make_function(DOMAIN, name, inputs, [output], nodes, imports)
+        for name, inputs, output, nodes in _definitions()
+        if name in called
+    ]
+
+
+def _definitions() -> list[tuple[str, list[str], str, list[Any]]]:
+    """Name, inputs, output and nodes. Codes are found bit by bit, and these added up, weighted by `powers` of two."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    def constant(name: str, value: Any) -> Any:
+        return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(np.asarray(value)))
+
+    def node(kind: str, inputs: list[str], output: str, **attributes: Any) -> Any:
+        return helper.make_node(kind, inputs, [output], **attributes)
+
+    unpack = [
+        constant("positions", np.arange(BITS_A_BYTE, dtype=np.uint8).reshape(1, -1)),
+        constant("low", np.uint8(1)),
+        constant("rest", np.array([-1], np.int64)),
+        constant("start", np.array([0], np.int64)),
+        node("BitShift", ["packed", "positions"], "shifted", direction="RIGHT"),
+        node("BitwiseAnd", ["shifted", "low"], "bits"),
+        node("Shape", ["powers"], "powers_shape"),
+        node("Gather", ["powers_shape", "start"], "width"),
+        node("Concat", ["rest", "width"], "rows", axis=0),
+        node("Reshape", ["bits", "rows"], "planes"),
+        node("Cast", ["planes"], "numbers", to=TensorProto.FLOAT),
+        node("MatMul", ["numbers", "powers"], "all_codes"),
+        node("Slice", ["all_codes", "start", "count"], "some_codes"),
+        node("Reshape", ["some_codes", "shape"], "codes"),
+        node("Mul", ["codes", "factor"], "scaled"),
+        node("Cast", ["zero"], "zero_point", to=TensorProto.FLOAT),
+        node("Sub", ["scaled", "zero_point"], "centred"),
+    ]
+    scale = [
+        node("Cast", ["half_scale"], "single", to=TensorProto.FLOAT),
+        node("Div", ["single", "factor"], "scale"),
+    ]
+    bias = [
+        node("Cast", ["half_bias"], "single", to=TensorProto.FLOAT),
+        node("Div", ["single", "step"], "steps"),
+        node("Round", ["steps"], "whole"),
+        node("Cast", ["whole"], "bias", to=TensorProto.INT32),
+    ]
+    parts = ["packed", "powers", "shape", "count", "factor", "zero"]
+    return [
+        ("Codes", parts, "int8", [*unpack, node("Cast", ["centred"], "int8", to=TensorProto.INT8)]),
+        ("Weight", [*parts, "half_scale"], "weight", [*unpack, *scale, node("Mul", ["centred", "scale"], "weight")]),
+        ("Scale", ["half_scale", "factor"], "scale", scale),
+        ("Bias", ["half_bias", "step"], "bias", bias),
+    ]
