@@ -12,6 +12,7 @@ import queue
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -137,17 +138,23 @@ def _dask(engine: Engine, call: Call, shared: bytes, tasks: Mapping[str, tuple[A
                 client = end.enter_context(distributed.Client(engine.scheduler, timeout=10))
             except (OSError, ValueError) as error:
                 raise _unreachable(engine, error) from None
-        sent = client.scatter(shared, broadcast=True, hash=False)
-        futures = {
-            client.submit(call, sent, *arguments, key=f"mpsearch-{name}-{time.time_ns()}", pure=False): name
-            for name, arguments in tasks.items()
-        }
-        for future in distributed.as_completed(futures):
-            failure = future.exception()
-            if isinstance(failure, distributed.scheduler.KilledWorker):
-                yield futures[future], Lost(f"its worker {failure.last_worker.address} died")
-            else:
-                yield futures[future], future.result()
+        waiting, cancelled = dict(tasks), Counter[str]()
+        while waiting:  # once, unless all machines are lost that hold what is shared: it is sent again then
+            sent = client.scatter(shared, broadcast=True, hash=False)
+            futures = {client.submit(call, sent, *rest, pure=False): name for name, rest in waiting.items()}
+            for future in distributed.as_completed(futures):
+                name = futures[future]
+                try:
+                    failure = future.exception()
+                    killed = isinstance(failure, distributed.scheduler.KilledWorker)
+                    result: Any = Lost(f"its worker {failure.last_worker.address} died") if killed else future.result()
+                except distributed.client.FutureCancelledError:
+                    cancelled[name] += 1
+                    if cancelled[name] <= AGAIN:
+                        continue
+                    result = Lost("all machines that could make it were lost")
+                del waiting[name]
+                yield name, result
 
 
 def _ray(engine: Engine, call: Call, shared: bytes, tasks: Mapping[str, tuple[Any, ...]]) -> Iterator[tuple[str, Any]]:

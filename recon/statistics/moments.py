@@ -120,9 +120,14 @@ class InputMoments:
         self._positions: Sums | None = None
 
     @property
+    def count(self) -> int:
+        """How many patches have been seen."""
+        return sum(half.count for half in self._halves)
+
+    @property
     def enough(self) -> bool:
         """`POSITIONS` patches have been seen."""
-        return sum(half.count for half in self._halves) >= POSITIONS
+        return self.count >= POSITIONS
 
     def add(self, patches: Tensor, active: Tensor | None = None, pooled: Tensor | None = None) -> None:
         """Takes in patches (G, K, M). They count as much as the outputs (G, O / G, M) are `active`: in means for every
