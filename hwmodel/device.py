@@ -61,7 +61,7 @@ ROOFLINE = {
 MODELS: Mapping[str, Mapping[str, Parameter]] = {"systolic": SYSTOLIC, "roofline": ROOFLINE, "lookup": {}}
 DATAFLOWS = ("channels", "output-stationary", "weight-stationary")
 KERNEL_UNITS = {"systolic": ("MAC/cycle", "cycle/MAC"), "roofline": ("MAC/cycle",)}
-TEXTS = ("name", "title", "model", "dataflow", "table", "caution", "activation_bits_default", "batch")
+TEXTS = ("name", "title", "model", "dataflow", "table", "caution", "activation_bits_default", "batch", "target")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,8 @@ class DeviceSpec:
     `kernels` maps each precision that the device runs to the multiply-accumulates per cycle (systolic: of one unit of
     the array; roofline: of the whole device). Where activations are float (32 bits) and the device has no such kernel,
     a layer runs with activations of `activation_bits_default` bits. `batch` images run together; costs are per image.
-    `table` holds the rows of a lookup device. `caution` says where the model must not be trusted.
+    `table` holds the rows of a lookup device; `target` names the runtime on it, where there is one. `caution` says
+    where the model must not be trusted.
     """
 
     name: str
@@ -93,6 +94,7 @@ class DeviceSpec:
     dataflow: str = "channels"
     caution: str = ""
     table: LookupTable | None = None
+    target: str | None = None
 
     def __post_init__(self) -> None:
         if self.model not in MODELS:
@@ -197,7 +199,9 @@ def parse_device(text: str, where: str, folder: Path | None = None) -> DeviceSpe
     """Reads a device file's text. `where` names it in errors; a lookup table is looked for in `folder`."""
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError:
+        raise InputError(f"{where} is no valid TOML: brackets within brackets, too deep") from None
+    except ValueError as error:
         raise InputError(f"{where} is no valid TOML: {error}") from None
     model = data.get("model")
     if not isinstance(model, str) or model not in MODELS:

@@ -148,7 +148,7 @@ def _fit_unit(task: UnitTask, config: BitConfig, settings: Settings, widened: Ma
     if settings.order == "joint":
         fit_ranges(task)
     for name, layer in task.layers.items():
-        stored = nearest(layer.weight, config[name], settings.symmetric)
+        stored = nearest(layer.weight, config[name], config[name].w in settings.symmetric)
         learn_rounding(layer, StraightThrough(stored.codes.float(), stored.grid))
     before, plain = task.loss(), _states(task.layers)
     if settings.early_stopping and before < NEGLIGIBLE:

@@ -25,7 +25,7 @@ class Settings:
     - `basis` of linear bottlenecks, and widths of what depthwise convolutions read: `balanced` before anything is
       rounded, or as `given`.
     - `start`: second-order rounding, or every weight where it stood (`nearest`).
-    - `symmetric`: grids of weights with the zero-point in the middle.
+    - `symmetric`: the bits of weights whose grids have the zero-point in the middle.
     - `target`: the float network's output (BRECQ), or the float unit's for the inputs that the quantized part before it
       gives (`same inputs`).
     - `weighting` of the squared error: the Fisher diagonal, or none (`mse`).
@@ -47,7 +47,7 @@ class Settings:
     granularity: Granularity = "block"
     basis: Basis = "balanced"
     start: Start = "second-order"
-    symmetric: bool = False
+    symmetric: tuple[int, ...] = ()
     rounding: RoundingName = "straight-through"
     target: Target = "float network"
     weighting: Weighting = "fisher"

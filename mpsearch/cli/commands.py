@@ -11,7 +11,8 @@ import typer
 from mpsearch.cli.arguments import Folder, Json, Out, Wait, takes
 from mpsearch.cli.common import console, emit_json, hold, run_folder
 from mpsearch.request.budgets import COSTS, NEED_DEVICE
-from mpsearch.request.options import ComputeOptions, FinishOptions, RunOptions, SpreadOptions, edge_precision
+from mpsearch.request.compute import ComputeOptions, SpreadOptions
+from mpsearch.request.options import FinishOptions, RunOptions, edge_precision
 
 
 @takes(RunOptions)
@@ -22,7 +23,10 @@ def run(options: RunOptions, out: Out = None, wait: Wait = False, as_json: Json 
     from mpsearch.run.page import explored, write_page
     from mpsearch.run.picture import draw
     from mpsearch.run.steps import Run
+    from mpsearch.run.tight import tight_step
     from mpsearch.show import tables
+    from mpsearch.show.columns import as_text
+    from mpsearch.show.summary import summary_rows, tight_rows
 
     job = Run(options, hold(run_folder(out, options.model), wait), console())
     table = job.layers_step()
@@ -31,14 +35,16 @@ def run(options: RunOptions, out: Out = None, wait: Wait = False, as_json: Json 
     front = job.search_step(problem)
     best = front.best()
     chosen = finalize_step(job.loaded, front.config(best), "budget")
-    summary = job.summary_step(chosen)
     beside = answers(problem, problem.genomes(front.choices[best : best + 1])[0])
+    tight = tight_step(job.loaded, front, beside)
+    summary = job.summary_step(chosen)
     comparison = tables.answer_rows(beside, options.budgets)
     job.folder.write(
         "report.txt",
-        tables.as_text(
+        as_text(
             f"mpsearch {version('mpsearch')}: {job.loaded.model.reference}",
-            tables.summary_rows(summary),
+            summary_rows(summary),
+            *tight_rows(tight),
             comparison,
             tables.bit_rows(table, [("bits", front.config(best))]),
         ),
@@ -51,8 +57,11 @@ def run(options: RunOptions, out: Out = None, wait: Wait = False, as_json: Json 
     if as_json:
         emit_json(summary)
         return
-    job.console.out.print(comparison)
-    job.console.out.print(tables.summary_rows(summary))
+    for part in (comparison, summary_rows(summary), *tight_rows(tight)):
+        job.console.out.print(part)
+    if tight:
+        tightest = tight["rows"][tight["at"]]["point"]
+        job.console.note(f"to finish that end of the front: mpsearch finalize {job.folder.path} --pick {tightest}")
     job.console.note(f"everything is in {job.folder.path}; open front.html, or run: mpsearch front {job.folder.path}")
 
 
@@ -71,6 +80,7 @@ def reconstruct(
 ) -> None:
     """Finishes a model at the bits that you give, without a search: a low-bit model with measured accuracy."""
     from hwmodel import FLOAT_BITS
+    from hwmodel.target import load_target
     from mpsearch.request.assignment import parse_precision, read_assignment, uniform
     from mpsearch.request.edges import edge_layers
     from mpsearch.run.artifacts import FORMAT, GIVEN_BITS, require_same_model
@@ -91,11 +101,13 @@ def reconstruct(
         edges = () if options.edges == "free" else edge_layers(table)
         edge = edge_precision(precision.a != FLOAT_BITS, bool(precision.rate))
         name, config = str(precision), uniform(table.names, precision, edges, edge)
+    if options.target is not None:
+        load_target(options.target).require(sorted(set(config.precisions)))
     folder = loaded.folder
     require_same_model(folder, loaded.model)
     about = {"format": FORMAT, "fingerprint": loaded.model.fingerprint, "table": table.to_json()}
     folder.write_json("layers.json", about)
-    folder.write(GIVEN_BITS, options.to_toml())
+    folder.write(GIVEN_BITS, options.to_toml(folder.path))
     done = finalize_step(loaded, config, name)
     if as_json:
         emit_json(done)

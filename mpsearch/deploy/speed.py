@@ -36,4 +36,7 @@ def timed(runs: Mapping[str, Callable[[], object]], seconds: float = SECONDS) ->
         if count + 1 >= FEWEST and time.perf_counter() - started > seconds:
             break
     quartiles = {name: np.quantile(times, [0.5, 0.25, 0.75]) for name, times in taken.items()}
-    return {name: Speed(*map(float, found), len(taken[name])) for name, found in quartiles.items()}
+    return {
+        name: Speed(float(middle), float(lower), float(upper), len(taken[name]))
+        for name, (middle, lower, upper) in quartiles.items()
+    }

@@ -41,6 +41,7 @@ from mpsearch.export.coded import CodedLayer, decode, encode
 from mpsearch.export.codes import pack, unpack
 from mpsearch.export.header import ARRAYS, PackedFile, file_digest, read_packed, shown
 from mpsearch.export.reference import built, portable
+from mpsearch.sources.detectors import neural_part
 from recon.graph.network import Network, capture
 from recon.quantizers.coded import ZERO
 from recon.quantizers.inputs import InputGrid
@@ -147,10 +148,11 @@ def _pack_zero_points(grid: Grid) -> NDArray[np.uint8]:
 def load_packed(path: Path | str, model: nn.Module | None = None, *, allow: str | None = None) -> nn.Module:
     """The low-bit model in a packed file, as a torch module in eval mode with float32 arithmetic.
 
-    Its arguments are those of the model that it was made from, its outputs those of the model that was written. It
-    computes with the code of `model`, on the device of that, whose weights mean nothing and stay as they are. Without
-    `model`, torchvision's architectures are built by name, and other code only where `allow` is the reference that the
-    file is of, with the path that the code has here: `path/net.py:make` or `package.module:make`. No code is run that
+    Its arguments are those of the model that it was made from, its outputs those of the model that was written (of a
+    torchvision detector: of its `neural_part`). It computes with the code of `model`, on the device of that, whose
+    weights mean nothing and stay as they are. Without `model`, torchvision's architectures are built by name, and other
+    code only where `allow` is the reference that the file is of, with the path that the code has here:
+    `path/net.py:make` or `package.module:make`. No code is run that
     only the file names. Raises InputError where the file is missing, damaged, not a packed model, or of another model.
     """
     file = read_packed(Path(path))
@@ -158,7 +160,7 @@ def load_packed(path: Path | str, model: nn.Module | None = None, *, allow: str 
     samples = example(file.fields["input"])
     if model is None:
         model = built(reference, allow, _BUILT_ANYWAY + _VALUES_A_BYTE * file.data_bytes, file.path)
-    return _filled(capture(model, samples, reference), file).model
+    return _filled(capture(neural_part(model), samples, reference), file).model
 
 
 def fill_packed(path: Path, network: Network) -> Network:

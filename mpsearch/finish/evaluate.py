@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -59,6 +59,18 @@ class Judge:
         doubts = [_near_chance(metric, truth, guessed, len(split)) for metric in metrics if metric.name in guessed]
         reference = tuple(outputs for outputs, _ in batches)
         return cls(split, metrics, reference, network.device, truth, tuple(filter(None, doubts)), task.call, task.look)
+
+    def first(self, count: int) -> Judge:
+        """The same on the first samples, `count` or a few more: whole batches."""
+        if count >= len(self.split):
+            return self
+        batches = -(-count // BATCH)
+        split, reference = self.split.first(batches * BATCH), self.reference[:batches]
+        known = [
+            (outputs, targets, outputs) for outputs, (_, targets) in zip(reference, split.batches(BATCH), strict=True)
+        ]
+        truth = _gathered({metric.name: metric.start for metric in self.metrics}, known)
+        return replace(self, split=split, reference=reference, truth=truth, doubts=())
 
     @property
     def figures(self) -> tuple[Figure, ...]:

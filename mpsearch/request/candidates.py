@@ -11,6 +11,7 @@ from hwmodel import CostTable, InputError, LayerTable, Precision
 from hwmodel.device import DeviceSpec
 from hwmodel.latency import with_device
 from hwmodel.size import cost_table, input_bytes
+from hwmodel.target import load_target
 from mpsearch.request.edges import pinned_edges
 from mpsearch.request.options import RunOptions
 from mpsearch.request.rules import allowed_precisions, parse_rule
@@ -44,6 +45,8 @@ def candidates(options: RunOptions, table: LayerTable, fixed_bytes: int, device:
     pinned = _pinned(options, table, fixed_bytes, device)
     rules = [parse_rule(text) for text in options.fix]
     allowed = allowed_precisions(table.names, offered, pinned, options.edge, rules)
+    if options.target is not None:
+        load_target(options.target).require(sorted({p for precisions in allowed.values() for p in precisions}))
     for name, precisions in allowed.items() if device is not None else ():
         assert device is not None
         allowed[name] = tuple(precision for precision in precisions if precision.arithmetic in device.kernels)
@@ -89,7 +92,7 @@ def as_coded(costs: CostTable, table: LayerTable, sensitivity: SensitivityTable)
 
 
 def _offered(options: RunOptions, device: DeviceSpec | None) -> tuple[Precision, ...]:
-    wanted = options.precisions
+    wanted = _on_target(options)
     if device is None:
         return wanted
     runs = tuple(precision for precision in wanted if precision.arithmetic in device.kernels)
@@ -98,6 +101,17 @@ def _offered(options: RunOptions, device: DeviceSpec | None) -> tuple[Precision,
             f"device {device.name} runs none of {', '.join(map(str, wanted))}; it runs "
             f"{', '.join(map(str, device.precisions))}: ask for those with --wbits and --abits"
         )
+    return runs
+
+
+def _on_target(options: RunOptions) -> tuple[Precision, ...]:
+    """What was asked for, as far as the target runs it. Raises InputError where that is nothing."""
+    if options.target is None:
+        return options.precisions
+    target = load_target(options.target)
+    runs = tuple(precision for precision in options.precisions if precision.arithmetic in target.precisions)
+    if not runs:
+        target.require(options.precisions)
     return runs
 
 

@@ -11,10 +11,13 @@ from typing import Annotated, Any, Self
 import tomli_w
 
 from hwmodel import FLOAT_BITS, WEIGHT_BITS, InputError, Precision
+from hwmodel.device import load_device
 from hwmodel.precision import CODED_BITS, RATES, is_rate
+from hwmodel.target import load_target
 from mpsearch.files.reading import reading
 from mpsearch.request.budgets import COSTS, NEED_DEVICE
-from mpsearch.request.flags import Flag
+from mpsearch.request.compute import HERE, ComputeOptions
+from mpsearch.request.flags import BUDGETS, DETECTION, MODEL, PLACE, RECONSTRUCTION, SEARCH, Flag
 from mpsearch.request.parse import (
     Coding,
     EdgePolicy,
@@ -24,13 +27,11 @@ from mpsearch.request.parse import (
     parse_abits,
     parse_bits,
     parse_coding,
-    parse_compute,
     parse_objectives,
     parse_rates,
     parse_shape,
-    parse_threads,
-    parse_workers,
 )
+from mpsearch.request.places import found_again, seen_from
 from mpsearch.request.rules import parse_rule, parse_tie
 from mpsearch.request.units import (
     parse_duration,
@@ -43,13 +44,6 @@ from mpsearch.request.units import (
 EDGE_BITS = 8
 WBITS = (2, 3, 4, 5, 6, 8)
 
-BUDGETS = "Budgets"
-MODEL = "Model and data"
-DETECTION = "Detection"
-SEARCH = "Search"
-RECONSTRUCTION = "Reconstruction"
-PLACE = "Where it runs"
-PANELS = (BUDGETS, MODEL, DETECTION, SEARCH, RECONSTRUCTION, PLACE)
 
 # A field's default stands in the record; the command line shows it as people write it.
 _SIZE = Flag(BUDGETS, "What the packed file may take: 1.5MB, 900kB, 2MiB.", parse_size, None, "--size-budget", "SIZE")
@@ -64,6 +58,7 @@ _ABITS = "Candidate activation bits: 8, 4,8 or 8,32 (32: float) (default: float;
 _CODING = "How codes of weights are stored: fixed, at their width, or entropy: candidates are --rates then."
 _RATES = "Candidate bits a weight where codes are entropy-coded."
 _INPUT = "What the model takes, where nothing says it: 3x224x224."
+_TARGET = "The runtime that it is for, which has rules for bits and grids (see mpsearch targets)."
 _STEPS = "Most reconstruction steps a block; up to four times as many where much is to be done."
 _TASK = "What the network is for: classification, regression, segmentation, embedding, detection or FILE.py:task."
 _DECODE = "What makes boxes and scores of a detector's outputs; torchvision's detectors bring their own."
@@ -71,62 +66,11 @@ _ANNOTATIONS = "COCO's JSON of the validation images (default: instances_val.jso
 _CONFIDENCE = "Score above which a detection counts (default: 0.001; torchvision's detectors have their own)."
 _NMS = "Overlap above which the lesser of two detections of a class goes (default: 0.65, or the detector's own)."
 _FIT = "How images of other sizes go in: letterbox, in proportion with a grey margin, or squash."
-_COMPUTE = "cpu, cuda, or cuda:1 for the second GPU (default: cuda where there is one)."
-_THREADS = "Threads of torch, BLAS and our own pools; 0: as many as torch finds right."
-_WORKERS = "Processes that points are spread over; 0: this one. --threads are those of each (default: a share)."
-_SCHEDULER = "Where the Dask scheduler or the Ray head listens: tcp://10.0.0.1:8786."
 _MEMORY = "Memory for the inputs and outputs of blocks; what is beyond it is kept in files."
 
 
 def _text_of(values: tuple[float, ...]) -> str:
     return ",".join(f"{value:g}" for value in values)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ComputeOptions:
-    """Where it is computed: `compute` is cpu, cuda or cuda:1, the GPU where there is one if None; `threads` is how many
-    torch, BLAS and our own pools take, as many as torch finds right if 0. No result depends on them but by rounding,
-    and no file keeps them."""
-
-    compute: Annotated[str | None, Flag(PLACE, _COMPUTE, parse_compute, metavar="DEVICE")] = None
-    threads: Annotated[int, Flag(PLACE, _THREADS, parse_threads, "0", metavar="COUNT")] = 0
-
-    def __post_init__(self) -> None:
-        if self.compute is not None:
-            parse_compute(self.compute)
-        parse_threads(str(self.threads))
-
-    @classmethod
-    def from_flags(cls, given: Mapping[str, Any]) -> Self:
-        """The record of the fields that were `given` on the command line, defaults for the others."""
-        return cls(**given)
-
-
-HERE = ComputeOptions()
-BACKENDS = ("loky", "dask", "ray")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SpreadOptions(ComputeOptions):
-    """By how many processes, and where: `workers` of this machine (joblib's loky), or those of a Dask or Ray cluster
-    whose `scheduler` is at an address; a cluster of this machine without one. `threads` are those of each worker."""
-
-    workers: Annotated[int, Flag(PLACE, _WORKERS, parse_workers, "0", metavar="COUNT")] = 0
-    backend: Annotated[str, Flag(PLACE, "What runs the workers: loky, dask or ray.", metavar="ENGINE")] = "loky"
-    scheduler: Annotated[str | None, Flag(PLACE, _SCHEDULER, metavar="ADDRESS")] = None
-
-    def __post_init__(self) -> None:
-        parse_workers(str(self.workers))
-        if self.backend not in BACKENDS:
-            raise InputError(f"--backend must be one of {', '.join(BACKENDS)}, got {self.backend!r}")
-        if self.scheduler is not None and self.backend == "loky":
-            raise InputError("--scheduler is the address of a cluster; say which with --backend dask or ray")
-        ComputeOptions.__post_init__(self)
-
-    @property
-    def spread(self) -> bool:
-        """More than this process computes."""
-        return self.workers > 0 or self.backend != "loky"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +105,8 @@ class ModelOptions(ComputeOptions):
 class FinishOptions(ModelOptions):
     """How a configuration is finished: on which images, what is measured, and how it is reconstructed.
 
-    `symmetric` grids of weights have their zero-point in the middle. `edges` says what becomes of the first and the
+    `symmetric` grids of weights have their zero-point in the middle; a `target`, by name or file, asks for that at the
+    bits that its runtime has signed integers for. `edges` says what becomes of the first and the
     last layer: 8 bits (`8`), or like any other (`free`). `granularity` is what is reconstructed at once: layer, block,
     stage or network. Beyond `cache_memory_bytes` the inputs and outputs of blocks are kept in files, with no other
     effect. A detector's outputs are read by `decode`, a reference as that of a factory; `annotations` names a JSON,
@@ -183,6 +128,7 @@ class FinishOptions(ModelOptions):
         Flag(RECONSTRUCTION, "First and last layer where all get the same bits: 8 or free.", edge_policy, "8"),
     ] = "8"
     symmetric: Annotated[bool, Flag(RECONSTRUCTION, "Weights on grids with the zero-point in the middle.")] = False
+    target: Annotated[str | None, Flag(RECONSTRUCTION, _TARGET, metavar="TARGET")] = None
     steps: Annotated[int, Flag(RECONSTRUCTION, _STEPS)] = 40
     granularity: Annotated[str, Flag(RECONSTRUCTION, "What is fitted at once: layer, block, stage or network.")] = (
         "block"
@@ -199,12 +145,22 @@ class FinishOptions(ModelOptions):
         for name, least in (("samples", 1), ("val_samples", 0), ("seed", 0), ("cache_memory_bytes", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
+        if self.target is not None:
+            load_target(self.target)
         ComputeOptions.__post_init__(self)  # super() does not know a class that slots made anew
 
-    def to_toml(self) -> str:
-        """The text of the file that keeps the options in a run folder."""
+    @property
+    def symmetric_bits(self) -> tuple[int, ...]:
+        """The bits of weights whose grids have the zero-point in the middle."""
+        if self.symmetric:
+            return WEIGHT_BITS
+        return () if self.target is None else load_target(self.target).symmetric_bits
+
+    def to_toml(self, folder: Path | None = None) -> str:
+        """The text of the file that keeps the options in a run folder, with files named as seen from `folder`."""
         here = {field.name for field in fields(ComputeOptions)}
         values = {name: value for name, value in asdict(self).items() if value not in (None, ()) and name not in here}
+        values = values if folder is None else seen_from(folder, values)
         return f"# mpsearch run options; budgets in the units of their names\n{tomli_w.dumps(values)}"
 
     @classmethod
@@ -216,7 +172,7 @@ class FinishOptions(ModelOptions):
         if not path.is_file():
             raise InputError(f"{path.parent} is no run folder: it has no {path.name}; make one with `mpsearch run`")
         with reading(path, "mend it, or start again with `mpsearch run` and another --out"):
-            data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+            data = found_again(path.parent, tomllib.loads(path.read_text(encoding="utf-8")))
             known = {field.name for field in fields(cls)} - {field.name for field in fields(ComputeOptions)}
             if not known >= set(data):
                 raise ValueError(f"unknown key {sorted(set(data) - known)[0]!r}")
@@ -274,6 +230,9 @@ class RunOptions(FinishOptions):
             raise InputError(
                 f"candidate bits must be among {listed(WEIGHT_BITS)}, got {listed(tuple(unknown)) or 'none'}"
             )
+        for name, count, least in (("population", self.population, 8), ("generations", self.generations, 1)):
+            if count < least:
+                raise InputError(f"--{name} must be at least {least}, got {count}")
         self._check_coding()
         for text in self.fix:
             parse_rule(text)
@@ -305,11 +264,16 @@ class RunOptions(FinishOptions):
 
     @classmethod
     def from_flags(cls, given: Mapping[str, Any]) -> Self:
-        """As above; on a device, activations that nobody asked for are the widest that it runs."""
+        """As above; on a device, activations that nobody asked for are the widest that it, or else the target, runs.
+        A device may name the target."""
         values = dict(given)
-        if values.get("device") is not None and "abits" not in values:
+        if values.get("device") is not None and "target" not in values:
+            values["target"] = load_device(values["device"]).target
+        if "abits" not in values and values.get("device") is not None:
             widths = (CODED_BITS,) if values.get("coding") == "entropy" else values.get("wbits", WBITS)
             values["abits"] = device_abits(values["device"], widths)
+        elif "abits" not in values and values.get("target") is not None:
+            values["abits"] = load_target(values["target"]).activation_bits[-1:]
         return cls(**values)
 
     @property

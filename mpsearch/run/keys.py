@@ -30,9 +30,10 @@ def origin_key(options: RunOptions) -> str:
 
 
 def task_digest(reference: str) -> str:
-    """What a task depends on: its name, and the text of the user's file."""
+    """What a task depends on: its name, and the text of the user's file, wherever that lies."""
     code = factory_file(reference)
-    return fingerprint(reference, code.read_text("utf-8") if code is not None and code.is_file() else "")
+    name = reference if code is None else f"{code.name}:{reference.rpartition(':')[2]}"
+    return fingerprint(name, code.read_text("utf-8") if code is not None and code.is_file() else "")
 
 
 def graph_digest(network: Network) -> str:
@@ -50,7 +51,7 @@ def graph_digest(network: Network) -> str:
 def scores_key(origin: Origin, options: FinishOptions) -> str:
     """What sensitivity scores depend on beside samples and bits."""
     return fingerprint(
-        METRIC, version("mpsearch"), origin.model, origin.graph, origin.heads, options.seed, options.symmetric
+        METRIC, version("mpsearch"), origin.model, origin.graph, origin.heads, options.seed, options.symmetric_bits
     )
 
 

@@ -22,7 +22,7 @@ from mpsearch.sources.detection_data import BoxOptions, load_detection
 from mpsearch.sources.detectors import NeuralPart
 from mpsearch.sources.distilled import DISTILLED, MEASURED, make_distilled, read_distilled
 from mpsearch.sources.models import LoadedModel, load_model
-from mpsearch.sources.proposals import prepared
+from mpsearch.sources.proposals import prepared, with_proposals
 from mpsearch.sources.split import Split
 from mpsearch.tasks.boxes import CONFIDENCE, OVERLAP, Suppression
 from mpsearch.tasks.detection import NAME as DETECTION
@@ -87,7 +87,7 @@ def captured_alone(options: ModelOptions, console: Console) -> tuple[LoadedModel
             f"nothing says what {model.reference} takes: give --input 3x224x224, or --data, "
             "or input_size in a JSON beside it"
         )
-    return model, captured(model, example)
+    return model, captured(model, with_proposals(example, model.model))
 
 
 def _data(model: LoadedModel, path: str | None, calib_samples: int, val_samples: int | None, seed: int) -> DataSource:
@@ -135,7 +135,7 @@ class Loaded:
             steps=options.steps,
             seed=options.seed,
             granularity=options.granularity,  # type: ignore[arg-type]
-            symmetric=options.symmetric,
+            symmetric=options.symmetric_bits,
         )
 
     @cached_property
@@ -158,6 +158,8 @@ class Loaded:
         if self.given is not None:
             return self.given.data
         if options.data == DISTILLED:
+            if isinstance(self.model.model, NeuralPart):
+                raise InputError(f"no images can be distilled for {self.model.reference}, a detector; give --data")
             return self._distilled()
         data = self._boxes() if self._of_boxes else _data(self.model, options.data, *self._draw)
         data = prepared(data, self.model.model)

@@ -16,7 +16,8 @@ from rich.console import Console as RichConsole
 from hwmodel import BitConfig, InputError
 from hwmodel.files import write_whole
 from mpsearch.files.folder import Json, RunFolder
-from mpsearch.request.options import FinishOptions, SpreadOptions
+from mpsearch.request.compute import SpreadOptions
+from mpsearch.request.options import FinishOptions
 from mpsearch.run.engines import Engine, Lost
 from mpsearch.run.finalize import bytes_of_coded, current_finished, finalize_step
 from mpsearch.run.keys import finished_key

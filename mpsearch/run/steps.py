@@ -31,6 +31,7 @@ from mpsearch.sensitivity.measure import measure, split
 from mpsearch.sensitivity.table import SensitivityTable
 from mpsearch.show.console import Console
 from mpsearch.tasks.detection import NAME as DETECTION
+from recon.graph.gradients import without_gradient
 
 ROUGHLY = 0.8  # of what entropy-coded layers are thought to take before they are coded, they may take as little
 FLOAT_SHARE, MOST_NAMED = 0.1, 3  # of a file's fixed bytes, from which parts that stay float are named, and how many
@@ -151,6 +152,7 @@ class Run:
         if least * (ROUGHLY if self.coded else 1) <= limit * (1 + 1e-12):
             return
         cost = COSTS[name]
+        pinned = self.candidates.pinned
         on = f" on {self.device.name}" if self.device is not None and name in NEED_DEVICE else ""
         what = "smallest file" if name == "size_bytes" else f"{cost.least} configuration"
         raise BudgetError(
@@ -158,6 +160,7 @@ class Run:
             f"{', '.join(map(str, self.candidates.offered))} can reach{on} has {cost.text(least)} "
             f"({describe(problem.config(genome))}){self._in_the_way(name)}; raise {cost.option} or allow fewer bits "
             f"with {'--rates' if self.coded else '--wbits'}"
+            + (f", or for {' and '.join(pinned)} with --edges free" if pinned else "")
         )
 
     def _in_the_way(self, cost: str) -> str:
@@ -185,7 +188,7 @@ class Run:
         require_same_model(self.folder, self.loaded.model)
         self._note_refused(self._choices.precisions)  # there are no choices where the budgets cannot be met
         origin = self.origin
-        self.folder.write("config.toml", self.options.to_toml())
+        self.folder.write("config.toml", self.options.to_toml(self.folder.path))
         self.folder.write_json("layers.json", origin.to_json())
         return origin.table
 
@@ -227,6 +230,7 @@ class Run:
             self.console.note(f"{CACHE} is of other {self._difference(load_table(path))}: what is new is measured")
             known = load_scores(path, loaded.network)
         count = len(split(loaded.calibration)[1])
+        self._note_alone()
         with self.clock.timed("sensitivity"), self.console.progress("sensitivity", count) as advance:
             scores = measure(
                 loaded.network,
@@ -237,11 +241,22 @@ class Run:
                 known,
                 lambda done, total: advance(done),
                 likelihood=loaded.likelihood,
-                symmetric=options.symmetric,
+                symmetric=options.symmetric_bits,
             )
         table = scores.table(precisions, options.seed, self._sensitivity_key)
         save_cache(path, table, scores)
         return table
+
+    def _note_alone(self) -> None:
+        network = self.loaded.network
+        hidden = without_gradient(network.module)
+        alone = [name for name in network.table.names if name in hidden]
+        if alone:
+            self.console.note(
+                f"no gradient shows what {len(alone)} of {len(network.table)} layers do (first: {alone[0]}), since "
+                "rounding, a sign or an operation without a backward follows: each is rounded alone and the divergence "
+                "measured, which takes longer"
+            )
 
     def _difference(self, table: SensitivityTable) -> str:
         if table.precisions != self.candidates.precisions:

@@ -58,6 +58,7 @@ def summarize(
         **({"activation_bits": list(options.abits)} if options.abits else {}),
         **({"coding": options.coding} if options.coding != "fixed" else {}),
         **({"symmetric": True} if options.symmetric else {}),
+        **({"target": options.target} if options.target else {}),
         **{name: value for name, value in costs.items() if name not in measured and _shown(name, options)},
         "edge_layers_at_8_bits": list(pinned),
         "calibration_samples": len(data.calib),

@@ -40,6 +40,7 @@ def save_cache(path: Path, table: SensitivityTable, scores: Scores) -> None:
         "key": scores.key,
         "images": scores.images,
         "terms": [str(term) for term in scores.terms],
+        "alone": scores.alone,
     }
     arrays: Arrays = {name: getattr(table, name) for name in ("intra", "inter", "diagonal")}
     if table.coded_bytes is not None:
@@ -80,7 +81,8 @@ def load_scores(path: Path, network: Network) -> Scores:
             raise InputError(f"{path} is of another network; delete it to measure again")
         rounded = {term: _rounded(network, term, tensor) for term in map(Precision.parse, about["terms"])}
         layers, images = tuple(about["layers"]), tuple(about["images"])
-        return Scores(about["key"], layers, images, rounded, tensor("score"), tensor("square"))
+        alone = tuple(about.get("alone", ()))
+        return Scores(about["key"], layers, images, rounded, tensor("score"), tensor("square"), alone)
 
     return _read(path, read)
 

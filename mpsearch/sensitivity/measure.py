@@ -7,6 +7,8 @@ log-likelihood. The Fisher information is the Hessian of the KL divergence, so a
 and weight width. Quantized inputs add ⟨∂log p/∂x, Q(x) − x⟩, shared among the layers that read the tensor x. What the
 table makes of the scores, `mpsearch.scores` says.
 
+Layers whose effect no gradient shows (`recon.graph.gradients`) are rounded alone, and the divergence is measured.
+
 Beside them stands the diagonal Fisher's intra-layer term, ½ E[Σ_i g_i² Δz_i²] (BRECQ, arXiv 2102.05426, eq. 10). It
 ignores that a layer's output errors act together, and so judges most layers of a real network 2 to 40 times too low.
 """
@@ -16,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import takewhile
 
 import numpy as np
@@ -24,9 +26,11 @@ import torch
 from torch import Tensor
 
 from hwmodel import FLOAT_BITS, Precision
+from mpsearch.sensitivity.forward import Change, measured_scores
 from mpsearch.sensitivity.scores import Rounded, RoundedWeight, Scores, widths
 from recon.compute.arithmetic import fast, picked
 from recon.fit.start import second_order_rounding
+from recon.graph.gradients import without_gradient
 from recon.graph.layers import Embedding, keep_outputs
 from recon.graph.network import Network
 from recon.graph.samples import Samples
@@ -43,8 +47,6 @@ from recon.transforms.basis import balanced
 
 SENSITIVITY_BATCH = 4
 ROUNDING_SAMPLES = 128  # the first ones, half of them at most, so that the roundings stay when more images come
-
-Change = tuple[Tensor, Tensor] | InputGrid
 
 
 def split(samples: Samples) -> tuple[Samples, Samples]:
@@ -67,7 +69,7 @@ def measure(
     on_batch: Callable[[int, int], None] = lambda done, total: None,
     *,
     likelihood: Likelihood = CLASSIFIER,
-    symmetric: bool = False,
+    symmetric: Collection[int] = (),
 ) -> Scores:
     """Scores every layer at every width of `precisions` on two or more samples, as the network takes them; `likelihood`
     says what its outputs mean.
@@ -76,12 +78,15 @@ def measure(
     closer to what finalization leaves than plain rounding, which overrates low bits. The samples are `split`. What is
     `known` under the same `key` is kept as far as `samples` begin with the same ones: only new widths and new samples
     are measured, and the result is the same as if nothing had been known. `on_batch` is called with samples done and in
-    all. Grids of weights are `symmetric` or not; `key` says so where both are in use.
+    all. Weights of `symmetric` bits have grids with the zero-point in the middle; `key` says which, where
+    several are in use.
     """
     network, samples = balanced(network), samples.single()
     first, judging = split(samples)
     key = "-".join([key, *_digests(Samples(tuple(leaf.flatten()[None] for leaf in first.leaves), first.spec))])
     names, digests, terms = network.table.names, _digests(judging), widths(*precisions)
+    hidden = without_gradient(network.module)
+    alone = tuple(name for name in names if name in hidden)
     kept = _kept(known, key, digests, terms)
     new = [term for term in terms if kept is None or term not in kept.rounded]
     found = _roundings(network, network.leaves(first), new, seed, likelihood, symmetric)
@@ -101,9 +106,15 @@ def measure(
             missing = {name: [row[index] for index in at] for name, row in changes.items()}
             generator = torch.Generator().manual_seed(seed * 1_000_003 + start)
             x = picked(leaves, batch, network.device)
-            score[batch, :, at], square[batch, :, at] = _batch_terms(network, x, likelihood, missing, generator)
+            by_gradient = {name: row for name, row in missing.items() if name not in alone}
+            if by_gradient:
+                of = np.ix_(range(*batch.indices(count)), [names.index(name) for name in by_gradient], at)
+                score[of], square[of] = _batch_terms(network, x, likelihood, by_gradient, generator)
+            if alone:
+                of = np.ix_(range(*batch.indices(count)), [names.index(name) for name in alone], at)
+                score[of] = measured_scores(network, x, likelihood, {name: missing[name] for name in alone})
         on_batch(min(batch.stop, count), count)
-    return Scores(key, names, digests, rounded, score, square)
+    return Scores(key, names, digests, rounded, score, square, alone)
 
 
 def _digests(samples: Samples) -> tuple[str, ...]:
@@ -130,7 +141,7 @@ def _roundings(
     terms: Sequence[Precision],
     seed: int,
     likelihood: Likelihood,
-    symmetric: bool,
+    symmetric: Collection[int],
 ) -> dict[Precision, Rounded]:
     """The quantized weight, or input grid, of every layer at every width, from samples whose tensors are (N, …)."""
     layers = {name: network.layer(name) for name in network.table.names}
@@ -146,9 +157,9 @@ def _roundings(
             for name, layer in layers.items():
                 weight = layer.weight.detach()
                 if name not in mapping:
-                    rounding, bias = nearest(weight, term, symmetric), layer.bias.detach()
+                    rounding, bias = nearest(weight, term, term.w in symmetric), layer.bias.detach()
                 else:
-                    what = weight, term, moments[name], symmetric, metrics.get(name)
+                    what = weight, term, moments[name], term.w in symmetric, metrics.get(name)
                     grid, place, bias = second_order_rounding(*what)
                     rounding = QuantizedWeight(grid, place.round().to(torch.uint8))
                 size = coded_bytes(rounding, layer.bias.detach() + bias) if term.rate else 0.0

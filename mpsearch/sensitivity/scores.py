@@ -38,7 +38,8 @@ class Scores:
 
     A term is a width of weights (`W4A32`) or of inputs (`W32A8`); `rounded` holds what they are rounded to, by term and
     layer. `score` (N, L, T) is ⟨g, Δ⟩ and `square` (N, L, T) is Σ g² Δ², with g the gradient and Δ the error of the
-    layer's output or input. `images` are their digests; `key` is of everything else that the numbers depend on.
+    layer's output or input. `images` are their digests; `key` is of everything else that the numbers depend on. Of the
+    layers `alone`, which no gradient reaches, log cosh of the score is the measured divergence, and `square` is 0.
     """
 
     key: str
@@ -47,6 +48,7 @@ class Scores:
     rounded: dict[Precision, Rounded]
     score: NDArray[np.float32]
     square: NDArray[np.float32]
+    alone: tuple[str, ...] = ()
 
     @property
     def terms(self) -> tuple[Precision, ...]:
@@ -67,7 +69,7 @@ class Scores:
         s = self._bounded(precisions)
         s *= np.sqrt(self._steady(s, precisions))
         half = 0.5 * s.T @ s / len(s)
-        inter = np.where(self._same_layer(precisions), 0.0, self.shrinkage(precisions) * half)
+        inter = np.where(self._unrelated(precisions), 0.0, self.shrinkage(precisions) * half)
         return SensitivityTable(
             self.layers,
             tuple(precisions),
@@ -98,7 +100,7 @@ class Scores:
         z = s / np.sqrt(np.square(s).mean(0).clip(1e-300))
         correlation = z.T @ z / len(z)
         variance = (np.square(z).T @ np.square(z) / len(z) - np.square(correlation)) / max(len(z) - 1, 1)
-        others = ~self._same_layer(precisions)
+        others = ~self._unrelated(precisions)
         signal = np.square(correlation)[others].sum()
         return float(np.clip(1 - variance[others].sum() / signal, 0, 1)) if signal else 0.0
 
@@ -134,9 +136,11 @@ class Scores:
         log_cosh = size + np.log1p(np.exp(-2 * size)) - np.log(2)
         return np.where(size > SMALL, np.sign(s) * np.sqrt(2 * log_cosh.clip(0)), s)
 
-    def _same_layer(self, precisions: Sequence[Precision]) -> NDArray[np.bool_]:
-        """Which pairs of choices (L · C, L · C) are of one layer."""
-        return np.kron(np.eye(len(self.layers)), np.ones((len(precisions),) * 2)).astype(bool)
+    def _unrelated(self, precisions: Sequence[Precision]) -> NDArray[np.bool_]:
+        """Which pairs of choices (L · C, L · C) have no interaction: those of one layer, and of layers alone."""
+        alone = np.array([name in self.alone for name in self.layers])
+        pairs = np.eye(len(self.layers), dtype=bool) | alone | alone[:, None]
+        return np.kron(pairs, np.ones((len(precisions),) * 2)).astype(bool)
 
     def _by_precision(self, terms: NDArray[np.float32], precisions: Sequence[Precision]) -> NDArray[np.float64]:
         """Terms (N, L, T) as sums (N, L, C) of a precision's weight and input term."""

@@ -13,7 +13,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from mpsearch.show.tables import WIDTH
+from mpsearch.show.columns import WIDTH
 from recon.fit.report import BlockReport
 from recon.settings import Settings
 

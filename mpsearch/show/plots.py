@@ -17,6 +17,7 @@ from mpsearch.optimization.baselines import Answer
 from mpsearch.optimization.front import ParetoFront
 from mpsearch.request.budgets import COSTS, Cost
 from mpsearch.show.compare import Comparison, Measured, measured_points
+from mpsearch.tasks.figure import KL, headline, read_figures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +34,8 @@ class FrontInfo:
 
     `cost` is in the unit of `axis`, `scale` of which make one of the cost's own; `other` is a third objective, in the
     unit of `other_axis`, that colours the points. Their budgets are None where they have none. `measured` are the
-    finished points, `history` the hypervolume by generation. `bits` are those of weights, `inputs` of activations.
+    finished points, `plain` what plain rounding of a uniform answer leaves, `history` the hypervolume by generation.
+    `bits` are those of weights, `inputs` of activations.
     """
 
     title: str
@@ -49,6 +51,7 @@ class FrontInfo:
     chosen: tuple[float, float]
     references: tuple[tuple[str, float, float], ...]
     measured: tuple[Measured, ...]
+    plain: tuple[Measured, ...]
     history: tuple[float, ...]
     layers: tuple[str, ...]
     bits: tuple[float, ...]
@@ -63,8 +66,9 @@ def front_info(
     table: LayerTable,
     answers: Sequence[Answer],
     finished: Sequence[tuple[str, Json]] = (),
+    tight: Json | None = None,
 ) -> FrontInfo:
-    """The picture of `front` with point `index` chosen."""
+    """The picture of `front` with point `index` chosen; `tight` is what the folder says of its tight end."""
     name, *others = front.names[1:]
     cost = COSTS[name]
     loss, values = front.objectives[:, 0], front.objectives[:, 1] * cost.scale
@@ -89,12 +93,25 @@ def front_info(
             if answer.name.startswith("uniform")  # greedy and exact answers would hide behind the chosen point
         ),
         measured_points(front, finished, name),
+        _plain(tight or {}, answers),
         front.hypervolume,
         table.names,
         config.wbits,
         tuple(precision.a for precision in config.precisions),
         tuple(layer.n_weights for layer in table),
     )
+
+
+def _plain(tight: Json, answers: Sequence[Answer]) -> tuple[Measured, ...]:
+    """The uniform answer that was rounded plainly and measured, if it is one of these answers."""
+    if not tight:
+        return ()
+    row, figures = tight["rows"][tight["at"]], read_figures(tight)
+    if not any(answer.name.endswith(f" {row['bits']}") and answer.loss == row["loss"] for answer in answers):
+        return ()
+    first, plain = headline(figures), tight["measured"]["plain"]
+    value = None if first is None else plain[first.name]
+    return (Measured(row["bits"], -1, row["cost"], row["loss"], plain[KL], first, value),)
 
 
 def model_title(reference: str) -> str:
@@ -134,6 +151,7 @@ def draw_front(info: FrontInfo, path: Path) -> None:
         top.axvline(info.budget, color="#d62728", lw=1, ls="--", label=info.budget_text)
     top.plot(*info.chosen, "*", color="#d62728", ms=15, zorder=4, label="chosen")
     _draw_measured(top, info.measured, info.scale, "#e08214", _legend("measured, finished", info.measured))
+    _draw_measured(top, info.plain, info.scale, "#777777", _legend("measured, uniform, rounded plainly", info.plain))
     top.margins(y=0.12)  # room for the words above the highest point
     top.set(yscale="log", xlabel=info.axis, ylabel="KL divergence, nats", title=info.title)
     top.grid(alpha=0.3, which="both")

@@ -23,6 +23,7 @@ from mpsearch.sources.checkpoints import State, align, find_state
 from mpsearch.sources.detectors import NeuralPart, neural_part
 from mpsearch.sources.expected import Expected, Known, beside, expected
 from mpsearch.sources.factory import call_factory, canonical, factory_file, is_factory
+from mpsearch.sources.lazy import initialise
 from mpsearch.sources.split import Normalization
 from mpsearch.sources.weights import fit_weights, read_weights, require_finite
 
@@ -136,6 +137,8 @@ def build_architecture(reference: str) -> nn.Module:
                 torchvision.models.detection._utils.overwrite_eps(model, 0.0)
         elif is_factory(reference):
             model = call_factory(reference)
+            if isinstance(model, torch.export.ExportedProgram):
+                model = model.module()
         else:
             raise InputError(f"a model reference looks like torchvision:NAME or file.py:factory, got {reference!r}")
     if not isinstance(model, nn.Module):
@@ -227,6 +230,7 @@ def _assemble(reference: str, weights: _Weights | None, takes: Expected, source:
     if isinstance(model, NeuralPart):
         takes = Expected(takes.size, AS_THEY_ARE, "")
     notes = [takes.note] if takes.note else []
+    notes += initialise(model, takes.size, reference)
     if weights is not None:
         source = weights.source
         state = State(weights.state)

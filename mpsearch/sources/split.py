@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -60,6 +60,11 @@ class Split:
     def samples(self) -> Samples:
         """All samples as the network takes them."""
         return self._ready(self.stored)
+
+    def first(self, count: int) -> Split:
+        """The first `count` samples; the fingerprint stays that of all."""
+        part = slice(count)
+        return replace(self, stored=self.stored[part], targets=_part(self.targets, part))
 
     def batches(self, size: int) -> Iterator[tuple[Samples, Any]]:
         """Samples as the network takes them, at most `size` at a time, with their targets (None without labels)."""

@@ -146,7 +146,12 @@ def second_order_start(
             continue
         moments, weight, shift = compensated(task, name)
         grid, place, bias = second_order_rounding(
-            weight, config[name], moments, settings.symmetric, task.metrics.get(name), widened.get(name, 0.0)
+            weight,
+            config[name],
+            moments,
+            config[name].w in settings.symmetric,
+            task.metrics.get(name),
+            widened.get(name, 0.0),
         )
         bias_of(layer).data = bias_of(layer).data + shift + bias
         learn_rounding(layer, make_rounding(settings.rounding, place, grid))
@@ -161,5 +166,5 @@ def nearest_start(task: UnitTask, config: BitConfig, settings: Settings) -> None
 def place_nearest(layer: Layer, precision: Precision, settings: Settings) -> None:
     """Puts a rounding on a layer that stands where its weight stands."""
     weight = layer.weight.detach()
-    grid = own_grid(weight, precision, settings.symmetric)
+    grid = own_grid(weight, precision, precision.w in settings.symmetric)
     learn_rounding(layer, make_rounding(settings.rounding, codes_at(weight, grid), grid))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -49,14 +49,17 @@ def quantized(network: Network, layers: QuantizedLayers) -> Network:
 
 
 def plainly_rounded(
-    network: Network, leaves: Sequence[Tensor], config: BitConfig, symmetric: bool = False
+    network: Network, leaves: Sequence[Tensor], config: BitConfig, symmetric: Collection[int] = ()
 ) -> QuantizedLayers:
     """Every weight rounded to the nearest level of its own best grid, inputs on the grids that suit samples, whose
-    tensors are (N, …), best: the baseline of every comparison."""
+    tensors are (N, …), best: the baseline of every comparison.
+
+    Weights of `symmetric` bits have grids with the zero-point in the middle.
+    """
     work = quantize_inputs(network, input_bits(config))
     layers = {name: work.layer(name) for name in config.layers}
     find_ranges(work.module, layers, leaves)
-    weights = {name: nearest(layer.weight, config[name], symmetric) for name, layer in layers.items()}
+    weights = {name: nearest(layer.weight, config[name], config[name].w in symmetric) for name, layer in layers.items()}
     return QuantizedLayers(weights, _stored_biases(layers, weights), frozen_inputs(layers))
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 import mpsearch
 from hwmodel.errors import InputError
+from mpsearch.export.packed import load_packed
 from mpsearch.sources.detectors import NeuralPart, OneStage, TwoStage, neural_part
 from mpsearch.tasks.detection import detection
 
@@ -193,6 +194,18 @@ def test_a_detector_that_is_taken_for_a_classifier(folder: Path, command: Comman
     refused(command("run", *given, "--size-budget", 20_000, *BUDGET), "--task detection")
 
 
+def test_the_layers_of_a_two_stage_detector(folder: Path, command: Command) -> None:
+    done = command("layers", "--model", f"{folder / 'net.py'}:faster", "--input", "3x32x40", "--json")
+    assert done.code == 0, done.err
+    assert "roi_heads.box_head.fc6" in done.out
+
+
+def test_no_images_are_distilled_for_a_detector(folder: Path, command: Command) -> None:
+    given = ("--model", f"{folder / 'net.py'}:retinanet", "--data", "distilled", "--task", "detection")
+    done = command("reconstruct", *given, "--bits", "W4", "--out", folder / "out")
+    refused(done, "no images can be distilled", "give --data")
+
+
 def images(count: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(count, 3, 32, 40, generator=torch.Generator().manual_seed(seed))
 
@@ -237,6 +250,13 @@ def test_a_torchvision_detector_in_memory(folder: Path, name: str) -> None:
     )
     finished = front.finish()
     assert list(finished.metrics["finished"]) == ["map", "ap50", "ap75", "kl"]
+    detector = load(folder, name)
+    part, x = neural_part(detector), images(2, 7)
+    given = (x, part.proposed(x)) if isinstance(part, TwoStage) else (x,)
+    loaded = load_packed(finished.path, model=detector)
+    with torch.no_grad():
+        ours, theirs = loaded(*given), finished.model(*given)
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
 def test_a_detector_of_ones_own_in_memory(folder: Path) -> None:

@@ -96,7 +96,7 @@ def _captured(name: str, count: int) -> tuple[Network, tuple[Tensor, ...]]:
 
 
 def low_bit(
-    name: str, precision: Precision, symmetric: bool = False, count: int = 16
+    name: str, precision: Precision, symmetric: tuple[int, ...] = (), count: int = 16
 ) -> tuple[Network, QuantizedLayers, tuple[Tensor, ...]]:
     """A network of `NETS` with random weights, its plainly rounded layers, and samples."""
     network, leaves = _captured(name, count)
@@ -104,7 +104,7 @@ def low_bit(
     return network, plainly_rounded(network, leaves, config, symmetric), leaves
 
 
-def plan_of(name: str, precision: Precision, *, real_outputs: bool = True, symmetric: bool = False) -> Plan:
+def plan_of(name: str, precision: Precision, *, real_outputs: bool = True, symmetric: tuple[int, ...] = ()) -> Plan:
     """The integer plan of that."""
     network, layers, leaves = low_bit(name, precision, symmetric)
     return build_plan(network, layers, leaves, real_outputs=real_outputs)

@@ -322,7 +322,7 @@ def test_roundings_are_judged_by_images_that_did_not_decide_them() -> None:
 
 def test_symmetric_grids_are_scored_as_such() -> None:
     net = network()
-    scores = measure(net, images(48), BITS, 0, "key", symmetric=True)
+    scores = measure(net, images(48), BITS, 0, "key", symmetric=(2, 3, 4, 5, 6, 8))
     for term in BITS:
         for rounded in scores.rounded[term].values():
             assert isinstance(rounded, RoundedWeight)

@@ -1,0 +1,41 @@
+"""Targets as people read them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich import box
+from rich.table import Table
+
+from hwmodel.target import TargetSpec
+
+
+def targets_rows(targets: Sequence[TargetSpec]) -> Table:
+    """The targets, one a line."""
+    view = Table("target", "weights", "activations", "format", "what it is", box=box.SIMPLE_HEAD)
+    for target in targets:
+        view.add_row(
+            target.name,
+            _bits(target.weight_bits),
+            _bits(target.activation_bits),
+            ", ".join(target.formats),
+            target.title,
+        )
+    return view
+
+
+def target_lines(target: TargetSpec) -> Iterator[str]:
+    """One target: what it asks for, and where that is from."""
+    yield f"{target.name}: {target.title}"
+    yield f"weights of {_bits(target.weight_bits)} bits, activations of {_bits(target.activation_bits)}"
+    yield (
+        f"zero-point in the middle at {_bits(target.symmetric_bits)} bits"
+        if target.symmetric_bits
+        else "any zero-point"
+    )
+    yield f"mpsearch export --format {' or '.join(target.formats)}"
+    yield f"source: {target.source}"
+
+
+def _bits(bits: Sequence[int]) -> str:
+    return ", ".join(map(str, bits))
