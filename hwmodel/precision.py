@@ -41,7 +41,7 @@ class Precision:
 
     @property
     def stored(self) -> float:
-        """Bits that a weight takes in a file: the rate, or the width."""
+        """Bits that a weight takes in a file: the rate, or the width, which is whole."""
         return self.rate or self.w
 
     @property
@@ -84,9 +84,9 @@ class BitConfig:
         return self.precisions[self.layers.index(layer)]
 
     @property
-    def wbits(self) -> tuple[int, ...]:
-        """Weight bits per layer."""
-        return tuple(precision.w for precision in self.precisions)
+    def wbits(self) -> tuple[float, ...]:
+        """Bits that weights are stored with, per layer: widths, or rates."""
+        return tuple(precision.stored for precision in self.precisions)
 
     @classmethod
     def uniform(cls, layers: Iterable[str], precision: Precision) -> BitConfig:

@@ -50,11 +50,10 @@ class FinishedModel:
         """Its bits."""
         return BitConfig.from_json(self.record["config"])
 
-    def plan(self, real_outputs: bool) -> Plan:
+    def plan(self, *, real_outputs: bool = False, narrow: bool = False) -> Plan:
         """Its integer plan."""
-        return build_plan(
-            self.network, self.layers, self.network.leaves(self.loaded.calibration), real_outputs=real_outputs
-        )
+        leaves = self.network.leaves(self.loaded.calibration)
+        return build_plan(self.network, self.layers, leaves, real_outputs=real_outputs, narrow=narrow)
 
     def metadata(self) -> dict[str, str]:
         """What an exported file says of itself: its bits by layer and its budgets as JSON, what it was made from."""

@@ -12,12 +12,15 @@ import queue
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
+
+import psutil
 
 from hwmodel import InputError
 
@@ -57,36 +60,38 @@ def _loky(engine: Engine, call: Call, shared: bytes, tasks: Mapping[str, tuple[A
     from joblib.externals.loky import ProcessPoolExecutor
 
     environment = {f"{name}_NUM_THREADS": str(engine.threads) for name in ("OMP", "MKL", "OPENBLAS")}
-    pools: set[ProcessPoolExecutor] = set()
-    free: queue.SimpleQueue[ProcessPoolExecutor] = queue.SimpleQueue()
-    stopping = threading.Event()
+    workers: dict[ProcessPoolExecutor, int] = {}  # each with its process id
+    free: queue.SimpleQueue[ProcessPoolExecutor | None] = queue.SimpleQueue()
+    starting, stopping = threading.Lock(), threading.Event()
 
     def started() -> ProcessPoolExecutor:
         pool = ProcessPoolExecutor(1, initializer=_begin, initargs=(shared, os.getpid()), env=environment)
-        pools.add(pool)
+        with starting:  # so that who stops knows all
+            workers[pool] = pool.submit(os.getpid).result()
         return pool
 
     def attempt(arguments: tuple[Any, ...]) -> Any:
-        reason = ""
+        reason = "stopped"
         for _ in range(1 + AGAIN):
-            if stopping.is_set():
-                break
-            pool = free.get()  # there is one for each thread
+            pool = free.get()  # there is one for each thread, or leave to start one
             try:
-                result = pool.submit(_with_shared, call, arguments).result()
+                if stopping.is_set():
+                    break
+                pool = pool or started()
+                return pool.submit(_with_shared, call, arguments).result()
             except BrokenProcessPool as error:
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                pools.discard(pool)
-                pool.shutdown(wait=False, kill_workers=True)
-                free.put(pool if stopping.is_set() else started())
-                continue
-            free.put(pool)
-            return result
+                if pool is not None:
+                    workers.pop(pool, None)
+                    pool.shutdown(wait=False)
+                pool = None
+            finally:
+                free.put(pool)
         return Lost(reason)
 
     count = min(engine.workers, len(tasks))
     for _ in range(count):
-        free.put(started())
+        free.put(None)
     with ThreadPoolExecutor(count) as threads:
         futures = {threads.submit(attempt, arguments): name for name, arguments in tasks.items()}
         try:
@@ -94,11 +99,13 @@ def _loky(engine: Engine, call: Call, shared: bytes, tasks: Mapping[str, tuple[A
                 yield futures[future], future.result()
         finally:
             stopping.set()
-            for waiting in futures:
-                waiting.cancel()
-            done = all(future.done() and not future.cancelled() for future in futures)
-            for pool in list(pools):
-                pool.shutdown(wait=done, kill_workers=not done)
+            done = [future.cancel() or future.done() for future in futures]
+            with starting:
+                for pid in () if all(done) else workers.values():
+                    with suppress(psutil.Error):
+                        psutil.Process(pid).kill()  # what runs there is broken off
+    for pool in workers:
+        pool.shutdown()
 
 
 def _begin(shared: bytes, parent: int) -> None:
@@ -131,17 +138,23 @@ def _dask(engine: Engine, call: Call, shared: bytes, tasks: Mapping[str, tuple[A
                 client = end.enter_context(distributed.Client(engine.scheduler, timeout=10))
             except (OSError, ValueError) as error:
                 raise _unreachable(engine, error) from None
-        sent = client.scatter(shared, broadcast=True, hash=False)
-        futures = {
-            client.submit(call, sent, *arguments, key=f"mpsearch-{name}-{time.time_ns()}", pure=False): name
-            for name, arguments in tasks.items()
-        }
-        for future in distributed.as_completed(futures):
-            failure = future.exception()
-            if isinstance(failure, distributed.scheduler.KilledWorker):
-                yield futures[future], Lost(f"its worker {failure.last_worker.address} died")
-            else:
-                yield futures[future], future.result()
+        waiting, cancelled = dict(tasks), Counter[str]()
+        while waiting:  # once, unless all machines are lost that hold what is shared: it is sent again then
+            sent = client.scatter(shared, broadcast=True, hash=False)
+            futures = {client.submit(call, sent, *rest, pure=False): name for name, rest in waiting.items()}
+            for future in distributed.as_completed(futures):
+                name = futures[future]
+                try:
+                    failure = future.exception()
+                    killed = isinstance(failure, distributed.scheduler.KilledWorker)
+                    result: Any = Lost(f"its worker {failure.last_worker.address} died") if killed else future.result()
+                except distributed.client.FutureCancelledError:
+                    cancelled[name] += 1
+                    if cancelled[name] <= AGAIN:
+                        continue
+                    result = Lost("all machines that could make it were lost")
+                del waiting[name]
+                yield name, result
 
 
 def _ray(engine: Engine, call: Call, shared: bytes, tasks: Mapping[str, tuple[Any, ...]]) -> Iterator[tuple[str, Any]]:

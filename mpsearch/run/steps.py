@@ -152,6 +152,7 @@ class Run:
         if least * (ROUGHLY if self.coded else 1) <= limit * (1 + 1e-12):
             return
         cost = COSTS[name]
+        pinned = self.candidates.pinned
         on = f" on {self.device.name}" if self.device is not None and name in NEED_DEVICE else ""
         what = "smallest file" if name == "size_bytes" else f"{cost.least} configuration"
         raise BudgetError(
@@ -159,6 +160,7 @@ class Run:
             f"{', '.join(map(str, self.candidates.offered))} can reach{on} has {cost.text(least)} "
             f"({describe(problem.config(genome))}){self._in_the_way(name)}; raise {cost.option} or allow fewer bits "
             f"with {'--rates' if self.coded else '--wbits'}"
+            + (f", or for {' and '.join(pinned)} with --edges free" if pinned else "")
         )
 
     def _in_the_way(self, cost: str) -> str:

@@ -212,27 +212,33 @@ def _batch_terms(
     square = torch.zeros_like(score)
     with torch.no_grad(), fast(network.device):
         for (name, inputs, _), gradient in zip(calls, gradients, strict=False):
+            slope = gradient.float()
             for term, change in enumerate(changes[name]):
                 if isinstance(change, InputGrid) and id(inputs) in read:
                     exact = inputs.float()
                     share = input_gradients[id(inputs)].float() / readers[id(inputs)]
-                    product = share * (round_to_grid(exact, change) - exact)
+                    product = (round_to_grid(exact, change) - exact).mul_(share)
                 elif isinstance(change, tuple):
-                    product = gradient.float() * layers[name].apply_weight(inputs, *change).float()
+                    product = layers[name].apply_weight(inputs, *change).float().mul_(slope)
                 else:
                     continue
-                score[:, index[name], term] += _by_sample(product, axes[name], count)
-                square[:, index[name], term] += _by_sample(product.square(), axes[name], count, spread=1.0)
+                total, power = sums_by_sample(product, axes[name], count)
+                score[:, index[name], term] += total
+                square[:, index[name], term] += power
     return score.cpu().numpy(), square.cpu().numpy()
 
 
-def _by_sample(product: Tensor, axis: int | None, count: int, spread: float = 0.5) -> Tensor:
-    """The sums (n,) over a tensor whose `axis` counts the samples, or windows of them one sample after another.
+def sums_by_sample(product: Tensor, axis: int | None, count: int) -> tuple[Tensor, Tensor]:
+    """The sums (n,) over a tensor, and over its square, whose `axis` counts the samples, or windows of them one sample
+    after another.
 
     A layer that reads constants alone (None) gives one tensor for all samples: what they add up to is shared out so
-    that its square is right on average, samples being independent.
+    that its square is right on average, samples being independent. Maps are large, and passes over memory cost more
+    than the convolution: nothing is copied where samples come first.
     """
     if axis is None:
-        return (product.sum() / math.pow(count, spread)).expand(count)
-    by_sample: Tensor = product.movedim(axis, 0).reshape(count, -1).sum(1)
-    return by_sample
+        return (product.sum() / math.sqrt(count)).expand(count), (product.square().sum() / count).expand(count)
+    if axis or len(product) != count or product.dim() == 1:
+        product = product.movedim(axis, 0).reshape(count, -1)
+    within = tuple(range(1, product.dim()))
+    return product.sum(within), torch.linalg.vector_norm(product, dim=within).square()

@@ -86,7 +86,7 @@ class Scores:
     def _coded_bytes(self, precisions: Sequence[Precision]) -> NDArray[np.float64]:
         """What the entropy-coded weights of every layer take at every precision, (L, C)."""
         columns = [self.rounded[widths(precision)[0]] for precision in precisions]
-        sizes = [[getattr(column[name], "coded_bytes", 0.0) for column in columns] for name in self.layers]
+        sizes = [[getattr(column.get(name), "coded_bytes", 0.0) for column in columns] for name in self.layers]
         return np.array(sizes, np.float64)
 
     def shrinkage(self, precisions: Sequence[Precision]) -> float:

@@ -54,7 +54,7 @@ class FrontInfo:
     plain: tuple[Measured, ...]
     history: tuple[float, ...]
     layers: tuple[str, ...]
-    bits: tuple[int, ...]
+    bits: tuple[float, ...]
     inputs: tuple[int, ...]
     weights: tuple[int, ...]
 
@@ -124,6 +124,11 @@ def axis_title(cost: Cost) -> str:
     return f"{'packed file' if cost.name == 'size_bytes' else cost.title}, {cost.shown}"
 
 
+def _colour(bits: float) -> str:
+    """The colour of a width, or of the one that is nearest to a rate."""
+    return BIT_COLOURS[max(min(BIT_COLOURS), round(bits))]
+
+
 def draw_front(info: FrontInfo, path: Path) -> None:
     """Writes the front above the chosen configuration's bits per layer, as a PNG."""
     from matplotlib.figure import Figure
@@ -153,7 +158,7 @@ def draw_front(info: FrontInfo, path: Path) -> None:
     top.legend(loc="upper right", framealpha=0.95)
     _draw_history(top, info)
     bars = range(len(info.layers))
-    bottom.bar(bars, info.bits, color=[BIT_COLOURS[bits] for bits in info.bits], width=0.9)
+    bottom.bar(bars, info.bits, color=[_colour(bits) for bits in info.bits], width=0.9)
     quantized = [(bar, bits) for bar, bits in zip(bars, info.inputs, strict=True) if bits != FLOAT_BITS]
     if quantized:
         bottom.plot(*zip(*quantized, strict=True), "_", color="#222222", ms=260 / len(info.layers), mew=1.6)
@@ -166,7 +171,7 @@ def draw_front(info: FrontInfo, path: Path) -> None:
     )
     share = {bits: sum(w for w, b in zip(info.weights, info.bits, strict=True) if b == bits) for bits in set(info.bits)}
     handles = [
-        Patch(color=BIT_COLOURS[bits], label=f"{bits} bits: {100 * count / sum(info.weights):.0f} %")
+        Patch(color=_colour(bits), label=f"{bits:g} bits: {100 * count / sum(info.weights):.0f} %")
         for bits, count in sorted(share.items())
     ]
     bottom.legend(
@@ -174,7 +179,7 @@ def draw_front(info: FrontInfo, path: Path) -> None:
         title="share of the weights",
         title_fontsize=7,
         fontsize=7,
-        ncols=len(handles),
+        ncols=min(len(handles), 6),
         loc="lower center",
         bbox_to_anchor=(0.5, 1.0),
     )

@@ -137,6 +137,8 @@ def build_architecture(reference: str) -> nn.Module:
                 torchvision.models.detection._utils.overwrite_eps(model, 0.0)
         elif is_factory(reference):
             model = call_factory(reference)
+            if isinstance(model, torch.export.ExportedProgram):
+                model = model.module()
         else:
             raise InputError(f"a model reference looks like torchvision:NAME or file.py:factory, got {reference!r}")
     if not isinstance(model, nn.Module):

@@ -22,6 +22,8 @@ from recon.quantizers.weights import Grid, codes_at, decode, nearby_grids, searc
 from recon.settings import Settings
 from recon.statistics.moments import InputMoments, mean_output
 
+TRUSTED, MOST_SHARED = 0.15, 2.0  # 0.3 is no better in ResNet-20, where 0 leaves 1.15 times the KL in the same bytes
+SEEN = 8  # inputs for every output, from which its importance is known
 SHORT = 64  # weights of an output channel, up to which many grids are tried: there it is cheap and pays most
 
 
@@ -42,20 +44,25 @@ def second_order_rounding(
     octaves, and what is rounded is `shrunk`.
     """
     flat, hessian = weight.flatten(1), moments.hessian()
-    wanted, metric_hessian = flat, hessian
+    wanted, ridged = flat, hessian
     if precision.rate:
         grid = widen(coded_grid(flat, precision.rate), widened, flat)
-        wanted, metric_hessian = shrunk(flat, grid, hessian)
+        if metric is not None and moments.count >= SEEN * len(flat):
+            grid = shared_out(grid, metric.diagonal(), flat)
+        wanted, ridged = (flat, hessian) if moments.wide else shrunk(flat, grid, hessian)
     else:
-        variance = hessian.diagonal(dim1=1, dim2=2)
+        variance = hessian.diagonal(dim1=1, dim2=2).reshape(-1, flat.shape[1])
         importance = variance.repeat_interleave(len(flat) // len(variance), 0)
         grid = search_grid(flat, precision.w, importance, symmetric, halves=True)
         grid = nearby_grids(grid, symmetric) if flat.shape[1] <= SHORT else grid
-    grid, place = _round_channels(wanted, grid, metric_hessian)
-    if metric is not None:
-        grid, place = descend_together(wanted, place.round(), grid, metric_hessian, metric)
+    if moments.wide:
+        place = _round_blocks(flat, grid, hessian, moments.patches())
+    else:
+        grid, place = _round_channels(wanted, grid, ridged)
+        if metric is not None:
+            grid, place = descend_together(wanted, place.round(), grid, ridged, metric)
+        grid = refit_scale(flat, place.round(), grid, hessian) if precision.rate else grid
     if precision.rate:
-        grid = refit_scale(flat, place.round(), grid, hessian)
         grid = replace(grid, scale=to_log_grid(grid.scale))
     error = decode(place.round(), grid) - flat
     return grid, place.view_as(weight), -mean_output(error, moments.mean())
@@ -69,14 +76,40 @@ def shrunk(weight: Tensor, grid: Grid, hessian: Tensor) -> tuple[Tensor, Tensor]
     bits as 4^−R, times the curvature h that is left when the weights behind it make up for its error. Together that is
     a ridge of h / 12 S² on the Hessian: what is rounded is W H (H + ridge)⁻¹, as Wiener's filter shrinks.
     """
-    groups, length = hessian.shape[:2]
     factor = torch.linalg.cholesky(hessian)
     curvature = factor.diagonal(dim1=1, dim2=2).log().mean(1).mul(2).exp()
     variance = (weight / grid.scale[:, None]).square().mean().clamp_min(1e-6)
-    ridge = (curvature / (12 * variance))[:, None, None] * torch.eye(length, device=weight.device)
-    rows = weight.view(groups, -1, length) @ hessian
+    ridge = (curvature / (12 * variance))[:, None, None] * torch.eye(hessian.shape[1], device=weight.device)
+    rows = weight.view(len(hessian), -1, hessian.shape[1]) @ hessian
     wanted = torch.linalg.solve(hessian + ridge, rows.transpose(1, 2)).transpose(1, 2)
     return wanted.reshape(weight.shape), hessian + ridge
+
+
+def _round_blocks(weight: Tensor, grid: Grid, hessian: Tensor, patches: Tensor) -> Tensor:
+    """Continuous codes (O, K) of a wide weight (O, K), block by block of its inputs, with `hessian` (B, J, J) and
+    `patches` (B, J, M) of each: what the blocks before it did to the outputs, a block is to make up for."""
+    length, places = hessian.shape[1], []
+    missing = torch.zeros(len(weight), patches.shape[2], device=weight.device)
+    for own, seen, part in zip(torch.split(hessian, 1), patches, torch.split(weight, length, 1), strict=True):
+        wanted, ridged = shrunk(part, grid, own) if grid.rate else (part, own)
+        wanted = wanted - torch.linalg.solve(ridged[0], seen @ missing.T).T
+        place = descend(wanted, place_obq(wanted, grid, ridged).round(), grid, ridged)
+        missing += (decode(place.round(), grid) - part) @ seen
+        places.append(place)
+    return torch.cat(places, 1)
+
+
+def shared_out(grid: Grid, importance: Tensor, weight: Tensor) -> Grid:
+    """The grid with steps that are finer in the output channels whose errors cost more, by the `importance` (O,) of
+    their squares; the mean of the logarithms stays.
+
+    With as many bits in all, the error is least where every channel's is the same share of it: steps in proportion to
+    1/√importance. That holds for small errors, and the importance is known from a few images: `TRUSTED` of it is right.
+    Of a thousand classes a few hundred images do not show most: there is nothing to trust.
+    """
+    cost = (importance * grid.scale.square()).clamp_min(1e-30).log2()
+    octaves = (TRUSTED / 2 * (cost.mean() - cost)).clamp(-MOST_SHARED, MOST_SHARED)
+    return replace(grid, scale=to_log_grid(grid.scale * octaves.exp2(), weight.abs().amax(1)))
 
 
 def widen(grid: Grid, octaves: float, weight: Tensor) -> Grid:

@@ -21,12 +21,15 @@ from torch.nn.utils import parametrize
 from torch.utils._pytree import TreeSpec
 
 from hwmodel.errors import InputError
+from recon.compute.arithmetic import single_precision
 from recon.graph.gradients import without_backward
 from recon.graph.layer_calls import layers_as_modules
 from recon.graph.nodes import STACK, note_samples
 from recon.graph.passes import drop_checks, drop_identities, products_as_linear, views_of_any_layout
 from recon.graph.refusal import first_line, quiet_export, why_not
 from recon.graph.samples import Call, Samples, path_name
+
+_QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torchao.quantization")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +118,9 @@ def plain_copy(model: nn.Module) -> nn.Module:
             raise InputError(f"{key} is on the meta device, without values: load the weights first")
         if tensor.is_quantized:
             raise InputError(f"{key} is quantized already: give the float model")
+    for key, module in model.named_modules():
+        if type(module).__module__.startswith(_QUANTIZED):
+            raise InputError(f"{key or kind} is quantized already: give the float model")
     try:
         model = copy.deepcopy(model, _computed_tensors(model))
     except Exception as error:  # a model may hold anything: locks, files, tensors of a graph
@@ -170,7 +176,7 @@ def _export(model: nn.Module, call: Call, name: str) -> torch.export.ExportedPro
     shapes = torch.utils._pytree.tree_map(lambda leaf: {0: torch.export.Dim.DYNAMIC}, (args, kwargs))
     dynamic = _by_parameter(model, shapes)
     try:
-        with quiet_export():
+        with quiet_export(), single_precision():
             program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=False)
             result: torch.export.ExportedProgram = program.run_decompositions({})
             return result

@@ -19,6 +19,7 @@ from hwmodel import InputError
 from hwmodel.precision import HALVED_BITS
 
 SHRINK_STEPS = 60
+SEARCHED = 2**18  # weights at a time: their errors are several tensors of that size, which a cache holds
 FACTORS = tuple(1.08**step for step in range(-9, 5))  # 0.5 to 1.36
 SHIFTS = (-2, -1, 0, 1, 2)  # steps of the zero-point
 SMALLEST_SCALE = 2.0**-24  # the smallest positive half-precision number
@@ -94,6 +95,13 @@ def search_grid(
     where `halves` multiples of a half as far as the bits allow.
     """
     flat = weight.detach().flatten(1).float()
+    count = max(1, SEARCHED // flat.shape[1])
+    if len(flat) > count:
+        parts = torch.split(flat, count)
+        shares = [None] * len(parts) if importance is None else torch.split(importance.expand_as(flat), count)
+        found = [search_grid(part, bits, share, symmetric, halves) for part, share in zip(parts, shares, strict=True)]
+        scale, zero_point = torch.cat([grid.scale for grid in found]), torch.cat([grid.zero_point for grid in found])
+        return Grid(bits, scale, zero_point)
     low = flat.amin(1).clamp_max(0)
     high = flat.amax(1).clamp_min(0)
     if symmetric:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mpsearch.export.plan.arithmetic import Int, multiplier, multipliers, multiply
+from mpsearch.export.plan.arithmetic import Int, mean_multiplier, multiplier, multipliers, multiply
 from mpsearch.export.plan.real import (
     Array,
     apply_layer,
@@ -130,8 +130,8 @@ def _mean(op: Op, tensors: list[Tensor], read: list[Array], target: Tensor) -> I
     axes = op.settings["axes"]
     sums = _centred(tensors[0], read[0]).sum(axes, keepdims=op.settings["keepdim"])
     count = int(np.prod([read[0].shape[axis] for axis in axes]))
-    factor = float(np.float32(_grid(tensors[0]).scale)) / (float(np.float32(_grid(target).scale)) * count)
-    return multiply(sums, *multiplier(factor))
+    factor = float(np.float32(_grid(tensors[0]).scale)) / float(np.float32(_grid(target).scale))
+    return multiply(sums, *mean_multiplier(factor, count))
 
 
 def _max_pool(op: Op, tensors: list[Tensor], read: list[Array], target: Tensor) -> Array:

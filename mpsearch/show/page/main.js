@@ -71,7 +71,9 @@ class State {
     const least = over.map((cost) => `${cost.title} is at least ${costText(cost, extremes(cost.total)[0], true)}`);
     byId("within").textContent = best !== null ? "" : `No configuration is within: ${least.join(", ") || "the limits exclude each other"}.`;
     for (const input of byId("budgets").querySelectorAll("input")) input.setAttribute("aria-invalid", String(best === null));
-    if (best !== null) this.take(pointOf(this.run, best));
+    if (best === null) return;
+    this.take(pointOf(this.run, best));
+    this.say(this.sentence(this.chosen));
   }
 
   pin() {

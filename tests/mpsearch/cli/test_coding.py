@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from commandline import Command, refused
+from torch import nn
 
 import mpsearch
 from hwmodel import BitConfig, InputError, Precision
@@ -52,6 +56,25 @@ def test_a_run_ends_within_its_budget(asked: tuple[object, ...], tmp_path: Path,
     assert {layer["precision"][0] for layer in explained["layers"]} == {"R"}
     exported = command("export", tmp_path)
     assert json.loads(exported.out)["budget"] == record["config"]
+    page = command("front", tmp_path, "--plot")
+    assert page.code == 0, page.err
+
+
+def test_other_runtimes_get_the_decoded_weights(tiny: Path, tmp_path: Path, command: Command) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    given = "--model", f"{tiny / 'net.py'}:net", "--data", tiny / "data", "--steps", 0
+    assert command("reconstruct", *given, "--bits", "R3", "--out", tmp_path / "run").code == 0
+    made = command("export", tmp_path / "run", "--format", "onnx", "--out", tmp_path / "net.onnx")
+    assert made.code == 0, made.err
+    space: dict[str, Callable[[], nn.Module]] = {}
+    exec((tiny / "net.py").read_text(), space)
+    ours = mpsearch.load_packed(tmp_path / "run" / "model-R3A32.safetensors", model=space["net"]())
+    x = torch.randn(8, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    session = runtime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    (theirs,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    with torch.inference_mode():
+        expected = ours(x)
+    assert torch.allclose(torch.from_numpy(theirs), expected, atol=1e-4 * float(expected.abs().max()))
 
 
 def test_given_rates(tiny: Path, tmp_path: Path, command: Command) -> None:
@@ -109,12 +132,9 @@ def test_a_layer_may_be_given_rates(tiny: Path) -> None:
 
 
 def test_from_python(tiny: Path, tmp_path: Path) -> None:
-    import numpy as np
-    import torch
-
-    space: dict[str, object] = {}
+    space: dict[str, Callable[[], nn.Module]] = {}
     exec((tiny / "net.py").read_text(), space)
-    model = space["net"]()  # type: ignore[operator]
+    model = space["net"]()
     x = torch.from_numpy(np.load(tiny / "data" / "calib.npz")["x"]).permute(0, 3, 1, 2) / 64 - 2
     front = mpsearch.search(model, [x], "4kB", coding="entropy", generations=10, steps=5, edges="free")
     done = front.finish()
