@@ -80,6 +80,14 @@ def _onnx(model: FinishedModel, choices: Choices) -> tuple[Contents, Plan]:
     return made.SerializeToString(deterministic=True), plan
 
 
+def _qonnx(model: FinishedModel, choices: Choices) -> tuple[Contents, Plan]:
+    from mpsearch.export.onnx.qonnx import write_qonnx
+
+    plan = model.simulated_plan()
+    made = write_qonnx(plan, model.metadata(), numpy_dtypes(model))
+    return made.SerializeToString(deterministic=True), plan
+
+
 def _c(model: FinishedModel, choices: Choices) -> tuple[Contents, Plan]:
     from mpsearch.export.c.write import write_c
 
@@ -132,6 +140,7 @@ def notes_of(plan: Plan) -> tuple[str, ...]:
 FORMATS = {
     "onnx": Format("onnx", "onnx", _onnx, ("packed",)),
     "tflite": Format("ai_edge_litert", "tflite", _tflite, ("int4",)),
+    "qonnx": Format("onnx", "onnx", _qonnx),
     "c": Format(None, "", _c),
     "pt2e": Format(None, "", _pt2e),
 }
