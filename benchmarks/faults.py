@@ -9,6 +9,7 @@ What is counted: opening a file to write, writing the lock, flushing, replacing,
 from __future__ import annotations
 
 import builtins
+import errno
 import io
 import os
 import signal
@@ -28,7 +29,8 @@ def refused(number: int) -> Callable[[str], None]:
     """The system answers with an error."""
 
     def act(name: str) -> None:
-        raise OSError(number, os.strerror(number))
+        if name not in ("unlink", "rmdir") or number not in (errno.ENOSPC, errno.EDQUOT):  # full disks let files go
+            raise OSError(number, os.strerror(number))
 
     return act
 

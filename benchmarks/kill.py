@@ -1,16 +1,19 @@
-"""Kills commands at every write in turn and at random moments, starts them again, and compares every byte.
+"""Ends commands at every write in turn and at random moments, starts them again, and compares every byte.
 
-    python benchmarks/kill.py [--kills 500] [--only run,search] [--seed 0]
+    python benchmarks/kill.py [--fault kill] [--trials 500] [--only run,search] [--seed 0] [--write]
 
 Each trial copies a prepared folder, starts a command in a process of its own, kills it there as `kill -9` does, starts
-the same command again and lets it end. What is in the folder then must be what an undisturbed command leaves, byte for
-byte but for seconds, peak memory and what a profile measures, and nothing beside it. Processes are forked from one that
-has everything loaded, so that a trial takes a second and not ten.
+the same command again and lets it end. Instead of being killed it may find the disk full, read-only, beyond a quota or
+broken from some write on, or slow, or its folder gone: then it must end with exit code 2 and one line. What is in the
+folder then must be what an undisturbed command leaves, byte for byte but for seconds, peak
+memory and what a profile measures, and nothing beside it. Processes are forked from one that has everything loaded, so
+that a trial takes a second and not ten.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import random
@@ -32,12 +35,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
-from faults import Faults
+from faults import Faults, killed, refused, slow
 from machine import machine
 
 from mpsearch.run.summary import versions
 
-RESULTS = Path(__file__).resolve().parent / "results" / "kill.json"
+RESULTS = Path(__file__).resolve().parent / "results"
 QUICK = ("--steps", "3", "--population", "8", "--generations", "3", "--samples", "32", "--seed", "0")
 NET = """
 import torch
@@ -65,15 +68,21 @@ class Scenario:
     before: tuple[tuple[str, ...], ...] = ()
 
 
+FAULTS: dict[str, int] = {
+    "full": errno.ENOSPC, "quota": errno.EDQUOT, "readonly": errno.EROFS, "broken": errno.EIO,
+}  # fmt: skip
+KINDS = ("kill", *FAULTS, "removed", "slow")
+
+
 @dataclass(slots=True)
 class Tally:
-    """What came of the kills of one scenario."""
+    """What came of the trials of one scenario; `missed` ended before the fault came."""
 
     name: str
     writes: int = 0
     at_writes: int = 0
     at_random: int = 0
-    ended_before: int = 0
+    missed: int = 0
     differences: list[str] = field(default_factory=list)
 
 
@@ -157,6 +166,8 @@ def contents(folder: Path) -> dict[str, Any]:
         if path.name in MEASURED:
             rows = json.loads(data)["rows"]
             found[name] = sorted(str({k: v for k, v in row.items() if k not in ("seconds", "spread")}) for row in rows)
+        elif path.name == "front.html":
+            found[name] = data.replace(str(folder).encode(), b"")
         elif path.name == "report.txt":
             found[name] = [line for line in data.splitlines() if not line.startswith((b"seconds", b"peak memory"))]
         else:
@@ -185,15 +196,50 @@ def prepared(scenario: Scenario, tiny: Path, root: Path) -> tuple[Path, dict[str
     return start, contents(whole), int(counts.read_text()), time.perf_counter() - began
 
 
+def fault(kind: str, at: int, after: float, out: Path) -> Callable[[], Any]:
+    """What a process does to itself before it begins: the fault at the `at`-th write, or a kill `after` seconds."""
+    if not at:
+
+        def alarm() -> None:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends a process wherever it is
+            signal.setitimer(signal.ITIMER_REAL, after)
+
+        return alarm
+
+    def gone(name: str) -> None:
+        os.rename(out, out.with_name("elsewhere"))
+
+    acts = {"kill": killed, "removed": gone, "slow": slow(0.02)}
+    act = acts[kind] if kind in acts else refused(FAULTS[kind])
+    return lambda: Faults(at, act, lasting=kind in FAULTS or kind == "slow").__enter__()
+
+
+def wrong_end(kind: str, status: int, said: bytes) -> str:
+    """What is not as it should be with the end of a command that met a fault other than a kill."""
+    lines = [line for line in said.decode().splitlines() if line.startswith("mpsearch: ")]
+    code = os.waitstatus_to_exitcode(status)
+    right = {0: 0, 2: 1}.get(code) if kind != "slow" else {0: 0}.get(code)
+    if right is None or len(lines) != right or b"Traceback" in said:
+        return f"it ended with {code}: {said.decode()[-300:]}"
+    return ""
+
+
 def trial(
-    scenario: Scenario, tiny: Path, start: Path, root: Path, expected: dict[str, Any], inside: Callable[[], Any]
+    scenario: Scenario, kind: str, at: int, after: float, tiny: Path, start: Path, expected: dict[str, Any]
 ) -> tuple[bool, str]:
-    """One kill and one start again. Whether the kill came in time, and what differs, empty where nothing does."""
+    """One fault and one start again. Whether the fault came in time, and what is wrong, empty where nothing is."""
+    root = start.parent
+    shutil.rmtree(root / "elsewhere", ignore_errors=True)
     out = root / "trial"
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(start, out)
-    status, _ = call(scenario.command, tiny, out, inside)
-    came = os.WIFSIGNALED(status)
+    status, said = call(scenario.command, tiny, out, fault(kind, at, after, out))
+    came = os.WIFSIGNALED(status) if kind == "kill" else os.waitstatus_to_exitcode(status) == 2
+    if kind != "kill" and (wrong := wrong_end(kind, status, said)):
+        return came, wrong
+    if kind == "removed":
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(root / "elsewhere", out)
     status, said = call(scenario.command, tiny, out)
     if status != 0:
         return came, f"the second start ended with {status}: {said.decode()[-300:]}"
@@ -202,10 +248,10 @@ def trial(
     return came, ", ".join(names)
 
 
-def kill_all(
-    kills: int, only: set[str], seed: int, tiny: Path, work: Path, report: Callable[[str], None]
+def try_all(
+    kind: str, trials: int, only: set[str], seed: int, tiny: Path, work: Path, report: Callable[[str], None]
 ) -> list[Tally]:
-    """`kills` kills over the scenarios: at every write of each, and what is left at random moments."""
+    """`trials` over the scenarios: at every write of each, and for kills what is left at random moments."""
     draw = random.Random(seed)
     chosen = [one for one in scenarios() if not only or one.name in only]
     ready = {}
@@ -214,24 +260,18 @@ def kill_all(
         report(f"{scenario.name}: {ready[scenario.name][2]} writes, {ready[scenario.name][3]:.1f} s undisturbed")
     tallies = {one.name: Tally(one.name, ready[one.name][2]) for one in chosen}
     plan: list[tuple[Scenario, int]] = [(one, at) for one in chosen for at in range(1, ready[one.name][2] + 1)]
-    if len(plan) > kills:
-        plan = draw.sample(plan, kills)
-    plan += [(draw.choice(chosen), 0) for _ in range(kills - len(plan))]
+    if len(plan) > trials:
+        plan = draw.sample(plan, trials)
+    if kind == "kill":
+        plan += [(draw.choice(chosen), 0) for _ in range(trials - len(plan))]
     for number, (scenario, at) in enumerate(plan, 1):
         start, expected, _, seconds = ready[scenario.name]
         after = draw.uniform(0.01, seconds)
 
-        def inside(at: int = at, after: float = after) -> None:
-            if at:
-                Faults(at=at).__enter__()
-            else:
-                signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends a process wherever it is
-                signal.setitimer(signal.ITIMER_REAL, after)
-
-        came, differs = trial(scenario, tiny, start, start.parent, expected, inside)
+        came, differs = trial(scenario, kind, at, after, tiny, start, expected)
         tally = tallies[scenario.name]
         if not came:
-            tally.ended_before += 1
+            tally.missed += 1
         elif at:
             tally.at_writes += 1
         else:
@@ -247,10 +287,11 @@ def kill_all(
 def main() -> None:
     """Kills, prints a table and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=500)
+    parser.add_argument("--fault", choices=KINDS, default="kill")
+    parser.add_argument("--trials", type=int, default=500)
     parser.add_argument("--only", default="")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--write", action="store_true", help="write benchmarks/results/kill.json")
+    parser.add_argument("--write", action="store_true", help="write benchmarks/results/kill.json, or full.json, …")
     given = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="mpsearch-kill-"))
     began = time.perf_counter()
@@ -266,28 +307,34 @@ def main() -> None:
             import_module(name)
         in_process(("layers", "--model", "{tiny}/net.py:net", "--data", "{tiny}/data"), work / "tiny", work)
         only = {name for name in given.only.split(",") if name}
-        tallies = kill_all(given.kills, only, given.seed, work / "tiny", work, lambda line: print(line, flush=True))
+        tallies = try_all(
+            given.fault, given.trials, only, given.seed, work / "tiny", work, lambda line: print(line, flush=True)
+        )
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    print(f"{'command':<24}{'writes':>8}{'killed at one':>15}{'at random':>11}{'ended before':>14}{'differences':>13}")
+    print(f"{'command':<24}{'writes':>8}{'met at one':>15}{'at random':>11}{'missed':>14}{'differences':>13}")
     for one in tallies:
-        row = f"{one.name:<24}{one.writes:>8}{one.at_writes:>15}{one.at_random:>11}{one.ended_before:>14}"
+        row = f"{one.name:<24}{one.writes:>8}{one.at_writes:>15}{one.at_random:>11}{one.missed:>14}"
         print(f"{row}{len(one.differences):>13}")
     total = Counter[str]()
     for one in tallies:
-        total.update(kills=one.at_writes + one.at_random, differences=len(one.differences))
-    print(f"{total['kills']} kills, {total['differences']} differences, {time.perf_counter() - began:.0f} s")
+        total.update(faults=one.at_writes + one.at_random, differences=len(one.differences))
+    print(
+        f"{total['faults']} times {given.fault}, {total['differences']} differences, "
+        f"{time.perf_counter() - began:.0f} s"
+    )
     if given.write:
         data = {
             "machine": machine(),
             "versions": versions(),
             "seed": given.seed,
             "seconds": round(time.perf_counter() - began, 1),
-            "kills": total["kills"],
+            "fault": given.fault,
+            "faults": total["faults"],
             "differences": total["differences"],
             "scenarios": [asdict(one) for one in tallies],
         }
-        RESULTS.write_text(json.dumps(data, indent=1) + "\n")
+        (RESULTS / f"{given.fault}.json").write_text(json.dumps(data, indent=1) + "\n")
 
 
 if __name__ == "__main__":

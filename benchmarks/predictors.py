@@ -24,7 +24,7 @@ from recon.graph.unit_by_unit import Passing
 from recon.likelihood.heads import Categorical
 from recon.likelihood.likelihood import CLASSIFIER
 from recon.quantizers.learned import bias_of
-from recon.quantizers.weights import nearest
+from recon.quantizers.nearest import nearest
 from recon.statistics.fisher import fisher_diagonal
 from recon.transforms.basis import balanced
 
@@ -86,7 +86,7 @@ def weight_mse(network: Network, job: Run) -> NDArray[np.float64]:
     """‖Q(W) − W‖² of every layer at every precision (L, C), plainly rounded."""
     weights = [network.layer(name).weight.detach() for name in job.table.names]
     return np.array(
-        [[float((nearest(w, p.w).dequantize() - w).square().sum()) for p in job.candidates.precisions] for w in weights]
+        [[float((nearest(w, p).dequantize() - w).square().sum()) for p in job.candidates.precisions] for w in weights]
     )
 
 

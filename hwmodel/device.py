@@ -149,7 +149,9 @@ class DeviceSpec:
         return tuple(sorted(self.kernels))
 
     def resolve(self, precision: Precision) -> Precision:
-        """What a layer of this precision runs as: float activations become `activation_bits_default` bits."""
+        """What a layer of this precision runs as: float activations become `activation_bits_default` bits, and codes
+        that are stored entropy-coded are decoded first."""
+        precision = precision.arithmetic
         if precision not in self.kernels and precision.a == FLOAT_BITS and precision.w != FLOAT_BITS:
             return Precision(precision.w, self.activation_bits_default)
         return precision
@@ -197,7 +199,9 @@ def parse_device(text: str, where: str, folder: Path | None = None) -> DeviceSpe
     """Reads a device file's text. `where` names it in errors; a lookup table is looked for in `folder`."""
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError:
+        raise InputError(f"{where} is no valid TOML: brackets within brackets, too deep") from None
+    except ValueError as error:
         raise InputError(f"{where} is no valid TOML: {error}") from None
     model = data.get("model")
     if not isinstance(model, str) or model not in MODELS:

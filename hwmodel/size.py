@@ -6,6 +6,9 @@ more where it counts halves) and a half-precision bias; where its inputs are qua
 zero-point of one byte for them. Parts that are not quantized are stored in half precision, or in single precision where
 they exceed its range. The header is filled up to the longest that any configuration of the network can need, so that a
 file's size is a sum over layers.
+
+Where codes are entropy-coded, their bytes are known when they are coded: what is said here of a rate is about what it
+will be.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -25,7 +28,11 @@ HALF_BYTES = 2
 HEADER_LENGTH_BYTES = 8
 ALIGNMENT = 8  # safetensors pads its header to this
 FORMAT = "mpsearch-packed-3"
+CODED = "coded"  # the tensor of the entropy-coded layers
+CHANNEL_BYTES = 2  # about: scale and bias of an output channel of an entropy-coded layer
+STREAM_BYTES = 16  # at most: the end of the stream of entropy-coded codes
 VALUE_BYTES = {"F32": 4, "F16": HALF_BYTES, "U8": 1}
+_LONGEST_RATE, _MOST_CODED = 2.125, 10**12  # what makes a header longest
 NO_DIGEST = "0" * 16  # 64 bits in hexadecimal: as long as any digest
 
 
@@ -42,9 +49,16 @@ def zero_point_bits(bits: int) -> int:
 def layer_bytes(layer: LayerSpec, precision: Precision) -> int:
     """Bytes of one layer's data: codes, scales, zero-points and biases, and the grid of its inputs."""
     channels, bits = layer.out_channels, precision.w
-    inputs = HALF_BYTES + 1 if quantized_inputs(layer, precision) else 0
+    inputs = input_bytes(layer, precision)
+    if precision.rate:
+        return math.ceil(layer.n_weights * precision.rate / 8) + CHANNEL_BYTES * channels + inputs
     zero_points = packed_bytes(channels, zero_point_bits(bits))
     return packed_bytes(layer.n_weights, bits) + zero_points + HALF_BYTES * (channels + layer.n_biases) + inputs
+
+
+def input_bytes(layer: LayerSpec, precision: Precision) -> int:
+    """Bytes of the grid of a layer's inputs: none where they are not quantized."""
+    return HALF_BYTES + 1 if quantized_inputs(layer, precision) else 0
 
 
 def quantized_inputs(layer: LayerSpec, precision: Precision) -> bool:
@@ -76,7 +90,8 @@ UNKNOWN = Digests()
 @dataclass(frozen=True, slots=True)
 class PackedLayout:
     """What determines a packed file's header: the name of the model, the structure of its `call`, its layers, `others`,
-    the tensors that are not quantized, and whether inputs of layers may be quantized.
+    the tensors that are not quantized, and whether inputs of layers may be quantized. `coded` are the bytes of layers
+    that are entropy-coded, 0 while they are not known, None where all codes are stored at their width.
 
     `reference` is a name without a path, so that the size does not depend on where the model's code lies.
     """
@@ -86,12 +101,14 @@ class PackedLayout:
     table: LayerTable
     others: tuple[Other, ...] = ()
     inputs: bool = False
+    coded: int | None = None
 
     def header_bytes(self) -> int:
         """The header of every packed file of this model, its length field included."""
         widest = max(WEIGHT_BITS)
-        longest = BitConfig.uniform(self.table.names, Precision(widest, widest if self.inputs else FLOAT_BITS))
-        return HEADER_LENGTH_BYTES + _aligned(len(self.header(longest, "")))
+        most = Precision(widest, widest if self.inputs else FLOAT_BITS, 0.0 if self.coded is None else _LONGEST_RATE)
+        layout = self if self.coded is None else replace(self, coded=_MOST_CODED)
+        return HEADER_LENGTH_BYTES + _aligned(len(layout.header(BitConfig.uniform(self.table.names, most), "")))
 
     def header(self, config: BitConfig, padding: str, digests: Digests = UNKNOWN) -> bytes:
         """The JSON header of a configuration's file, before the format's own padding to 8 bytes."""
@@ -127,11 +144,12 @@ class PackedLayout:
 
     def tensors(self, config: BitConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Data type and shape of every tensor, in the order of the file: wider types first, then by name."""
-        layers = [(layer, precision.w) for layer, precision in zip(self.table, config.precisions, strict=True)]
+        pairs = list(zip(self.table, config.precisions, strict=True))
+        layers = [(layer, precision.w) for layer, precision in pairs if not precision.rate]
         zero_points = sum(packed_bytes(layer.out_channels, zero_point_bits(bits)) for layer, bits in layers)
-        channels = sum(layer.out_channels for layer in self.table)
+        channels = sum(layer.out_channels for layer, _ in layers)
         tensors: dict[str, tuple[str, tuple[int, ...]]] = {
-            "biases": ("F16", (sum(layer.n_biases for layer in self.table),)),
+            "biases": ("F16", (sum(layer.n_biases for layer, _ in layers),)),
             "codes": ("U8", (sum(packed_bytes(layer.n_weights, bits) for layer, bits in layers),)),
             "scales": ("F16", (channels,)),
             "zero_points": ("U8", (zero_points,)),
@@ -139,12 +157,15 @@ class PackedLayout:
         inputs = sum(map(quantized_inputs, self.table, config.precisions))
         if inputs:
             tensors |= {"input_scales": ("F16", (inputs,)), "input_zero_points": ("U8", (inputs,))}
+        if self.coded is not None:
+            tensors[CODED] = ("U8", (self.coded,))
         tensors |= {f"other.{other.name}": (other.dtype, other.shape) for other in self.others}
         return dict(sorted(tensors.items(), key=lambda item: (-VALUE_BYTES[item[1][0]], item[0])))
 
     def fixed_bytes(self) -> int:
-        """Bytes that do not depend on the bits: the header and the parts that are not quantized."""
-        return self.header_bytes() + sum(size for _, size in self.float_bytes())
+        """Bytes that do not depend on the bits: the header, the parts that are not quantized, the end of a stream."""
+        end = 0 if self.coded is None else STREAM_BYTES
+        return self.header_bytes() + sum(size for _, size in self.float_bytes()) + end
 
     def float_bytes(self) -> list[tuple[str, int]]:
         """The tensors that no quantized layer holds, with their bytes."""
@@ -160,10 +181,11 @@ class PackedLayout:
 
 def layer_entry(layer: LayerSpec, precision: Precision) -> str:
     """What a header says of a layer: NAME:W:SHAPE, or NAME:W/A:SHAPE where its inputs are quantized: 3.0:4/8:64x3x7x7.
+    Where it is entropy-coded, W is r and its rate: 3.0:r2.5:64x3x7x7.
 
     Spaces in the name are written %20, and % is written %25.
     """
-    bits = Precision(precision.w, precision.a if quantized_inputs(layer, precision) else FLOAT_BITS)
+    bits = replace(precision, a=precision.a if quantized_inputs(layer, precision) else FLOAT_BITS)
     shape = "x".join(map(str, code_shape(layer)))
     return f"{layer.name.replace('%', '%25').replace(' ', '%20')}:{bits.short}:{shape}"
 
@@ -184,7 +206,7 @@ def _aligned(count: int) -> int:
     return -(-count // ALIGNMENT) * ALIGNMENT
 
 
-def weights_only_bytes(table: LayerTable, wbits: Sequence[int]) -> float:
+def weights_only_bytes(table: LayerTable, wbits: Sequence[float]) -> float:
     """The papers' figure: bits of the weight codes alone, over 8; no scales, biases or header."""
     return sum(layer.n_weights * bits for layer, bits in zip(table, wbits, strict=True)) / 8
 
@@ -200,7 +222,7 @@ def cost_table(table: LayerTable, precisions: Sequence[Precision], fixed_bytes: 
     `fixed_bytes` are those of the layout of the layers' packed file.
     """
     size = [[layer_bytes(layer, precision) for precision in precisions] for layer in table]
-    codes = [[layer.n_weights * precision.w for precision in precisions] for layer in table]
+    codes = [[round(layer.n_weights * precision.stored) for precision in precisions] for layer in table]
     operations = [[bops(layer, precision) for precision in precisions] for layer in table]
     return CostTable(
         table.names,

@@ -38,7 +38,7 @@ class TargetSpec:
 
     def require(self, precisions: Sequence[Precision]) -> None:
         """Raises InputError where it does not run one of the precisions."""
-        lacking = [precision for precision in precisions if precision not in self.precisions]
+        lacking = [precision for precision in precisions if precision.arithmetic not in self.precisions]
         if lacking:
             weights, activations = (", ".join(map(str, bits)) for bits in (self.weight_bits, self.activation_bits))
             raise InputError(

@@ -30,18 +30,24 @@ from mpsearch.optimization.picks import picked
 from mpsearch.optimization.problem import BitProblem
 from mpsearch.request.budgets import COSTS
 from mpsearch.request.options import RunOptions
-from mpsearch.run.artifacts import finished_configs
+from mpsearch.run.artifacts import finished_configs, read_sensitivity
 from mpsearch.run.finalize import finalize_step
 from mpsearch.run.loaded import Given
+from mpsearch.run.page import write_page
 from mpsearch.run.picture import draw
 from mpsearch.run.steps import Run
 from mpsearch.show.console import Console
 from mpsearch.show.explorer import ExploredRun, frame, page
+from mpsearch.sources.batches import positional_inputs
 from mpsearch.sources.data import from_memory
+from mpsearch.sources.detectors import NeuralPart
 from mpsearch.sources.models import in_memory
+from mpsearch.sources.proposals import prepared
+from mpsearch.tasks.detection import NAME as DETECTION
 from mpsearch.tasks.figure import finished_text
 from mpsearch.tasks.registry import load_task
 from mpsearch.tasks.task import Task
+from mpsearch.tasks.torchvision_detection import torchvision_task
 
 _SHOWN = 12  # points of a front in a notebook
 
@@ -132,6 +138,12 @@ class Front:
         draw(self.job.folder, self.record, self.job.table, answers(self.problem), target)
         return target
 
+    def explore(self, path: Path | str = "front.html") -> Path:
+        """Writes the page of all configurations, which a notebook shows for a front, and gives its path."""
+        target = Path(path)
+        write_page([self._explored()], target)
+        return target
+
     def _named(self, which: str | int) -> tuple[str, int]:
         text = str(which)
         if text.startswith("all:"):
@@ -144,7 +156,7 @@ class Front:
         for index in self.record.thin(_SHOWN):
             point = self[index]
             costs = [COSTS[name].text(point.costs[name]) for name in self.record.names if name != LOSS]
-            bits = sum(precision.w for precision in point.config.precisions) / len(point.config.precisions)
+            bits = sum(point.config.wbits) / len(point.config.wbits)
             name = f"{index} ◄" if index == best else str(index)
             rows.append((name, *costs, f"{bits:.2f}", f"{point.loss_nats:.4g}"))
         return rows
@@ -158,11 +170,21 @@ class Front:
         return "\n".join([f"Front of {len(self):,} configurations of {self.job.table.model}", *lines])
 
     def _repr_html_(self) -> str:
+        return frame(page([self._explored()])) + self._table()
+
+    def _explored(self) -> ExploredRun:
         job = self.job
-        device = None if job.device is None else job.device.name
-        finished, beside = finished_configs(job.folder), answers(self.problem)
-        shown = ExploredRun("front", "front.finish(POINT)", job.table, self.record, job.costs, device, finished, beside)
-        return frame(page([shown])) + self._table()
+        return ExploredRun(
+            "front",
+            "front.finish(POINT)",
+            job.table,
+            self.record,
+            job.costs,
+            read_sensitivity(job.folder).intra,
+            None if job.device is None else job.device.name,
+            finished_configs(job.folder),
+            answers(self.problem),
+        )
 
     def _table(self) -> str:
         """The front as a table, for where frames are left out."""
@@ -190,9 +212,10 @@ def search(
     `validation` is an iterable of (inputs, targets), or of inputs; without it a part of the calibration samples is held
     out. `budgets` is the size of the packed file ("1.5MB"), or a mapping of `size`, `latency`, `energy`,
     `bit operations` and `mean bits` to limits, as text or in bytes, seconds, joules, operations and bits. `task` is a
-    task or its name. Steps are kept in `folder`, where the same call goes on from them, else in a temporary one that
-    lives as long as the front. Further `options` are those of `RunOptions`: `wbits=(2, 4, 8)`, `abits=(8,)`,
-    `device="npu-int4"`, `samples=256`, `seed=1`, …
+    task or its name; for a detector it is `mpsearch.tasks.detection.detection(decode)`, or "detection" for one of
+    torchvision, whose images are a tensor from 0 to 1. Steps are kept in `folder`, where the same call goes on from
+    them, else in a temporary one that lives as long as the front. Further `options` are those of `RunOptions`:
+    `wbits=(2, 4, 8)`, `abits=(8,)`, `device="npu-int4"`, `samples=256`, `seed=1`, …
 
     Raises InputError for anything that does not fit, BudgetError where no configuration meets the budgets.
     """
@@ -203,7 +226,11 @@ def search(
     named = task if isinstance(task, str) else task.name
     record = RunOptions(model=type(model).__name__, data="in memory", task=named, **_limits(budgets), **options)
     loaded = in_memory(model)
-    data = from_memory(calibration, validation, record.samples, record.val_samples or None, model)
+    takes = 1 if isinstance(loaded.model, NeuralPart) else positional_inputs(model)
+    data = from_memory(calibration, validation, record.samples, record.val_samples or None, takes)
+    if isinstance(loaded.model, NeuralPart):
+        data = prepared(data, loaded.model)
+        task = torchvision_task(loaded.model) if task == DETECTION else task
     given = Given(loaded, data, load_task(task) if isinstance(task, str) else task)
     place = Path(mkdtemp(prefix="mpsearch-") if folder is None else folder)
     job = Run(record, RunFolder(place), Console(), given=given)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from recon.compute.store import Store
 from recon.fit.checkpoint import Progress
 from recon.fit.optimizer import Annealed, weight_parameters
 from recon.fit.ranges import fit_ranges
+from recon.fit.rate import control
 from recon.fit.report import BlockReport
 from recon.fit.rescale import rescale_logits
 from recon.fit.start import nearest_start, second_order_start
@@ -34,9 +35,9 @@ from recon.likelihood.likelihood import CLASSIFIER, Likelihood
 from recon.quantizers.insert import find_ranges, input_scale, quantize_inputs, quantizers_of
 from recon.quantizers.integer_domain import in_integer_domain
 from recon.quantizers.learned import bias_of, decide_rounding, learn_rounding, rounding_of, set_weight
+from recon.quantizers.nearest import nearest
 from recon.quantizers.quantized import QuantizedLayers, input_bits, stored_layers
 from recon.quantizers.rounding import AdaRound, Rounding, StraightThrough
-from recon.quantizers.weights import nearest
 from recon.settings import Settings
 from recon.statistics.fisher import Fisher, measure_fisher
 from recon.transforms.basis import balanced
@@ -67,13 +68,15 @@ def reconstruct(
     *,
     likelihood: Likelihood = CLASSIFIER,
     progress: Progress | None = None,
+    coded_bytes: Mapping[str, float] | None = None,
     on_block: Callable[[BlockReport], None] = lambda report: None,
 ) -> Reconstruction:
     """Finishes `network` at the bits of `config` with calibration samples, as the network takes them; it is not
     changed. `likelihood` says what its outputs mean: by default the logits of one classifier.
 
-    `progress` keeps finished units on disk, so that an interrupted call continues where it was. `on_block` is called
-    after every unit. Raises InputError for too few samples, and where outputs do not fit the likelihood.
+    `progress` keeps finished units on disk, so that an interrupted call continues where it was. `coded_bytes` are what
+    entropy-coded layers may take together, by name, as the search counted them. `on_block` is called after every unit.
+    Raises InputError for too few samples, and where outputs do not fit the likelihood.
     """
     settings = settings or Settings()
     leaves = network.leaves(Samples.of(samples))
@@ -87,16 +90,19 @@ def reconstruct(
     work = regroup(quantize_inputs(work, inputs), settings.granularity)
     truth = regroup(network, settings.granularity)
     fisher = measure_fisher(truth, leaves, likelihood, settings) if settings.weighting == "fisher" else Fisher()
+    rate = control(coded_bytes, ((name, work.layer(name)) for name in work.table.names))
     reports: list[BlockReport] = []
     store = Store(settings.memory_bytes, network.device)
     for task in walk(work, truth, leaves, settings, fisher, store):
         report = progress.restore(task.name, task.layers) if progress else None
         if report is None:
-            report = _fit_unit(task, config, settings)
+            report = _fit_unit(task, config, settings, rate.widened() if rate else {})
             if progress:
                 progress.save(report, task.layers)
         elif settings.order == "weights first":
             release_inputs(task.layers.values())
+        if rate:
+            rate.spend(task.layers)
         reports.append(report)
         on_block(report)
     if settings.order == "weights first" and inputs:
@@ -104,19 +110,22 @@ def reconstruct(
             _fit_inputs(task, settings)
     if settings.early_stopping:
         rescale_logits(work, network, [leaf[held_back(len(leaf))] for leaf in leaves], likelihood, store)
-    return Reconstruction(stored_layers({name: work.layer(name) for name in work.table.names}), tuple(reports))
+    layers = {name: work.layer(name) for name in work.table.names}
+    if rate:
+        rate.trim(layers)
+    return Reconstruction(stored_layers(layers), tuple(reports))
 
 
-def _fit_unit(task: UnitTask, config: BitConfig, settings: Settings) -> BlockReport:
-    """Roundings on the layers of the unit. Early stopping keeps the candidate with the lowest held-out loss: of plain
-    rounding, the start, and every cycle of descent."""
+def _fit_unit(task: UnitTask, config: BitConfig, settings: Settings, widened: Mapping[str, float]) -> BlockReport:
+    """Roundings on the layers of the unit, steps of entropy-coded ones `widened` by so many octaves. Early stopping
+    keeps the candidate with the lowest held-out loss: of plain rounding, the start, and every cycle of descent."""
     started = time.perf_counter()
-    bits = tuple(config[name].w for name in task.layers)
+    bits = tuple(config[name].stored for name in task.layers)
     floats = {name: layer.weight.detach().clone() for name, layer in task.layers.items()}
     if settings.order == "joint":
         fit_ranges(task)
     for name, layer in task.layers.items():
-        stored = nearest(layer.weight, config[name].w, config[name].w in settings.symmetric)
+        stored = nearest(layer.weight, config[name], config[name].w in settings.symmetric)
         learn_rounding(layer, StraightThrough(stored.codes.float(), stored.grid))
     before, plain = task.loss(), _states(task.layers)
     if settings.early_stopping and before < NEGLIGIBLE:
@@ -124,8 +133,10 @@ def _fit_unit(task: UnitTask, config: BitConfig, settings: Settings) -> BlockRep
 
     for name, layer in task.layers.items():
         set_weight(layer, floats[name])
-    start = second_order_start if settings.start == "second-order" else nearest_start
-    start(task, config, settings)
+    if settings.start == "second-order":
+        second_order_start(task, config, settings, widened)
+    else:
+        nearest_start(task, config, settings)
     state = _states(task.layers)
     learned, after = _decided(task)
     most = settings.steps

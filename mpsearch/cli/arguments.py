@@ -10,8 +10,8 @@ from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar, get_origin
 
 import typer
 
-from mpsearch.request.flags import Given, flags_of
-from mpsearch.request.options import PANELS, PLACE, ComputeOptions
+from mpsearch.request.compute import ComputeOptions
+from mpsearch.request.flags import PANELS, PLACE, Given, flags_of
 
 Record = TypeVar("Record", bound=ComputeOptions)
 Rest = ParamSpec("Rest")

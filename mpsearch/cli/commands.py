@@ -11,7 +11,8 @@ import typer
 from mpsearch.cli.arguments import Folder, Json, Out, Wait, takes
 from mpsearch.cli.common import console, emit_json, hold, run_folder
 from mpsearch.request.budgets import COSTS, NEED_DEVICE
-from mpsearch.request.options import ComputeOptions, FinishOptions, RunOptions, edge_precision
+from mpsearch.request.compute import ComputeOptions, SpreadOptions
+from mpsearch.request.options import FinishOptions, RunOptions, edge_precision
 
 
 @takes(RunOptions)
@@ -22,42 +23,57 @@ def run(options: RunOptions, out: Out = None, wait: Wait = False, as_json: Json 
     from mpsearch.run.page import explored, write_page
     from mpsearch.run.picture import draw
     from mpsearch.run.steps import Run
+    from mpsearch.run.tight import tight_step
     from mpsearch.show import tables
+    from mpsearch.show.columns import as_text
+    from mpsearch.show.summary import summary_rows, tight_rows
 
     job = Run(options, hold(run_folder(out, options.model), wait), console())
     table = job.layers_step()
-    problem = job.problem(job.sensitivity_step())
+    sensitivity = job.sensitivity_step()
+    problem = job.problem(sensitivity)
     front = job.search_step(problem)
     best = front.best()
     chosen = finalize_step(job.loaded, front.config(best), "budget")
-    summary = job.summary_step(chosen)
     beside = answers(problem, problem.genomes(front.choices[best : best + 1])[0])
+    tight = tight_step(job.loaded, front, beside)
+    summary = job.summary_step(chosen)
     comparison = tables.answer_rows(beside, options.budgets)
     job.folder.write(
         "report.txt",
-        tables.as_text(
+        as_text(
             f"mpsearch {version('mpsearch')}: {job.loaded.model.reference}",
-            tables.summary_rows(summary),
+            summary_rows(summary),
+            *tight_rows(tight),
             comparison,
             tables.bit_rows(table, [("bits", front.config(best))]),
         ),
     )
     draw(job.folder, front, table, beside)
     device = None if job.device is None else job.device.name
-    shown = explored(job.folder, job.folder.path.resolve().name, table, front, job.costs, device, beside)
+    name = job.folder.path.resolve().name
+    shown = explored(job.folder, name, table, front, job.costs, sensitivity.intra, device, beside)
     write_page([shown], job.folder.file("front.html"))
     if as_json:
         emit_json(summary)
         return
-    job.console.out.print(comparison)
-    job.console.out.print(tables.summary_rows(summary))
+    for part in (comparison, summary_rows(summary), *tight_rows(tight)):
+        job.console.out.print(part)
+    if tight:
+        tightest = tight["rows"][tight["at"]]["point"]
+        job.console.note(f"to finish that end of the front: mpsearch finalize {job.folder.path} --pick {tightest}")
     job.console.note(f"everything is in {job.folder.path}; open front.html, or run: mpsearch front {job.folder.path}")
 
 
 @takes(FinishOptions)
 def reconstruct(
     options: FinishOptions,
-    bits: Annotated[str, typer.Option(help="W4 or W4A8 for all layers, or a JSON file of bits by layer.")],
+    bits: Annotated[
+        str,
+        typer.Option(
+            help="W4 or W4A8 for all layers, or a JSON file of bits by layer: ours, HAWQ's, MCT's, AIMET's, NNCF's."
+        ),
+    ],
     out: Out = None,
     wait: Wait = False,
     as_json: Json = False,
@@ -73,7 +89,7 @@ def reconstruct(
     from mpsearch.tasks.figure import finished_text
 
     path = Path(bits)
-    precision = None if path.suffix == ".json" else parse_precision(bits)
+    precision = None if path.suffix in (".json", ".encodings") else parse_precision(bits)
     loaded = Loaded(options, hold(run_folder(out, options.model), wait), console())
     table = loaded.network.table
     if precision is None:
@@ -83,7 +99,7 @@ def reconstruct(
             loaded.console.note(given.note)
     else:
         edges = () if options.edges == "free" else edge_layers(table)
-        edge = edge_precision(precision.a != FLOAT_BITS)
+        edge = edge_precision(precision.a != FLOAT_BITS, bool(precision.rate))
         name, config = str(precision), uniform(table.names, precision, edges, edge)
     if options.target is not None:
         load_target(options.target).require(sorted(set(config.precisions)))
@@ -91,7 +107,7 @@ def reconstruct(
     require_same_model(folder, loaded.model)
     about = {"format": FORMAT, "fingerprint": loaded.model.fingerprint, "table": table.to_json()}
     folder.write_json("layers.json", about)
-    folder.write(GIVEN_BITS, options.to_toml())
+    folder.write(GIVEN_BITS, options.to_toml(folder.path))
     done = finalize_step(loaded, config, name)
     if as_json:
         emit_json(done)
@@ -127,9 +143,9 @@ def search(options: ComputeOptions, folder: Folder, wait: Wait = False) -> None:
     job.console.out.print(tables.answer_rows(answers(problem, found), job.options.budgets))
 
 
-@takes(ComputeOptions)
+@takes(SpreadOptions)
 def finalize(
-    options: ComputeOptions,
+    options: SpreadOptions,
     folder: Folder,
     pick: Annotated[
         str, typer.Option(help="Which points: budget, knee, a point's number, or all:N for N of them.")
@@ -140,7 +156,7 @@ def finalize(
     """Finishes points of a run folder's front: low-bit models with measured accuracy."""
     from mpsearch.files.folder import RunFolder
     from mpsearch.optimization.picks import picked
-    from mpsearch.run.finalize import finalize_step
+    from mpsearch.run.spread import finalize_points
     from mpsearch.run.steps import Run
     from mpsearch.tasks.figure import finished_text
 
@@ -148,13 +164,14 @@ def finalize(
     job = Run(asked, hold(RunFolder(folder), wait), console())
     job.layers_step()
     front = job.search_step(job.problem(job.sensitivity_step()))
+    configs = {name: front.config(index) for name, index in picked(front, pick)}
     everything = {}
-    for name, index in picked(front, pick):
-        done = everything[name] = finalize_step(job.loaded, front.config(index), name)
+    for name, done in finalize_points(job.loaded, configs, options):
+        everything[name] = done
         if as_json:
             continue
-        costs = job.costs_of(front.config(index))
+        costs = job.costs_of(configs[name])
         spent = [COSTS[cost].text(costs[cost]) for cost in ("size_bytes", *NEED_DEVICE) if cost in costs]
         job.console.out.print(f"{name}: {', '.join(spent)}, {finished_text(done)}")
     if as_json:
-        emit_json(everything)
+        emit_json({name: everything[name] for name in configs})

@@ -91,6 +91,7 @@ def import_haq(
     unit: Annotated[str, typer.Option(help="What one unit of its numbers is, the file does not say: 1ms.")],
     out: Annotated[Path, typer.Option(help="The lookup table to write: .csv or .json.")],
     batch: Annotated[int, typer.Option(help="Images that its costs are for.")] = 16,
+    wait: Wait = False,
 ) -> None:
     """Turns a latency table of HAQ (github.com/mit-han-lab/haq) into a lookup table for --device."""
     from hwmodel.lookup import import_haq as imported
@@ -99,6 +100,7 @@ def import_haq(
     from mpsearch.run.loaded import captured_alone
 
     _check_table_path(out)
+    hold_file(out, wait)
     seconds, costs = parse_duration(unit), read_haq(table)
     terminal = console()
     model, network = captured_alone(options, terminal)

@@ -13,6 +13,7 @@ from hwmodel.files import write_whole
 from mpsearch.cli.arguments import Folder, Json
 from mpsearch.cli.common import console, emit, emit_json
 from mpsearch.cli.deploy import MODEL_FORMATS, export_finished
+from mpsearch.files.lock import sweep
 
 
 def front(
@@ -69,6 +70,7 @@ def compare(
         runs.append((name, read_layers(place).model, found, finished_configs(place)))
     comparison = compared(runs)
     if plot is not None:
+        sweep(plot.parent)
         draw_comparison(comparison, plot)
     if as_json:
         emit_json(comparison.to_json())
@@ -125,7 +127,7 @@ def why(
 def export(
     folder: Folder,
     form: Annotated[
-        str, typer.Option("--format", help="The bits as json or csv, or the model as onnx, tflite or c.")
+        str, typer.Option("--format", help="json or csv: the bits; onnx, tflite, c, pt2e, aimet: the model.")
     ] = "json",
     out: Annotated[Path | None, typer.Option(help="A file (default, for the bits: stdout).")] = None,
     config: Annotated[str | None, typer.Option(help="Which finished model (default: budget, or the only one).")] = None,
@@ -153,6 +155,7 @@ def export(
     if out is None:
         emit(text)
     else:
+        sweep(out.parent)
         write_whole(out, text.encode())
 
 

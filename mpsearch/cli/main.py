@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from typing import Annotated
 
@@ -14,6 +14,7 @@ import typer
 from hwmodel import InputError
 from mpsearch.cli import commands, deploy, hardware, inspect
 from mpsearch.cli.common import results_apart
+from mpsearch.cli.examples import epilog
 from mpsearch.cli.interrupts import Stop, interruptible
 from mpsearch.cli.streams import ready_streams
 
@@ -30,20 +31,24 @@ def application() -> typer.Typer:
     app = typer.Typer(
         name="mpsearch",
         help="Finds the bit-width of every layer of a trained network and finishes it by block reconstruction.",
+        epilog="mpsearch COMMAND --help ends with examples; mpsearch --install-completion sets up the shell.",
         pretty_exceptions_enable=False,
-        add_completion=False,
     )
     app.callback(invoke_without_command=True)(root)
+
+    def add(command: Callable[..., None], panel: str | None = None) -> None:
+        name = command.__name__.replace("_", "-")
+        app.command(name, epilog=epilog(name), rich_help_panel=panel)(results_apart(command))
+
     for command in (commands.run, commands.reconstruct):
-        app.command()(results_apart(command))
+        add(command)
     for step in (commands.sensitivity, commands.search, commands.finalize):
-        app.command(rich_help_panel=STEPS)(results_apart(step))
+        add(step, STEPS)
     for look in (inspect.front, inspect.explore, inspect.compare, inspect.why, inspect.export, deploy.check):
-        app.command(rich_help_panel=LOOK)(results_apart(look))
-    for tell in (hardware.layers, hardware.devices, deploy.targets, hardware.profile):
-        app.command(rich_help_panel=HARDWARE)(results_apart(tell))
-    app.command("import-haq", rich_help_panel=HARDWARE)(results_apart(hardware.import_haq))
-    app.command("demo-data", rich_help_panel=LOOK)(results_apart(inspect.demo_data))
+        add(look, LOOK)
+    for tell in (hardware.layers, hardware.devices, deploy.targets, hardware.profile, hardware.import_haq):
+        add(tell, HARDWARE)
+    add(inspect.demo_data, LOOK)
     return app
 
 

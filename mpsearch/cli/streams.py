@@ -6,9 +6,11 @@ import io
 import os
 import sys
 
+from mpsearch.cli import ascii as _ascii  # noqa: F401  registers the error handler
+
 
 def ready_streams() -> None:
-    """Opens to nowhere what is closed, and writes a question mark for what an encoding does not have.
+    """Opens to nowhere what is closed, and writes plain characters for those that an encoding does not have.
 
     A closed stream's number would be given to the next file that is opened, and warnings would be written into it.
     """
@@ -21,4 +23,4 @@ def ready_streams() -> None:
             setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors="plainly")

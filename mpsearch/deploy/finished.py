@@ -12,7 +12,8 @@ from mpsearch.export.packed import read_layers
 from mpsearch.export.plan.build import build_plan, simulated_plan
 from mpsearch.export.plan.records import Plan
 from mpsearch.files.folder import Json, RunFolder
-from mpsearch.request.options import HERE, ComputeOptions, FinishOptions, RunOptions
+from mpsearch.request.compute import HERE, ComputeOptions
+from mpsearch.request.options import FinishOptions, RunOptions
 from mpsearch.run.artifacts import GIVEN_BITS, SEARCHED, finished_configs
 from mpsearch.run.loaded import Loaded
 from mpsearch.show.console import Console

@@ -22,5 +22,5 @@ def export(table: LayerTable, configs: dict[str, BitConfig], form: Format) -> st
     for name, config in configs.items():
         for layer in table:
             precision = config[layer.name]
-            writer.writerow([name, layer.name, layer.kind, layer.n_weights, precision.w, precision.a])
+            writer.writerow([name, layer.name, layer.kind, layer.n_weights, f"{precision.stored:g}", precision.a])
     return stream.getvalue()

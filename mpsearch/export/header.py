@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hwmodel import BitConfig, InputError, Precision
+from hwmodel import FLOAT_BITS, BitConfig, InputError, Precision
 from hwmodel.json_text import parse_json
+from hwmodel.precision import CODED_BITS, is_rate
 from hwmodel.size import FORMAT, HEADER_LENGTH_BYTES, VALUE_BYTES
 
 METADATA = "__metadata__"
@@ -24,7 +25,9 @@ _UNHASHED = ("digest", "padding")
 _FIELDS = ("digest", "format", "input", "integers", "layers", "model")
 ARRAYS: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "U8": np.dtype("u1")}
 _LAYER = re.compile(
-    r"(?P<name>.+):(?P<w>[2-8])(?:/(?P<a>[2-8]))?:(?P<shape>[0-9]{1,9}(?:x[0-9]{1,9})*)", re.ASCII | re.DOTALL
+    r"(?P<name>.+):(?:(?P<w>[2-8])|r(?P<rate>[0-8](?:\.[0-9]{1,3})?))(?:/(?P<a>[2-8]))?"
+    r":(?P<shape>[0-9]{1,9}(?:x[0-9]{1,9})*)",
+    re.ASCII | re.DOTALL,
 )
 
 
@@ -147,8 +150,11 @@ def _layers(path: Path, text: str) -> tuple[BitConfig, dict[str, tuple[int, ...]
         name = found["name"].replace("%20", " ").replace("%25", "%")
         if name in shapes:
             raise _damaged(path, f"layer {shown(name)} is there twice")
+        rate = float(found["rate"] or 0)
+        if found["rate"] and not is_rate(rate):
+            raise _damaged(path, f"rate of layer {shown(name)}")
         shapes[name] = tuple(map(int, found["shape"].split("x")))
-        precisions.append(Precision(int(found["w"]), *([int(found["a"])] if found["a"] else [])))
+        precisions.append(Precision(int(found["w"] or CODED_BITS), int(found["a"] or FLOAT_BITS), rate))
     return BitConfig(tuple(shapes), tuple(precisions)), shapes
 
 

@@ -22,8 +22,10 @@ from torch import Tensor, nn
 
 from hwmodel import InputError, LayerTable
 from hwmodel.files import write_whole
+from hwmodel.precision import CODED_BITS
 from hwmodel.size import (
     ALIGNMENT,
+    CODED,
     HEADER_LENGTH_BYTES,
     Digests,
     Other,
@@ -35,10 +37,13 @@ from hwmodel.size import (
     zero_point_bits,
 )
 from mpsearch.export.call import call_text, example
+from mpsearch.export.coded import CodedLayer, decode, encode
 from mpsearch.export.codes import pack, unpack
 from mpsearch.export.header import ARRAYS, PackedFile, file_digest, read_packed, shown
 from mpsearch.export.reference import built, portable
+from mpsearch.sources.detectors import neural_part
 from recon.graph.network import Network, capture
+from recon.quantizers.coded import ZERO
 from recon.quantizers.inputs import InputGrid
 from recon.quantizers.quantized import QuantizedLayers, quantized
 from recon.quantizers.weights import Grid, QuantizedWeight
@@ -48,14 +53,15 @@ _BUILT_ANYWAY = 2**20  # parameters that nobody finds too many
 _CONSTANT = re.compile(r"(.*\.)?lifted_tensor_\d+")
 
 
-def layout_of(network: Network, reference: str, inputs: bool = False) -> PackedLayout:
+def layout_of(network: Network, reference: str, inputs: bool = False, coded: int | None = None) -> PackedLayout:
     """The layout of the packed files of a captured network.
 
     Of `reference`, what the model is called or built by, the name is kept without a path. `inputs` says whether inputs
-    of layers may be quantized. Raises InputError where the network is called with anything but tuples, lists, dicts.
+    of layers may be quantized; `coded` is as in the layout. Raises InputError where the network is called with anything
+    but tuples, lists, dicts.
     """
     kept = tuple(Other(name, _dtype(tensor), tuple(tensor.shape)) for name, tensor in others(network).items())
-    return PackedLayout(portable(reference), call_text(network), network.table, kept, inputs)
+    return PackedLayout(portable(reference), call_text(network), network.table, kept, inputs, coded)
 
 
 def others(network: Network) -> dict[str, Tensor]:
@@ -87,17 +93,21 @@ def _integers(network: Network) -> str:
 
 
 def save_packed(path: Path, network: Network, reference: str, layers: QuantizedLayers) -> int:
-    """Writes the low-bit model; the number of bytes written, which `hwmodel.size` predicts exactly."""
+    """Writes the low-bit model; the number of bytes written, which `hwmodel.size` predicts exactly where no layer is
+    entropy-coded."""
     names = network.table.names
     config = layers.config(names)
-    layout = layout_of(network, reference, bool(layers.inputs))
-    weights = [layers.weights[name] for name in names]
+    coded = _coded(network.table, layers)
+    layout = layout_of(network, reference, bool(layers.inputs), None if coded is None else len(coded))
+    plain = [name for name in names if not layers.weights[name].grid.rate]
+    weights = [layers.weights[name] for name in plain]
     inputs = [layers.inputs[name] for name in names if name in layers.inputs]
     tensors: dict[str, NDArray[Any]] = {
-        "biases": _half([layers.biases[name] for name in names]),
-        "codes": np.concatenate([pack(weight.codes.cpu().numpy().ravel(), weight.grid.bits) for weight in weights]),
+        CODED: np.frombuffer(coded or b"", np.uint8),
+        "biases": _half([layers.biases[name] for name in plain]),
+        "codes": _joined([pack(weight.codes.cpu().numpy().ravel(), weight.grid.bits) for weight in weights]),
         "scales": _half([weight.grid.scale for weight in weights]),
-        "zero_points": np.concatenate([_pack_zero_points(weight.grid) for weight in weights]),
+        "zero_points": _joined([_pack_zero_points(weight.grid) for weight in weights]),
         "input_scales": np.array([grid.scale for grid in inputs], "<f2"),
         "input_zero_points": np.array([grid.zero_point for grid in inputs], np.uint8),
     }
@@ -114,8 +124,20 @@ def save_packed(path: Path, network: Network, reference: str, layers: QuantizedL
     return path.stat().st_size
 
 
+def _coded(table: LayerTable, layers: QuantizedLayers) -> bytes | None:
+    """The entropy-coded layers, if any."""
+    found = [name for name in table.names if layers.weights[name].grid.rate]
+    weights = [(layers.weights[name], layers.biases[name].cpu()) for name in found]
+    parts = [CodedLayer(weight.codes.cpu().numpy().ravel(), weight.grid.scale, bias) for weight, bias in weights]
+    return encode(parts) if parts else None
+
+
 def _half(parts: Sequence[Tensor]) -> NDArray[Any]:
-    return np.concatenate([part.detach().cpu().numpy() for part in parts]).astype("<f2")
+    return np.concatenate([part.detach().cpu().numpy() for part in parts] or [np.empty(0)]).astype("<f2")
+
+
+def _joined(parts: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    return np.concatenate(parts) if parts else np.empty(0, np.uint8)
 
 
 def _pack_zero_points(grid: Grid) -> NDArray[np.uint8]:
@@ -126,10 +148,11 @@ def _pack_zero_points(grid: Grid) -> NDArray[np.uint8]:
 def load_packed(path: Path | str, model: nn.Module | None = None, *, allow: str | None = None) -> nn.Module:
     """The low-bit model in a packed file, as a torch module in eval mode with float32 arithmetic.
 
-    Its arguments are those of the model that it was made from, its outputs those of the model that was written. It
-    computes with the code of `model`, on the device of that, whose weights mean nothing and stay as they are. Without
-    `model`, torchvision's architectures are built by name, and other code only where `allow` is the reference that the
-    file is of, with the path that the code has here: `path/net.py:make` or `package.module:make`. No code is run that
+    Its arguments are those of the model that it was made from, its outputs those of the model that was written (of a
+    torchvision detector: of its `neural_part`). It computes with the code of `model`, on the device of that, whose
+    weights mean nothing and stay as they are. Without `model`, torchvision's architectures are built by name, and other
+    code only where `allow` is the reference that the file is of, with the path that the code has here:
+    `path/net.py:make` or `package.module:make`. No code is run that
     only the file names. Raises InputError where the file is missing, damaged, not a packed model, or of another model.
     """
     file = read_packed(Path(path))
@@ -137,7 +160,7 @@ def load_packed(path: Path | str, model: nn.Module | None = None, *, allow: str 
     samples = example(file.fields["input"])
     if model is None:
         model = built(reference, allow, _BUILT_ANYWAY + _VALUES_A_BYTE * file.data_bytes, file.path)
-    return _filled(capture(model, samples, reference), file).model
+    return _filled(capture(neural_part(model), samples, reference), file).model
 
 
 def fill_packed(path: Path, network: Network) -> Network:
@@ -175,17 +198,15 @@ def _layers(network: Network, file: PackedFile) -> QuantizedLayers:
     _require_same_layers(network, file)
     kept = others(network)
     found = [Other(name, _stored_type(file, name), tuple(tensor.shape)) for name, tensor in kept.items()]
-    layout = PackedLayout(file.fields["model"], file.fields["input"], network.table, tuple(found))
+    coded = len(file.tensors[CODED]) if CODED in file.tensors else None
+    layout = PackedLayout(file.fields["model"], file.fields["input"], network.table, tuple(found), coded=coded)
     expected = layout.entries(file.config)
     if expected != file.entries:
         differ = [name for name in {**expected, **file.entries} if expected.get(name) != file.entries.get(name)]
         raise InputError(f"{_misfit(network, file)}: what is stored as {_some(differ)} is not what it has")
     if file.fields["integers"] != _integers(network):
         raise InputError(f"{_misfit(network, file)}: integer buffers, which the file does not hold, are others")
-    weights = _weights(network, file)
-    sizes = [layer.n_biases for layer in network.table]
-    parts = torch.split(_floats(file, "biases"), sizes)
-    biases = dict(zip(network.table.names, parts, strict=True))
+    weights, biases = _weights(network, file)
     return QuantizedLayers(weights, biases, _inputs(network.table, file))
 
 
@@ -244,22 +265,47 @@ def _inputs(table: LayerTable, file: PackedFile) -> dict[str, InputGrid]:
     return grids
 
 
-def _weights(network: Network, file: PackedFile) -> dict[str, QuantizedWeight]:
-    scales = torch.split(_floats(file, "scales", 0), [layer.out_channels for layer in network.table])
-    weights: dict[str, QuantizedWeight] = {}
+def _weights(network: Network, file: PackedFile) -> tuple[dict[str, QuantizedWeight], dict[str, Tensor]]:
+    """The weights and biases of all layers."""
+    pairs = list(zip(network.table, file.config.precisions, strict=True))
+    plain = [(layer, precision.w) for layer, precision in pairs if not precision.rate]
+    scales = torch.split(_floats(file, "scales", 0), [layer.out_channels for layer, _ in plain])
+    parts = torch.split(_floats(file, "biases"), [layer.n_biases for layer, _ in plain])
+    weights, biases = _coded_weights(network, file)
+    biases |= {layer.name: bias for (layer, _), bias in zip(plain, parts, strict=True)}
     code_start = zero_start = 0
-    for layer, precision, scale in zip(network.table, file.config.precisions, scales, strict=True):
-        bits, width = precision.w, zero_point_bits(precision.w)
+    for (layer, bits), scale in zip(plain, scales, strict=True):
+        width = zero_point_bits(bits)
         code_end = code_start + packed_bytes(layer.n_weights, bits)
         zero_end = zero_start + packed_bytes(layer.out_channels, width)
-        codes = torch.from_numpy(unpack(file.tensors["codes"][code_start:code_end], bits, layer.n_weights))
+        unpacked = unpack(file.tensors["codes"][code_start:code_end], bits, layer.n_weights)
+        codes = torch.from_numpy(unpacked.astype(np.uint8))
         counted = torch.from_numpy(unpack(file.tensors["zero_points"][zero_start:zero_end], width, layer.out_channels))
         grid = Grid(bits, scale, counted.float() / 2 ** (width - bits))
         if (grid.zero_point > grid.levels).any():
             raise _beyond(file, layer.name)
         weights[layer.name] = QuantizedWeight(grid, codes.view(network.layer(layer.name).weight.shape))
         code_start, zero_start = code_end, zero_end
-    return weights
+    return weights, biases
+
+
+def _coded_weights(network: Network, file: PackedFile) -> tuple[dict[str, QuantizedWeight], dict[str, Tensor]]:
+    """The weights and biases of the layers that are entropy-coded."""
+    pairs = zip(network.table, file.config.precisions, strict=True)
+    coded = [(layer, precision.rate) for layer, precision in pairs if precision.rate]
+    if not coded:
+        return {}, {}
+    sizes = [(layer.n_weights, layer.out_channels, layer.n_biases) for layer, _ in coded]
+    try:
+        found = decode(file.tensors[CODED].tobytes(), sizes)
+    except ValueError as error:
+        raise InputError(f"{file.path} is damaged (it has {error}); write it again") from None
+    weights, biases = {}, {}
+    for (layer, rate), part in zip(coded, found, strict=True):
+        grid = Grid(CODED_BITS, part.scale, torch.full_like(part.scale, float(ZERO)), rate)
+        codes = torch.from_numpy(part.codes).view(network.layer(layer.name).weight.shape)
+        weights[layer.name], biases[layer.name] = QuantizedWeight(grid, codes), part.bias
+    return weights, biases
 
 
 def _beyond(file: PackedFile, name: str) -> InputError:

@@ -17,8 +17,8 @@ from mpsearch.sources.models import build_architecture
 
 _TORCHVISION = "torchvision:"
 _ARCHITECTURE = re.compile(
-    r"torchvision:[a-z0-9_]+(\?(num_classes|image_size|transform_input)=[0-9]{1,7}"
-    r"(&(num_classes|image_size|transform_input)=[0-9]{1,7})*)?",
+    r"torchvision:[a-z0-9_]+(\?(num_classes|image_size|transform_input|no_epsilon)=[0-9]{1,7}"
+    r"(&(num_classes|image_size|transform_input|no_epsilon)=[0-9]{1,7})*)?",
     re.ASCII,
 )
 _MOST_CHARACTERS = 200  # of a name in a message

@@ -90,15 +90,19 @@ def _removed_if_empty(folders: Iterable[Path]) -> None:
 
 @contextlib.contextmanager
 def held_file(path: Path, wait: bool, note: Callable[[str], None]) -> Iterator[None]:
-    """The same for a single file, in a folder that others may work in: what crashed writers of this machine left there
-    is removed."""
-    for file, host, pid in leftovers(path.parent):
-        if host == this_host() and not psutil.pid_exists(pid):
-            with contextlib.suppress(OSError):
-                file.unlink(missing_ok=True)
+    """The same for a single file, in a folder that others may work in, which is swept."""
+    sweep(path.parent)
     name = hashlib.blake2b(path.name.encode(), digest_size=8).hexdigest()  # names may be as long as names may be
     with held(path.with_name(f"{LOCK}-{name}"), str(path), wait, note):
         yield
+
+
+def sweep(folder: Path) -> None:
+    """Removes what writers of this machine that are gone left in a folder that others may work in."""
+    for file, host, pid in leftovers(folder):
+        if host == this_host() and not psutil.pid_exists(pid):
+            with contextlib.suppress(OSError):
+                file.unlink(missing_ok=True)
 
 
 def _holder(path: Path) -> str:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from hwmodel import CostTable, InputError, LayerTable, Precision
 from hwmodel.device import DeviceSpec
 from hwmodel.latency import with_device
-from hwmodel.size import cost_table
+from hwmodel.size import cost_table, input_bytes
 from hwmodel.target import load_target
 from mpsearch.request.edges import pinned_edges
 from mpsearch.request.options import RunOptions
 from mpsearch.request.rules import allowed_precisions, parse_rule
+from mpsearch.sensitivity.table import SensitivityTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ def candidates(options: RunOptions, table: LayerTable, fixed_bytes: int, device:
         load_target(options.target).require(sorted({p for precisions in allowed.values() for p in precisions}))
     for name, precisions in allowed.items() if device is not None else ():
         assert device is not None
-        allowed[name] = tuple(precision for precision in precisions if precision in device.kernels)
+        allowed[name] = tuple(precision for precision in precisions if precision.arithmetic in device.kernels)
         if not allowed[name]:
             refused, runs = ", ".join(map(str, precisions)), ", ".join(map(str, device.precisions))
             raise InputError(f"--fix {name}: device {device.name} does not run {refused}; it runs {runs}")
@@ -73,11 +76,26 @@ def priced(
     return costs
 
 
+def as_coded(costs: CostTable, table: LayerTable, sensitivity: SensitivityTable) -> CostTable:
+    """The costs with the bytes of entropy-coded layers, and bits of their codes, as `sensitivity` has coded them."""
+    sizes = sensitivity.coded_bytes
+    if sizes is None:
+        return costs
+    weight_bytes, code_bits = costs.weight_bytes.copy(), costs.code_bits.copy()
+    for column, precision in enumerate(costs.precisions):
+        if precision.rate:
+            coded = sizes[:, sensitivity.precisions.index(precision)]
+            inputs = [input_bytes(layer, precision) for layer in table]
+            weight_bytes[:, column] = np.ceil(coded).astype(np.int64) + inputs
+            code_bits[:, column] = np.rint(8 * coded)
+    return replace(costs, weight_bytes=weight_bytes, code_bits=code_bits)
+
+
 def _offered(options: RunOptions, device: DeviceSpec | None) -> tuple[Precision, ...]:
     wanted = _on_target(options)
     if device is None:
         return wanted
-    runs = tuple(precision for precision in wanted if precision in device.kernels)
+    runs = tuple(precision for precision in wanted if precision.arithmetic in device.kernels)
     if not runs:
         raise InputError(
             f"device {device.name} runs none of {', '.join(map(str, wanted))}; it runs "
@@ -91,7 +109,7 @@ def _on_target(options: RunOptions) -> tuple[Precision, ...]:
     if options.target is None:
         return options.precisions
     target = load_target(options.target)
-    runs = tuple(precision for precision in options.precisions if precision in target.precisions)
+    runs = tuple(precision for precision in options.precisions if precision.arithmetic in target.precisions)
     if not runs:
         target.require(options.precisions)
     return runs
@@ -99,7 +117,7 @@ def _on_target(options: RunOptions) -> tuple[Precision, ...]:
 
 def _pinned(options: RunOptions, table: LayerTable, fixed_bytes: int, device: DeviceSpec | None) -> tuple[str, ...]:
     edge = options.edge
-    if device is not None and edge not in device.kernels:
+    if device is not None and edge.arithmetic not in device.kernels:
         if options.edges == "8":
             raise InputError(f"device {device.name} does not run {edge}; take --edges free")
         return ()

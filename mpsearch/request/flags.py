@@ -6,6 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, get_type_hints
 
+# The panels of a command's help.
+BUDGETS = "Budgets"
+MODEL = "Model and data"
+DETECTION = "Detection"
+SEARCH = "Search"
+RECONSTRUCTION = "Reconstruction"
+PLACE = "Where it runs"
+PANELS = (BUDGETS, MODEL, DETECTION, SEARCH, RECONSTRUCTION, PLACE)
+
 
 @dataclass(frozen=True, slots=True)
 class Flag:

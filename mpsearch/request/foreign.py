@@ -22,13 +22,14 @@ class ForeignBits:
     """Bits by the tool's own names of layers, in the order of the file.
 
     `default` is what layers have that are not named, None where all have to be; `left_out` counts the entries that are
-    about other tensors than weights and inputs of layers.
+    about other tensors than weights and inputs of layers. `in_order` says that the file has the layers as they are run.
     """
 
     tool: str
     bits: dict[str, Precision]
     default: Precision | None = None
     left_out: int = 0
+    in_order: bool = False
 
 
 def read_foreign(data: Any) -> ForeignBits:
@@ -45,7 +46,7 @@ def read_foreign(data: Any) -> ForeignBits:
     scopes = _nncf_scopes(data)
     if scopes is not None:
         return scopes
-    if any(_hawq_word(name).startswith("quant_") for name in data):
+    if any(re.search(r"(^|\.)quant_(input|act|\w*convbn)", name) for name in data):
         return _hawq(data)
     if all(isinstance(value, dict) for value in data.values()) and not any(map(_is_pair, data.values())):
         raise InputError(f"it holds {len(data)} assignments ({', '.join(list(data)[:3])}, …): keep one of them")
@@ -80,31 +81,28 @@ def _bits(value: Any) -> int:
     return value
 
 
-def _hawq_word(name: str) -> str:
-    return name.rpartition(".")[2]
-
-
 def _hawq(data: Mapping[str, Any]) -> ForeignBits:
     """HAWQ's `bit_config` (https://github.com/Zhen-Dong/HAWQ): quantizers in the order of the network.
 
-    Those of activations stand before the layers that read them; a shortcut reads what its unit reads.
+    Those of activations stand before the layers that read them; a shortcut reads what its unit reads. Layers are called
+    `quant_convbn1` in its residual networks and `conv1` in its MobileNets. A value may be a pair, bits and how they are
+    set.
     """
     bits: dict[str, Precision] = {}
     inputs: dict[str, int] = {}  # by unit, what enters it
     before, left_out = FLOAT_BITS, 0
     for name, value in data.items():
         unit, _, word = name.rpartition(".")
-        width = _bits(value)
-        if word.endswith("int32") or not word.startswith("quant_"):
+        width = _bits(value[0] if isinstance(value, list) and value else value)
+        layer = f"{unit}.{word.removeprefix('quant_').replace('convbn', 'conv')}".lstrip(".")
+        if "int32" in word or any(name.startswith(f"{known}.") for known in bits):  # or a part of a layer
             left_out += 1
         elif re.fullmatch(r"quant_(input|act\w*)", word):
             before = width
             inputs.setdefault(unit, width)
         else:
-            read = inputs.get(unit, before) if "identity" in word else before
-            layer = word.removeprefix("quant_").replace("convbn", "conv")
-            bits[f"{unit}.{layer}".lstrip(".")] = Precision(width, read)
-    return ForeignBits("HAWQ", bits, left_out=left_out)
+            bits[layer] = Precision(width, inputs.get(unit, before) if "identity" in word else before)
+    return ForeignBits("HAWQ", bits, left_out=left_out, in_order=True)
 
 
 def _aimet(data: Mapping[str, Any]) -> ForeignBits:

@@ -12,22 +12,26 @@ import tomli_w
 
 from hwmodel import FLOAT_BITS, WEIGHT_BITS, InputError, Precision
 from hwmodel.device import load_device
+from hwmodel.precision import CODED_BITS, RATES, is_rate
 from hwmodel.target import load_target
 from mpsearch.files.reading import reading
 from mpsearch.request.budgets import COSTS, NEED_DEVICE
-from mpsearch.request.flags import Flag
+from mpsearch.request.compute import HERE, ComputeOptions
+from mpsearch.request.flags import BUDGETS, DETECTION, MODEL, PLACE, RECONSTRUCTION, SEARCH, Flag
 from mpsearch.request.parse import (
+    Coding,
     EdgePolicy,
     device_abits,
     edge_policy,
     listed,
     parse_abits,
     parse_bits,
-    parse_compute,
+    parse_coding,
     parse_objectives,
+    parse_rates,
     parse_shape,
-    parse_threads,
 )
+from mpsearch.request.places import found_again, seen_from
 from mpsearch.request.rules import parse_rule, parse_tie
 from mpsearch.request.units import (
     parse_duration,
@@ -40,13 +44,6 @@ from mpsearch.request.units import (
 EDGE_BITS = 8
 WBITS = (2, 3, 4, 5, 6, 8)
 
-BUDGETS = "Budgets"
-MODEL = "Model and data"
-DETECTION = "Detection"
-SEARCH = "Search"
-RECONSTRUCTION = "Reconstruction"
-PLACE = "Where it runs"
-PANELS = (BUDGETS, MODEL, DETECTION, SEARCH, RECONSTRUCTION, PLACE)
 
 # A field's default stands in the record; the command line shows it as people write it.
 _SIZE = Flag(BUDGETS, "What the packed file may take: 1.5MB, 900kB, 2MiB.", parse_size, None, "--size-budget", "SIZE")
@@ -58,41 +55,22 @@ _BOPS = Flag(BUDGETS, "Bit operations an image: 34G.", parse_operations, None, "
 _MEAN_BITS = Flag(BUDGETS, "Mean bits of a weight: 3.5.", parse_mean_bits, None, "--mean-bits", "BITS")
 _OBJECTIVES = "What the front spans beside the loss, one or two of size, latency, energy (default: what is budgeted)."
 _ABITS = "Candidate activation bits: 8, 4,8 or 8,32 (32: float) (default: float; on a device, its widest)."
+_CODING = "How codes of weights are stored: fixed, at their width, or entropy: candidates are --rates then."
+_RATES = "Candidate bits a weight where codes are entropy-coded."
 _INPUT = "What the model takes, where nothing says it: 3x224x224."
 _TARGET = "The runtime that it is for, which has rules for bits and grids (see mpsearch targets)."
 _STEPS = "Most reconstruction steps a block; up to four times as many where much is to be done."
 _TASK = "What the network is for: classification, regression, segmentation, embedding, detection or FILE.py:task."
 _DECODE = "What makes boxes and scores of a detector's outputs; torchvision's detectors bring their own."
 _ANNOTATIONS = "COCO's JSON of the validation images (default: instances_val.json in the data folder)."
-_CONFIDENCE = "Score above which a detection counts."
-_NMS = "Overlap above which the lesser of two detections of a class goes."
+_CONFIDENCE = "Score above which a detection counts (default: 0.001; torchvision's detectors have their own)."
+_NMS = "Overlap above which the lesser of two detections of a class goes (default: 0.65, or the detector's own)."
 _FIT = "How images of other sizes go in: letterbox, in proportion with a grey margin, or squash."
-_COMPUTE = "cpu, cuda, or cuda:1 for the second GPU (default: cuda where there is one)."
-_THREADS = "Threads of torch, BLAS and our own pools; 0: as many as torch finds right."
 _MEMORY = "Memory for the inputs and outputs of blocks; what is beyond it is kept in files."
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ComputeOptions:
-    """Where it is computed: `compute` is cpu, cuda or cuda:1, the GPU where there is one if None; `threads` is how many
-    torch, BLAS and our own pools take, as many as torch finds right if 0. No result depends on them but by rounding,
-    and no file keeps them."""
-
-    compute: Annotated[str | None, Flag(PLACE, _COMPUTE, parse_compute, metavar="DEVICE")] = None
-    threads: Annotated[int, Flag(PLACE, _THREADS, parse_threads, "0", metavar="COUNT")] = 0
-
-    def __post_init__(self) -> None:
-        if self.compute is not None:
-            parse_compute(self.compute)
-        parse_threads(str(self.threads))
-
-    @classmethod
-    def from_flags(cls, given: Mapping[str, Any]) -> Self:
-        """The record of the fields that were `given` on the command line, defaults for the others."""
-        return cls(**given)
-
-
-HERE = ComputeOptions()
+def _text_of(values: tuple[float, ...]) -> str:
+    return ",".join(f"{value:g}" for value in values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,8 +117,8 @@ class FinishOptions(ModelOptions):
     task: Annotated[str, Flag(MODEL, _TASK, metavar="TASK")] = "classification"
     decode: Annotated[str | None, Flag(DETECTION, _DECODE, metavar="FILE.py:decode")] = None
     annotations: Annotated[str | None, Flag(DETECTION, _ANNOTATIONS, metavar="PATH")] = None
-    confidence: Annotated[float, Flag(DETECTION, _CONFIDENCE)] = 0.001
-    nms: Annotated[float, Flag(DETECTION, _NMS)] = 0.65
+    confidence: Annotated[float | None, Flag(DETECTION, _CONFIDENCE, metavar="SHARE")] = None
+    nms: Annotated[float | None, Flag(DETECTION, _NMS, metavar="SHARE")] = None
     fit: Annotated[str, Flag(DETECTION, _FIT)] = "letterbox"
     samples: Annotated[int, Flag(MODEL, "Calibration images.")] = 512
     val_samples: Annotated[int, Flag(MODEL, "Validation images; 0 for all.")] = 0
@@ -162,7 +140,7 @@ class FinishOptions(ModelOptions):
         if self.fit not in ("letterbox", "squash"):
             raise InputError(f"--fit must be letterbox or squash, got {self.fit!r}")
         for option, share in (("--confidence", self.confidence), ("--nms", self.nms)):
-            if not 0 <= share <= 1:
+            if share is not None and not 0 <= share <= 1:
                 raise InputError(f"{option} must be from 0 to 1, got {share}")
         for name, least in (("samples", 1), ("val_samples", 0), ("seed", 0), ("cache_memory_bytes", 0)):
             if getattr(self, name) < least:
@@ -178,10 +156,11 @@ class FinishOptions(ModelOptions):
             return WEIGHT_BITS
         return () if self.target is None else load_target(self.target).symmetric_bits
 
-    def to_toml(self) -> str:
-        """The text of the file that keeps the options in a run folder."""
+    def to_toml(self, folder: Path | None = None) -> str:
+        """The text of the file that keeps the options in a run folder, with files named as seen from `folder`."""
         here = {field.name for field in fields(ComputeOptions)}
         values = {name: value for name, value in asdict(self).items() if value not in (None, ()) and name not in here}
+        values = values if folder is None else seen_from(folder, values)
         return f"# mpsearch run options; budgets in the units of their names\n{tomli_w.dumps(values)}"
 
     @classmethod
@@ -193,12 +172,13 @@ class FinishOptions(ModelOptions):
         if not path.is_file():
             raise InputError(f"{path.parent} is no run folder: it has no {path.name}; make one with `mpsearch run`")
         with reading(path, "mend it, or start again with `mpsearch run` and another --out"):
-            data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+            data = found_again(path.parent, tomllib.loads(path.read_text(encoding="utf-8")))
             known = {field.name for field in fields(cls)} - {field.name for field in fields(ComputeOptions)}
             if not known >= set(data):
                 raise ValueError(f"unknown key {sorted(set(data) - known)[0]!r}")
             values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-            return cls(**values, **asdict(place))
+            here = {field.name: getattr(place, field.name) for field in fields(ComputeOptions)}
+            return cls(**values, **here)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,8 +188,10 @@ class RunOptions(FinishOptions):
     Budgets are upper bounds in the units of their names; at least one is needed. `size_budget_bytes` is what the packed
     file may take; latency and energy are those of `device`, a name or a file. `objectives` are the costs that the front
     spans beside the loss, those of `default_objectives` where none is named. Without `abits` activations stay float,
-    32 among them is float. `edges` are those of `FinishOptions`, or 8 bits unless that takes more than a quarter of a
-    budget (`auto`). `fix` and `tie` are rules about single layers, as on the command line.
+    32 among them is float. With `coding` entropy, codes of weights are stored entropy-coded and candidates are `rates`,
+    bits that a weight takes in the file; with fixed they are `wbits`. `edges` are those of `FinishOptions`, or 8 bits
+    unless that takes more than a quarter of a budget (`auto`). `fix` and `tie` are rules about single layers, as on the
+    command line.
     """
 
     size_budget_bytes: Annotated[int | None, _SIZE] = None
@@ -225,6 +207,8 @@ class RunOptions(FinishOptions):
         tuple[int, ...],
         Flag(SEARCH, "Candidate weight bits.", parse_bits, listed(WBITS).replace(" ", ""), metavar="BITS"),
     ] = WBITS
+    coding: Annotated[Coding, Flag(SEARCH, _CODING, parse_coding, "fixed")] = "fixed"
+    rates: Annotated[tuple[float, ...], Flag(SEARCH, _RATES, parse_rates, _text_of(RATES), metavar="BITS")] = RATES
     abits: Annotated[tuple[int, ...], Flag(SEARCH, _ABITS, parse_abits, metavar="BITS")] = ()
     edges: Annotated[
         EdgePolicy,
@@ -246,6 +230,10 @@ class RunOptions(FinishOptions):
             raise InputError(
                 f"candidate bits must be among {listed(WEIGHT_BITS)}, got {listed(tuple(unknown)) or 'none'}"
             )
+        for name, count, least in (("population", self.population, 8), ("generations", self.generations, 1)):
+            if count < least:
+                raise InputError(f"--{name} must be at least {least}, got {count}")
+        self._check_coding()
         for text in self.fix:
             parse_rule(text)
         for text in self.tie:
@@ -263,6 +251,17 @@ class RunOptions(FinishOptions):
             )
         FinishOptions.__post_init__(self)
 
+    def _check_coding(self) -> None:
+        parse_coding(self.coding)
+        if not self.rates or not all(map(is_rate, self.rates)):
+            raise InputError(f"candidate rates must be 0.5 to 8 bits in eighths, got {_text_of(self.rates) or 'none'}")
+        if self.coding == "fixed" and self.rates != RATES:
+            raise InputError("--rates are candidates where codes are entropy-coded: add --coding entropy")
+        if self.coding == "entropy" and self.wbits != WBITS:
+            raise InputError(
+                "--wbits are candidates where codes have a fixed width: with --coding entropy, give --rates"
+            )
+
     @classmethod
     def from_flags(cls, given: Mapping[str, Any]) -> Self:
         """As above; on a device, activations that nobody asked for are the widest that it, or else the target, runs.
@@ -271,7 +270,8 @@ class RunOptions(FinishOptions):
         if values.get("device") is not None and "target" not in values:
             values["target"] = load_device(values["device"]).target
         if "abits" not in values and values.get("device") is not None:
-            values["abits"] = device_abits(values["device"], values.get("wbits", WBITS))
+            widths = (CODED_BITS,) if values.get("coding") == "entropy" else values.get("wbits", WBITS)
+            values["abits"] = device_abits(values["device"], widths)
         elif "abits" not in values and values.get("target") is not None:
             values["abits"] = load_target(values["target"]).activation_bits[-1:]
         return cls(**values)
@@ -285,14 +285,18 @@ class RunOptions(FinishOptions):
     @property
     def precisions(self) -> tuple[Precision, ...]:
         """What every layer may have, in ascending order."""
-        return tuple(Precision(w, a) for w in sorted(self.wbits) for a in sorted(self.abits) or (FLOAT_BITS,))
+        widths = sorted(self.abits) or (FLOAT_BITS,)
+        if self.coding == "entropy":
+            return tuple(sorted(Precision(CODED_BITS, a, rate) for rate in self.rates for a in widths))
+        return tuple(Precision(w, a) for w in sorted(self.wbits) for a in widths)
 
     @property
     def edge(self) -> Precision:
         """What the first and last layer have where they are held."""
-        return edge_precision(bool(self.abits))
+        return edge_precision(bool(self.abits), self.coding == "entropy")
 
 
-def edge_precision(quantized_inputs: bool) -> Precision:
-    """What edge layers have where they are held: 8 bits, for their inputs too where inputs are quantized."""
-    return Precision(EDGE_BITS, EDGE_BITS if quantized_inputs else FLOAT_BITS)
+def edge_precision(quantized_inputs: bool, coded: bool) -> Precision:
+    """What edge layers have where they are held: 8 bits, for their inputs too where inputs are quantized; codes that
+    are entropy-coded get the highest rate."""
+    return Precision(EDGE_BITS, EDGE_BITS if quantized_inputs else FLOAT_BITS, float(CODED_BITS) if coded else 0.0)

@@ -7,9 +7,11 @@ from typing import Literal, get_args
 
 from hwmodel import FLOAT_BITS, WEIGHT_BITS, InputError
 from hwmodel.device import load_device
+from hwmodel.precision import CODED_BITS, LEAST_RATE, is_rate
 from mpsearch.request.budgets import COSTS, FRONT
 
 EdgePolicy = Literal["auto", "8", "free"]
+Coding = Literal["fixed", "entropy"]
 
 
 def edge_policy(text: str) -> EdgePolicy:
@@ -18,6 +20,29 @@ def edge_policy(text: str) -> EdgePolicy:
         if text == policy:
             return text  # type: ignore[return-value]
     raise InputError(f"--edges must be one of {listed(get_args(EdgePolicy))}, got {text!r}")
+
+
+def parse_coding(text: str) -> Coding:
+    """Reads `--coding`. Raises InputError for what it does not take."""
+    for coding in get_args(Coding):
+        if text == coding:
+            return text  # type: ignore[return-value]
+    raise InputError(f"--coding must be one of {listed(get_args(Coding))}, got {text!r}")
+
+
+def parse_rates(text: str) -> tuple[float, ...]:
+    """Reads `1.5,2,2.5,3`, ascending and without repeats. Raises InputError for anything else."""
+    rates = {_number(part) for part in text.split(",")}
+    if not all(map(is_rate, rates)):
+        raise InputError(
+            f"rates look like 1.5,2,2.5,3, each {LEAST_RATE:g} to {CODED_BITS} bits a weight in eighths; got {text!r}"
+        )
+    return tuple(sorted(rates))
+
+
+def _number(text: str) -> float:
+    """A decimal number, or 0 where the text is none."""
+    return float(text) if re.fullmatch(r" *[0-9]{1,3}(\.[0-9]{1,6})? *", text, re.ASCII) else 0.0
 
 
 def parse_compute(text: str) -> str:
@@ -31,6 +56,13 @@ def parse_threads(text: str) -> int:
     """Reads `--threads`, 0 to 1024. Raises InputError for anything else."""
     if not re.fullmatch(r"[0-9]{1,4}", text, re.ASCII) or int(text) > 1024:
         raise InputError(f"--threads must be a number from 1 to 1024, or 0 for torch's own choice; got {text!r}")
+    return int(text)
+
+
+def parse_workers(text: str) -> int:
+    """Reads `--workers`, 0 to 1024. Raises InputError for anything else."""
+    if not re.fullmatch(r"[0-9]{1,4}", text, re.ASCII) or int(text) > 1024:
+        raise InputError(f"--workers must be a number from 1 to 1024, or 0 for this process alone; got {text!r}")
     return int(text)
 
 

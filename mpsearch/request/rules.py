@@ -8,8 +8,9 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from hwmodel import WEIGHT_BITS, InputError, LayerTable, Precision
+from hwmodel.precision import is_rate
 
-_FIX = re.compile(r"\s*([^=!\s]+)\s*(!?=)\s*(\d+(?:\s*,\s*\d+)*)\s*")
+_FIX = re.compile(r"\s*([^=!\s]+)\s*(!?=)\s*(\d+(?:\.\d+)?(?:\s*,\s*\d+(?:\.\d+)?)*)\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,11 +18,11 @@ class Rule:
     """The weight bits that `layer` must have, one of them, or, where `forbids`, must not have."""
 
     layer: str
-    bits: tuple[int, ...]
+    bits: tuple[float, ...]
     forbids: bool
 
     def __str__(self) -> str:
-        return f"{self.layer}{'!=' if self.forbids else '='}{','.join(map(str, self.bits))}"
+        return f"{self.layer}{'!=' if self.forbids else '='}{','.join(f'{bits:g}' for bits in self.bits)}"
 
 
 def parse_rule(text: str) -> Rule:
@@ -29,10 +30,10 @@ def parse_rule(text: str) -> Rule:
     match = _FIX.fullmatch(text)
     if match is None:
         raise InputError(f"--fix looks like LAYER=8, LAYER=4,8 (one of these) or LAYER!=2 (not this); got {text!r}")
-    bits = tuple(sorted({int(part) for part in match[3].split(",")}))
-    wrong = [b for b in bits if b not in WEIGHT_BITS]
+    bits = tuple(sorted({float(part) for part in match[3].split(",")}))
+    wrong = [b for b in bits if b not in WEIGHT_BITS and not is_rate(b)]
     if wrong:
-        raise InputError(f"--fix {text}: weight bits are {WEIGHT_BITS[0]} to {WEIGHT_BITS[-1]}, got {wrong[0]}")
+        raise InputError(f"--fix {text}: weight bits are {WEIGHT_BITS[0]} to {WEIGHT_BITS[-1]}, got {wrong[0]:g}")
     return Rule(match[1], bits, match[2] == "!=")
 
 
@@ -62,15 +63,24 @@ def allowed_precisions(
             if rule.layer in given:
                 raise InputError(f"--fix {rule}: {rule.layer} has another set already; give one, say {rule.layer}=4,8")
             given.add(rule.layer)
-            allowed[rule.layer] = tuple(Precision(w, a) for w in rule.bits for a in activations)
+            allowed[rule.layer] = tuple(_precision(rule, bits, a, edge) for bits in rule.bits for a in activations)
             continue
-        left = tuple(precision for precision in allowed[rule.layer] if precision.w not in rule.bits)
+        left = tuple(precision for precision in allowed[rule.layer] if precision.stored not in rule.bits)
         if not left:
-            had = ",".join(dict.fromkeys(str(precision.w) for precision in allowed[rule.layer]))
+            had = ",".join(dict.fromkeys(f"{precision.stored:g}" for precision in allowed[rule.layer]))
             hint = "; --edges free searches it like any other" if rule.layer in held else ""
             raise InputError(f"--fix {rule} leaves nothing: {rule.layer} has only {had} to choose from{hint}")
         allowed[rule.layer] = left
     return allowed
+
+
+def _precision(rule: Rule, bits: float, activation: int, edge: Precision) -> Precision:
+    """The precision of so many bits a weight, entropy-coded where `edge` is."""
+    if edge.rate:
+        return replace(edge, a=activation, rate=bits)
+    if bits not in WEIGHT_BITS:
+        raise InputError(f"--fix {rule}: {bits:g} bits are a rate, for codes that are entropy-coded (--coding entropy)")
+    return Precision(int(bits), activation)
 
 
 def tied(table: LayerTable, ties: Iterable[Sequence[str]]) -> LayerTable:

@@ -18,7 +18,7 @@ from mpsearch.optimization.front import ParetoFront
 from mpsearch.optimization.picks import picked
 from mpsearch.optimization.problem import BitProblem
 from mpsearch.request.assignment import read_assignment
-from mpsearch.request.budgets import NEED_DEVICE
+from mpsearch.request.budgets import COSTS, NEED_DEVICE
 from mpsearch.sensitivity.cache import load_table
 from mpsearch.sensitivity.table import SensitivityTable
 from mpsearch.sources.models import LoadedModel
@@ -123,6 +123,8 @@ def read_front(folder: RunFolder) -> ParetoFront:
     with reading(path, SEARCH):
         front = ParetoFront.from_json(path.read_text(encoding="utf-8"))
         _require_layers(folder, front.layers)
+        if unknown := set(front.names[1:]) - set(COSTS):
+            raise ValueError(f"there is no cost {sorted(unknown)[0]!r}")
         return front
 
 

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
-from hwmodel import BitConfig
-from mpsearch.files.folder import Json
+from hwmodel import BitConfig, LayerTable
+from hwmodel.size import input_bytes
+from mpsearch.files.folder import Json, RunFolder
 from mpsearch.finish.finalize import finish
+from mpsearch.run.artifacts import read_costs
 from mpsearch.run.keys import finished_key
 from mpsearch.run.loaded import Loaded
+from mpsearch.show.boxes import draw_boxes
+from mpsearch.show.plots import model_title
 from recon.fit.checkpoint import Progress
 from recon.graph.granularity import regroup
 
 
-def finalize_step(loaded: Loaded, config: BitConfig, name: str) -> Json:
-    """One finished model: `chosen/NAME.json` and `model-NAME.safetensors`. Returns what the former says."""
-    folder, console, key = loaded.folder, loaded.console, finished_key(loaded, config)
+def finalize_step(loaded: Loaded, config: BitConfig, name: str, coded_bytes: Mapping[str, float] | None = None) -> Json:
+    """One finished model: `chosen/NAME.json` and `model-NAME.safetensors`. Returns what the former says.
+
+    `coded_bytes` are what entropy-coded layers may take, by default what the folder's search took them for.
+    """
+    folder, console = loaded.folder, loaded.console
+    if coded_bytes is None:
+        coded_bytes = bytes_of_coded(folder, loaded.network.table, config)
+    key = finished_key(loaded, config, coded_bytes)
     settings = replace(loaded.settings, memory_bytes=loaded.options.cache_memory_bytes)
     path = folder.file(f"model-{name}.safetensors")
-    done = folder.current(f"chosen/{name}.json", key)
-    if done is not None and path.is_file() and path.stat().st_size == done["size_bytes"]:
-        console.current("finalize", f"{path.name} is current")
+    done = current_finished(loaded, name, key)
+    if done is not None:
         return done
     judge = loaded.judge  # before anything is fitted: it says where the float network is in doubt
     work = Progress(folder.file(f"finalize-{name}.partial"), key)
@@ -38,7 +48,38 @@ def finalize_step(loaded: Loaded, config: BitConfig, name: str) -> Json:
             work,
             judge,
             watch.block,
+            coded_bytes,
         )
     data = {"key": key, "task": loaded.options.task, **finished.to_json()}
     folder.write_json(f"chosen/{name}.json", data)
+    if finished.shown and loaded.validation.normalization is not None:
+        images = loaded.validation.stored.leaves[0][: len(finished.shown["float"])]
+        draw_boxes(
+            images.numpy(), finished.shown, model_title(loaded.model.reference), folder.file(f"boxes-{name}.png")
+        )
     return data
+
+
+def current_finished(loaded: Loaded, name: str, key: str) -> Json | None:
+    """The record of a finished model that was made from `key` and is there, which is noted; else None."""
+    done, path = loaded.folder.current(f"chosen/{name}.json", key), loaded.folder.file(f"model-{name}.safetensors")
+    if done is None or not path.is_file() or path.stat().st_size != done.get("size_bytes"):
+        return None
+    loaded.console.current("finalize", f"{path.name} is current")
+    return done
+
+
+def bytes_of_coded(folder: RunFolder, table: LayerTable, config: BitConfig) -> dict[str, float]:
+    """What the folder's search took the entropy-coded layers of a configuration for; empty where it has no search of
+    such."""
+    if not any(precision.rate for precision in config.precisions) or not folder.file("costs.json").is_file():
+        return {}
+    costs, _ = read_costs(folder)
+    if costs.layers != table.names or not set(config.precisions) <= set(costs.precisions):
+        return {}
+    sizes: dict[str, float] = {}
+    for row, (layer, precision) in enumerate(zip(table, config.precisions, strict=True)):
+        if precision.rate:
+            taken = costs.weight_bytes[row, costs.precisions.index(precision)]
+            sizes[layer.name] = float(taken - input_bytes(layer, precision))
+    return sizes

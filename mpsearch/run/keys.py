@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from types import FunctionType
@@ -29,9 +30,10 @@ def origin_key(options: RunOptions) -> str:
 
 
 def task_digest(reference: str) -> str:
-    """What a task depends on: its name, and the text of the user's file."""
+    """What a task depends on: its name, and the text of the user's file, wherever that lies."""
     code = factory_file(reference)
-    return fingerprint(reference, code.read_text("utf-8") if code is not None and code.is_file() else "")
+    name = reference if code is None else f"{code.name}:{reference.rpartition(':')[2]}"
+    return fingerprint(name, code.read_text("utf-8") if code is not None and code.is_file() else "")
 
 
 def graph_digest(network: Network) -> str:
@@ -72,8 +74,9 @@ def front_key(problem: BitProblem, settings: SearchSettings) -> str:
     )
 
 
-def finished_key(loaded: Loaded, config: BitConfig) -> str:
-    """What a finished configuration depends on. What changes no result, such as memory, is not in it."""
+def finished_key(loaded: Loaded, config: BitConfig, coded_bytes: Mapping[str, float]) -> str:
+    """What a finished configuration depends on, with what its entropy-coded layers may take. What changes no result,
+    such as memory, is not in it."""
     return fingerprint(
         loaded.model.fingerprint,
         graph_digest(loaded.network),
@@ -83,6 +86,7 @@ def finished_key(loaded: Loaded, config: BitConfig) -> str:
         task_digest(loaded.options.task),
         (task_digest(loaded.options.decode or ""), loaded.options.confidence, loaded.options.nms),
         config.to_json(),
+        coded_bytes,
         asdict(loaded.settings),
         version("mpsearch"),
     )

@@ -19,14 +19,17 @@ from mpsearch.show.console import Console
 from mpsearch.sources.batches import positional_inputs
 from mpsearch.sources.data import MIN_CALIBRATION, DataSource, load_data
 from mpsearch.sources.detection_data import BoxOptions, load_detection
+from mpsearch.sources.detectors import NeuralPart
 from mpsearch.sources.distilled import DISTILLED, MEASURED, make_distilled, read_distilled
 from mpsearch.sources.models import LoadedModel, load_model
+from mpsearch.sources.proposals import prepared, with_proposals
 from mpsearch.sources.split import Split
-from mpsearch.tasks.boxes import Suppression
+from mpsearch.tasks.boxes import CONFIDENCE, OVERLAP, Suppression
 from mpsearch.tasks.detection import NAME as DETECTION
 from mpsearch.tasks.ending import endings
 from mpsearch.tasks.registry import load_detection_task, load_task
 from mpsearch.tasks.task import Task
+from mpsearch.tasks.torchvision_detection import torchvision_task
 from recon.compute.arithmetic import keep_freed_memory
 from recon.graph.network import Network, capture
 from recon.graph.samples import Samples
@@ -82,7 +85,7 @@ def captured_alone(options: ModelOptions, console: Console) -> tuple[LoadedModel
             f"nothing says what {model.reference} takes: give --input 3x224x224, or --data, "
             "or input_size in a JSON beside it"
         )
-    return model, captured(model, example)
+    return model, captured(model, with_proposals(example, model.model))
 
 
 def _data(model: LoadedModel, path: str | None, calib_samples: int, val_samples: int | None, seed: int) -> DataSource:
@@ -152,8 +155,11 @@ class Loaded:
         if self.given is not None:
             return self.given.data
         if options.data == DISTILLED:
+            if isinstance(self.model.model, NeuralPart):
+                raise InputError(f"no images can be distilled for {self.model.reference}, a detector; give --data")
             return self._distilled()
         data = self._boxes() if self._of_boxes else _data(self.model, options.data, *self._draw)
+        data = prepared(data, self.model.model)
         for note in data.notes:
             self.console.note(note)
         return data
@@ -176,7 +182,7 @@ class Loaded:
             input_size=model.input_size,
             given=options.input_size is not None,
             normalization=model.normalization,
-            any_size=False,
+            any_size=isinstance(model.model, NeuralPart),
             calib_samples=calib_samples,
             val_samples=val_samples,
             seed=seed,
@@ -215,7 +221,20 @@ class Loaded:
         options = self.options
         if options.task != DETECTION:
             return load_task(options.task)
-        return load_detection_task(options.decode, Suppression(options.confidence, options.nms))
+        if isinstance(self.model.model, NeuralPart) and options.decode is None:
+            self.model.model.select(*self.thresholds)
+            return torchvision_task(self.model.model)
+        return load_detection_task(options.decode, Suppression(*self.thresholds))
+
+    @property
+    def thresholds(self) -> tuple[float, float]:
+        """The score above which a detection counts, and the overlap above which it is suppressed: what was asked for,
+        else the detector's own, else those of the literature."""
+        options, model = self.options, self.model.model
+        own = model.thresholds if isinstance(model, NeuralPart) and options.decode is None else (CONFIDENCE, OVERLAP)
+        asked = (options.confidence, options.nms)
+        confidence, overlap = (a if b is None else b for a, b in zip(own, asked, strict=True))
+        return confidence, overlap
 
     @cached_property
     def likelihood(self) -> Likelihood:

@@ -6,11 +6,14 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hwmodel import CostTable, LayerTable
 from mpsearch.files.folder import RunFolder
 from mpsearch.optimization.baselines import Answer, answers
 from mpsearch.optimization.front import ParetoFront
-from mpsearch.run.artifacts import finished_configs, read_costs, read_front, read_layers, read_problem
+from mpsearch.run.artifacts import finished_configs, read_costs, read_front, read_layers, read_problem, read_sensitivity
 from mpsearch.show.explorer import ExploredRun, page
 
 
@@ -21,7 +24,8 @@ def read_explored(folder: RunFolder, name: str) -> ExploredRun:
     """
     found, table, costs = read_front(folder), read_layers(folder), read_costs(folder)[0]
     device = folder.read_json("costs.json").get("device")
-    return explored(folder, name, table, found, costs, device, answers(read_problem(folder)))
+    beside, alone = answers(read_problem(folder)), read_sensitivity(folder).intra
+    return explored(folder, name, table, found, costs, alone, device, beside)
 
 
 def explored(
@@ -30,12 +34,13 @@ def explored(
     table: LayerTable,
     found: ParetoFront,
     costs: CostTable,
+    alone: NDArray[np.float64],
     device: str | None,
     beside: Sequence[Answer],
 ) -> ExploredRun:
     """What the page shows of a run whose front is at hand, with what is finished in its folder."""
     command = f"mpsearch finalize {shlex.quote(str(folder.path))} --pick POINT"
-    return ExploredRun(name, command, table, found, costs, device, finished_configs(folder), beside)
+    return ExploredRun(name, command, table, found, costs, alone, device, finished_configs(folder), beside)
 
 
 def write_page(runs: Sequence[ExploredRun], path: Path) -> None:

@@ -17,5 +17,6 @@ def draw(
     folder: RunFolder, found: ParetoFront, table: LayerTable, beside: Sequence[Answer], path: Path | None = None
 ) -> None:
     """Draws a front, the chosen configuration and finished points to `path`, else to the folder's `front.png`."""
-    info = front_info(found, found.best(), dict(found.budgets), table, beside, finished_configs(folder))
+    tight = folder.read_json("tight.json") if folder.file("tight.json").is_file() else {}
+    info = front_info(found, found.best(), dict(found.budgets), table, beside, finished_configs(folder), tight)
     draw_front(info, path or folder.file("front.png"))

@@ -6,7 +6,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from hwmodel import InputError
-from mpsearch.request.options import ComputeOptions
+from mpsearch.request.compute import ComputeOptions
 from recon.compute.arithmetic import best_device
 
 

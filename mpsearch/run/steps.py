@@ -17,7 +17,7 @@ from mpsearch.optimization.nsga2 import course, search
 from mpsearch.optimization.problem import BitProblem, cheapest
 from mpsearch.optimization.settings import SearchSettings
 from mpsearch.request.budgets import COSTS, NEED_DEVICE, default_objectives, describe
-from mpsearch.request.candidates import Candidates, candidates, priced
+from mpsearch.request.candidates import Candidates, as_coded, candidates, priced
 from mpsearch.request.options import RunOptions
 from mpsearch.request.rules import parse_tie, tied
 from mpsearch.run.artifacts import CACHE, Origin, costs_json, heads_json, read_front, read_origin, require_same_model
@@ -30,7 +30,10 @@ from mpsearch.sensitivity.cache import load_scores, load_table, save_cache
 from mpsearch.sensitivity.measure import measure, split
 from mpsearch.sensitivity.table import SensitivityTable
 from mpsearch.show.console import Console
+from mpsearch.tasks.detection import NAME as DETECTION
+from recon.graph.gradients import without_gradient
 
+ROUGHLY = 0.8  # of what entropy-coded layers are thought to take before they are coded, they may take as little
 FLOAT_SHARE, MOST_NAMED = 0.1, 3  # of a file's fixed bytes, from which parts that stay float are named, and how many
 
 
@@ -84,7 +87,13 @@ class Run:
 
     @cached_property
     def _layout(self) -> PackedLayout:
-        return layout_of(self.loaded.network, self.loaded.model.reference, bool(self.options.abits))
+        coded = 0 if self.coded else None
+        return layout_of(self.loaded.network, self.loaded.model.reference, bool(self.options.abits), coded)
+
+    @property
+    def coded(self) -> bool:
+        """Codes of weights are entropy-coded."""
+        return self.options.coding == "entropy"
 
     @cached_property
     def origin(self) -> Origin:
@@ -107,9 +116,15 @@ class Run:
         return candidates(self.options, self.table, self.fixed_bytes, self.device)
 
     @cached_property
-    def costs(self) -> CostTable:
-        """Sizes, bit operations and, where there is a device, latency and energy per layer and candidate."""
+    def _priced(self) -> CostTable:
         return priced(self.options, self.table, self.fixed_bytes, self.device, self.candidates.precisions)
+
+    @cached_property
+    def costs(self) -> CostTable:
+        """Sizes, bit operations and, where there is a device, latency and energy per layer and candidate; the sizes of
+        entropy-coded layers as sensitivity has coded them."""
+        sensitivity = self.stored_sensitivity() if self.coded else None
+        return self._priced if sensitivity is None else as_coded(self._priced, self.table, sensitivity)
 
     def costs_of(self, config: BitConfig) -> dict[str, float]:
         """What a configuration costs, by the names that budgets have."""
@@ -125,25 +140,27 @@ class Run:
         unmeasured = SensitivityTable.unmeasured(self.table.names, precisions)
         objectives = self.options.objectives or default_objectives(budgets, self.device is not None)
         free = build_problem(
-            self.table, self.costs, unmeasured, self.candidates.allowed, objectives=(LOSS, *objectives)
+            self.table, self._priced, unmeasured, self.candidates.allowed, objectives=(LOSS, *objectives)
         )
         for name, limit in budgets.items():
             self._require_reachable(free, name, limit)
-        return with_budgets(free, budgets)
+        return free if self.coded else with_budgets(free, budgets)
 
     def _require_reachable(self, problem: BitProblem, name: str, limit: float) -> None:
         genome = cheapest(problem, name)
         least = float(problem.pick(problem.values(genome[None]), [name])[0, 0])
-        if least <= limit * (1 + 1e-12):
+        if least * (ROUGHLY if self.coded else 1) <= limit * (1 + 1e-12):
             return
         cost = COSTS[name]
+        pinned = self.candidates.pinned
         on = f" on {self.device.name}" if self.device is not None and name in NEED_DEVICE else ""
         what = "smallest file" if name == "size_bytes" else f"{cost.least} configuration"
         raise BudgetError(
             f"the {cost.title} budget is {cost.text(limit)}, but the {what} that candidate bits "
             f"{', '.join(map(str, self.candidates.offered))} can reach{on} has {cost.text(least)} "
             f"({describe(problem.config(genome))}){self._in_the_way(name)}; raise {cost.option} or allow fewer bits "
-            "with --wbits"
+            f"with {'--rates' if self.coded else '--wbits'}"
+            + (f", or for {' and '.join(pinned)} with --edges free" if pinned else "")
         )
 
     def _in_the_way(self, cost: str) -> str:
@@ -159,14 +176,19 @@ class Run:
 
     def problem(self, sensitivity: SensitivityTable) -> BitProblem:
         """The search problem under the budgets."""
-        return with_sensitivity(self._choices, self.table, sensitivity)
+        if not self.coded:
+            return with_sensitivity(self._choices, self.table, sensitivity)
+        costs, free = as_coded(self._priced, self.table, sensitivity), self._choices
+        return build_problem(
+            self.table, costs, sensitivity, self.candidates.allowed, self.options.budgets, free.objectives
+        )
 
     def layers_step(self) -> LayerTable:
         """Writes options and layer table, once it is clear that the folder is free and the budgets can be met."""
         require_same_model(self.folder, self.loaded.model)
         self._note_refused(self._choices.precisions)  # there are no choices where the budgets cannot be met
         origin = self.origin
-        self.folder.write("config.toml", self.options.to_toml())
+        self.folder.write("config.toml", self.options.to_toml(self.folder.path))
         self.folder.write_json("layers.json", origin.to_json())
         return origin.table
 
@@ -208,6 +230,7 @@ class Run:
             self.console.note(f"{CACHE} is of other {self._difference(load_table(path))}: what is new is measured")
             known = load_scores(path, loaded.network)
         count = len(split(loaded.calibration)[1])
+        self._note_alone()
         with self.clock.timed("sensitivity"), self.console.progress("sensitivity", count) as advance:
             scores = measure(
                 loaded.network,
@@ -223,6 +246,17 @@ class Run:
         table = scores.table(precisions, options.seed, self._sensitivity_key)
         save_cache(path, table, scores)
         return table
+
+    def _note_alone(self) -> None:
+        network = self.loaded.network
+        hidden = without_gradient(network.module)
+        alone = [name for name in network.table.names if name in hidden]
+        if alone:
+            self.console.note(
+                f"no gradient shows what {len(alone)} of {len(network.table)} layers do (first: {alone[0]}), since "
+                "rounding, a sign or an operation without a backward follows: each is rounded alone and the divergence "
+                "measured, which takes longer"
+            )
 
     def _difference(self, table: SensitivityTable) -> str:
         if table.precisions != self.candidates.precisions:
@@ -260,6 +294,7 @@ class Run:
             self.options,
             self.loaded.model,
             self.loaded.data,
+            self.loaded.thresholds if self.options.task == DETECTION else None,
             self.candidates.pinned,
             chosen,
             self.costs_of(BitConfig.from_json(chosen["config"])),

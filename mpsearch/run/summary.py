@@ -22,6 +22,7 @@ def summarize(
     options: RunOptions,
     model: LoadedModel,
     data: DataSource,
+    thresholds: tuple[float, float] | None,
     pinned: tuple[str, ...],
     chosen: Json,
     costs: dict[str, float],
@@ -32,10 +33,12 @@ def summarize(
 ) -> Json:
     """The contents of `summary.json`. Sizes in bytes; `judged_by` has the units of the `metrics`.
 
-    `costs` are those of the chosen configuration; the ones shown are the budgeted and, on a device, latency and energy.
+    `thresholds` are those of a detector's boxes. `costs` are those of the chosen configuration; the ones shown are the
+    budgeted and, on a device, latency and energy.
     """
     measured = (
         "size_bytes",
+        "predicted_bytes",
         "weights_only_bytes",
         "mean_weight_bits",
         "metrics",
@@ -48,10 +51,12 @@ def summarize(
         "weights": model.source,
         "data": data.source,
         "task": options.task,
+        **({} if thresholds is None else dict(zip(("confidence", "nms"), thresholds, strict=True))),
         **{COSTS[name].field: getattr(options, COSTS[name].field) for name in options.budgets},
         **{name: chosen[name] for name in measured},
         **({} if device is None else {"device": device}),
         **({"activation_bits": list(options.abits)} if options.abits else {}),
+        **({"coding": options.coding} if options.coding != "fixed" else {}),
         **({"symmetric": True} if options.symmetric else {}),
         **({"target": options.target} if options.target else {}),
         **{name: value for name, value in costs.items() if name not in measured and _shown(name, options)},

@@ -40,8 +40,11 @@ def save_cache(path: Path, table: SensitivityTable, scores: Scores) -> None:
         "key": scores.key,
         "images": scores.images,
         "terms": [str(term) for term in scores.terms],
+        "alone": scores.alone,
     }
     arrays: Arrays = {name: getattr(table, name) for name in ("intra", "inter", "diagonal")}
+    if table.coded_bytes is not None:
+        arrays["coded_bytes"] = table.coded_bytes
     arrays |= {"score": scores.score, "square": scores.square}
     for term, rounded in scores.rounded.items():
         arrays |= {f"{term}.{part}": array for part, array in _parts(rounded).items()}
@@ -64,6 +67,7 @@ def load_table(path: Path) -> SensitivityTable:
             seed=int(about["seed"]),
             metric=about["metric"],
             fingerprint=about["fingerprint"],
+            coded_bytes=tensor("coded_bytes"),
         )
 
     return _read(path, read)
@@ -77,7 +81,8 @@ def load_scores(path: Path, network: Network) -> Scores:
             raise InputError(f"{path} is of another network; delete it to measure again")
         rounded = {term: _rounded(network, term, tensor) for term in map(Precision.parse, about["terms"])}
         layers, images = tuple(about["layers"]), tuple(about["images"])
-        return Scores(about["key"], layers, images, rounded, tensor("score"), tensor("square"))
+        alone = tuple(about.get("alone", ()))
+        return Scores(about["key"], layers, images, rounded, tensor("score"), tensor("square"), alone)
 
     return _read(path, read)
 
@@ -105,6 +110,7 @@ def _parts(rounded: Rounded) -> Arrays:
         "scales": [found.weight.grid.scale for found in weights],
         "zero_points": [found.weight.grid.zero_point for found in weights],
         "biases": [found.bias for found in weights],
+        "coded_bytes": [torch.tensor([found.coded_bytes], dtype=torch.float64) for found in weights],
     }
     return {name: torch.cat([tensor.flatten() for tensor in row]).cpu().numpy() for name, row in tensors.items()}
 
@@ -129,11 +135,14 @@ def _rounded(network: Network, term: Precision, tensor: Callable[[str], NDArray[
         split(scales, channels),
         split(zeros, channels),
         split(tensor(f"{term}.biases"), [layer.n_biases for layer in table]),
+        tensor(f"{term}.coded_bytes").tolist(),
         strict=True,
     )
     return {
         name: RoundedWeight(
-            QuantizedWeight(Grid(term.w, scale, zero), code.view(network.layer(name).weight.shape)), bias
+            QuantizedWeight(Grid(term.w, scale, zero, term.rate), code.view(network.layer(name).weight.shape)),
+            bias,
+            size,
         )
-        for name, code, scale, zero, bias in parts
+        for name, code, scale, zero, bias, size in parts
     }

@@ -7,6 +7,8 @@ log-likelihood. The Fisher information is the Hessian of the KL divergence, so a
 and weight width. Quantized inputs add ⟨∂log p/∂x, Q(x) − x⟩, shared among the layers that read the tensor x. What the
 table makes of the scores, `mpsearch.scores` says.
 
+Layers whose effect no gradient shows (`recon.graph.gradients`) are rounded alone, and the divergence is measured.
+
 Beside them stands the diagonal Fisher's intra-layer term, ½ E[Σ_i g_i² Δz_i²] (BRECQ, arXiv 2102.05426, eq. 10). It
 ignores that a layer's output errors act together, and so judges most layers of a real network 2 to 40 times too low.
 """
@@ -24,16 +26,20 @@ import torch
 from torch import Tensor
 
 from hwmodel import FLOAT_BITS, Precision
+from mpsearch.sensitivity.forward import Change, measured_scores
 from mpsearch.sensitivity.scores import Rounded, RoundedWeight, Scores, widths
 from recon.compute.arithmetic import fast, picked
 from recon.fit.start import second_order_rounding
+from recon.graph.gradients import without_gradient
 from recon.graph.layers import Embedding, keep_outputs
 from recon.graph.network import Network
 from recon.graph.samples import Samples
 from recon.likelihood.likelihood import CLASSIFIER, Likelihood
+from recon.quantizers.coded import coded_bytes
 from recon.quantizers.inputs import InputGrid, round_to_grid
 from recon.quantizers.insert import input_histograms
-from recon.quantizers.weights import QuantizedWeight, nearest
+from recon.quantizers.nearest import nearest
+from recon.quantizers.weights import QuantizedWeight
 from recon.statistics.fisher import output_metrics
 from recon.statistics.moments import gather_moments
 from recon.statistics.slopes import activations
@@ -41,8 +47,6 @@ from recon.transforms.basis import balanced
 
 SENSITIVITY_BATCH = 4
 ROUNDING_SAMPLES = 128  # the first ones, half of them at most, so that the roundings stay when more images come
-
-Change = tuple[Tensor, Tensor] | InputGrid
 
 
 def split(samples: Samples) -> tuple[Samples, Samples]:
@@ -81,6 +85,8 @@ def measure(
     first, judging = split(samples)
     key = "-".join([key, *_digests(Samples(tuple(leaf.flatten()[None] for leaf in first.leaves), first.spec))])
     names, digests, terms = network.table.names, _digests(judging), widths(*precisions)
+    hidden = without_gradient(network.module)
+    alone = tuple(name for name in names if name in hidden)
     kept = _kept(known, key, digests, terms)
     new = [term for term in terms if kept is None or term not in kept.rounded]
     found = _roundings(network, network.leaves(first), new, seed, likelihood, symmetric)
@@ -100,9 +106,15 @@ def measure(
             missing = {name: [row[index] for index in at] for name, row in changes.items()}
             generator = torch.Generator().manual_seed(seed * 1_000_003 + start)
             x = picked(leaves, batch, network.device)
-            score[batch, :, at], square[batch, :, at] = _batch_terms(network, x, likelihood, missing, generator)
+            by_gradient = {name: row for name, row in missing.items() if name not in alone}
+            if by_gradient:
+                of = np.ix_(range(*batch.indices(count)), [names.index(name) for name in by_gradient], at)
+                score[of], square[of] = _batch_terms(network, x, likelihood, by_gradient, generator)
+            if alone:
+                of = np.ix_(range(*batch.indices(count)), [names.index(name) for name in alone], at)
+                score[of] = measured_scores(network, x, likelihood, {name: missing[name] for name in alone})
         on_batch(min(batch.stop, count), count)
-    return Scores(key, names, digests, rounded, score, square)
+    return Scores(key, names, digests, rounded, score, square, alone)
 
 
 def _digests(samples: Samples) -> tuple[str, ...]:
@@ -145,12 +157,13 @@ def _roundings(
             for name, layer in layers.items():
                 weight = layer.weight.detach()
                 if name not in mapping:
-                    found[name] = RoundedWeight(nearest(weight, term.w, term.w in symmetric), layer.bias.detach())
-                    continue
-                in_middle = term.w in symmetric
-                grid, place, bias = second_order_rounding(weight, term.w, moments[name], in_middle, metrics.get(name))
-                codes = place.round().to(torch.uint8)
-                found[name] = RoundedWeight(QuantizedWeight(grid, codes), bias)
+                    rounding, bias = nearest(weight, term, term.w in symmetric), layer.bias.detach()
+                else:
+                    what = weight, term, moments[name], term.w in symmetric, metrics.get(name)
+                    grid, place, bias = second_order_rounding(*what)
+                    rounding = QuantizedWeight(grid, place.round().to(torch.uint8))
+                size = coded_bytes(rounding, layer.bias.detach() + bias) if term.rate else 0.0
+                found[name] = RoundedWeight(rounding, bias, size)
             rounded[term] = found
     if inputs:
         reading = {name: layer for name, layer in layers.items() if not isinstance(layer, Embedding)}
@@ -199,27 +212,33 @@ def _batch_terms(
     square = torch.zeros_like(score)
     with torch.no_grad(), fast(network.device):
         for (name, inputs, _), gradient in zip(calls, gradients, strict=False):
+            slope = gradient.float()
             for term, change in enumerate(changes[name]):
                 if isinstance(change, InputGrid) and id(inputs) in read:
                     exact = inputs.float()
                     share = input_gradients[id(inputs)].float() / readers[id(inputs)]
-                    product = share * (round_to_grid(exact, change) - exact)
+                    product = (round_to_grid(exact, change) - exact).mul_(share)
                 elif isinstance(change, tuple):
-                    product = gradient.float() * layers[name].apply_weight(inputs, *change).float()
+                    product = layers[name].apply_weight(inputs, *change).float().mul_(slope)
                 else:
                     continue
-                score[:, index[name], term] += _by_sample(product, axes[name], count)
-                square[:, index[name], term] += _by_sample(product.square(), axes[name], count, spread=1.0)
+                total, power = sums_by_sample(product, axes[name], count)
+                score[:, index[name], term] += total
+                square[:, index[name], term] += power
     return score.cpu().numpy(), square.cpu().numpy()
 
 
-def _by_sample(product: Tensor, axis: int | None, count: int, spread: float = 0.5) -> Tensor:
-    """The sums (n,) over a tensor whose `axis` counts the samples, or windows of them one sample after another.
+def sums_by_sample(product: Tensor, axis: int | None, count: int) -> tuple[Tensor, Tensor]:
+    """The sums (n,) over a tensor, and over its square, whose `axis` counts the samples, or windows of them one sample
+    after another.
 
     A layer that reads constants alone (None) gives one tensor for all samples: what they add up to is shared out so
-    that its square is right on average, samples being independent.
+    that its square is right on average, samples being independent. Maps are large, and passes over memory cost more
+    than the convolution: nothing is copied where samples come first.
     """
     if axis is None:
-        return (product.sum() / math.pow(count, spread)).expand(count)
-    by_sample: Tensor = product.movedim(axis, 0).reshape(count, -1).sum(1)
-    return by_sample
+        return (product.sum() / math.sqrt(count)).expand(count), (product.square().sum() / count).expand(count)
+    if axis or len(product) != count or product.dim() == 1:
+        product = product.movedim(axis, 0).reshape(count, -1)
+    within = tuple(range(1, product.dim()))
+    return product.sum(within), torch.linalg.vector_norm(product, dim=within).square()

@@ -21,10 +21,12 @@ TINY = 1e-150  # of squared scores: the square of anything less is 0
 
 @dataclass(frozen=True, slots=True)
 class RoundedWeight:
-    """A layer's rounded weight, and the bias (O,), to be added, that takes out the mean error of its outputs."""
+    """A layer's rounded weight, and the bias (O,), to be added, that takes out the mean error of its outputs; where it
+    is entropy-coded, the bytes that it takes."""
 
     weight: QuantizedWeight
     bias: Tensor
+    coded_bytes: float = 0.0
 
 
 Rounded = dict[str, RoundedWeight] | dict[str, InputGrid]
@@ -36,7 +38,8 @@ class Scores:
 
     A term is a width of weights (`W4A32`) or of inputs (`W32A8`); `rounded` holds what they are rounded to, by term and
     layer. `score` (N, L, T) is ⟨g, Δ⟩ and `square` (N, L, T) is Σ g² Δ², with g the gradient and Δ the error of the
-    layer's output or input. `images` are their digests; `key` is of everything else that the numbers depend on.
+    layer's output or input. `images` are their digests; `key` is of everything else that the numbers depend on. Of the
+    layers `alone`, which no gradient reaches, log cosh of the score is the measured divergence, and `square` is 0.
     """
 
     key: str
@@ -45,6 +48,7 @@ class Scores:
     rounded: dict[Precision, Rounded]
     score: NDArray[np.float32]
     square: NDArray[np.float32]
+    alone: tuple[str, ...] = ()
 
     @property
     def terms(self) -> tuple[Precision, ...]:
@@ -65,7 +69,7 @@ class Scores:
         s = self._bounded(precisions)
         s *= np.sqrt(self._steady(s, precisions))
         half = 0.5 * s.T @ s / len(s)
-        inter = np.where(self._same_layer(precisions), 0.0, self.shrinkage(precisions) * half)
+        inter = np.where(self._unrelated(precisions), 0.0, self.shrinkage(precisions) * half)
         return SensitivityTable(
             self.layers,
             tuple(precisions),
@@ -76,7 +80,14 @@ class Scores:
             seed=seed,
             metric=METRIC,
             fingerprint=fingerprint,
+            coded_bytes=self._coded_bytes(precisions),
         )
+
+    def _coded_bytes(self, precisions: Sequence[Precision]) -> NDArray[np.float64]:
+        """What the entropy-coded weights of every layer take at every precision, (L, C)."""
+        columns = [self.rounded[widths(precision)[0]] for precision in precisions]
+        sizes = [[getattr(column.get(name), "coded_bytes", 0.0) for column in columns] for name in self.layers]
+        return np.array(sizes, np.float64)
 
     def shrinkage(self, precisions: Sequence[Precision]) -> float:
         """What is left of the inter-layer terms, 0 to 1: the share of their squares that is not the noise of N images.
@@ -89,7 +100,7 @@ class Scores:
         z = s / np.sqrt(np.square(s).mean(0).clip(1e-300))
         correlation = z.T @ z / len(z)
         variance = (np.square(z).T @ np.square(z) / len(z) - np.square(correlation)) / max(len(z) - 1, 1)
-        others = ~self._same_layer(precisions)
+        others = ~self._unrelated(precisions)
         signal = np.square(correlation)[others].sum()
         return float(np.clip(1 - variance[others].sum() / signal, 0, 1)) if signal else 0.0
 
@@ -125,9 +136,11 @@ class Scores:
         log_cosh = size + np.log1p(np.exp(-2 * size)) - np.log(2)
         return np.where(size > SMALL, np.sign(s) * np.sqrt(2 * log_cosh.clip(0)), s)
 
-    def _same_layer(self, precisions: Sequence[Precision]) -> NDArray[np.bool_]:
-        """Which pairs of choices (L · C, L · C) are of one layer."""
-        return np.kron(np.eye(len(self.layers)), np.ones((len(precisions),) * 2)).astype(bool)
+    def _unrelated(self, precisions: Sequence[Precision]) -> NDArray[np.bool_]:
+        """Which pairs of choices (L · C, L · C) have no interaction: those of one layer, and of layers alone."""
+        alone = np.array([name in self.alone for name in self.layers])
+        pairs = np.eye(len(self.layers), dtype=bool) | alone | alone[:, None]
+        return np.kron(pairs, np.ones((len(precisions),) * 2)).astype(bool)
 
     def _by_precision(self, terms: NDArray[np.float32], precisions: Sequence[Precision]) -> NDArray[np.float64]:
         """Terms (N, L, T) as sums (N, L, C) of a precision's weight and input term."""
@@ -139,7 +152,7 @@ class Scores:
 
 
 def widths(*precisions: Precision) -> tuple[Precision, ...]:
-    """The terms of precisions: the widths of weights, then those of inputs that are not float, ascending."""
-    weights = {Precision(precision.w) for precision in precisions}
+    """The terms of precisions: the widths or rates of weights, then those of inputs that are not float, ascending."""
+    weights = {Precision(precision.w, rate=precision.rate) for precision in precisions}
     inputs = {Precision(FLOAT_BITS, precision.a) for precision in precisions} - {Precision(FLOAT_BITS)}
     return (*sorted(weights), *sorted(inputs))

@@ -18,7 +18,8 @@ class SensitivityTable:
     `intra` (L, C) is what a layer loses alone, at least 0. `inter` (L·C, L·C), index `l * C + c`, is symmetric and
     zero inside a layer's own block. `diagonal` (L, C) is the diagonal Fisher's view of `intra`, for comparison. The
     predicted loss of a choice c is `sum_l intra[l, c_l] + sum_{l != m} inter[l * C + c_l, m * C + c_m]`: both orders
-    of a pair are counted.
+    of a pair are counted. `coded_bytes` (L, C) are those of a layer whose weights are entropy-coded, as measured, and 0
+    where they are not; None where nothing was rounded.
     Raises InputError where a shape, a value or the symmetry is wrong.
     """
 
@@ -31,13 +32,16 @@ class SensitivityTable:
     seed: int
     metric: str
     fingerprint: str
+    coded_bytes: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         n_layers, n_choices = len(self.layers), len(self.precisions)
         if list(self.precisions) != sorted(set(self.precisions)):
             raise InputError(f"sensitivity table: precisions must ascend, got {', '.join(map(str, self.precisions))}")
         alone = (n_layers, n_choices)
-        for name, shape in (("intra", alone), ("inter", (n_layers * n_choices,) * 2), ("diagonal", alone)):
+        shapes = {"intra": alone, "inter": (n_layers * n_choices,) * 2, "diagonal": alone}
+        shapes |= {} if self.coded_bytes is None else {"coded_bytes": alone}
+        for name, shape in shapes.items():
             array = getattr(self, name)
             if array.shape != shape:
                 raise InputError(f"sensitivity table: {name} must have shape {shape}, got {array.shape}")

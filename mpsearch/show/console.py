@@ -13,7 +13,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from mpsearch.show.tables import WIDTH
+from mpsearch.show.columns import WIDTH
 from recon.fit.report import BlockReport
 from recon.settings import Settings
 
@@ -34,10 +34,11 @@ class Console:
         default_factory=lambda: RichConsole(stderr=True, highlight=False, soft_wrap=True, force_jupyter=False)
     )
     out: RichConsole = field(default_factory=lambda: results(sys.stdout))
+    prefix: str = ""  # says whose lines they are, where several write
 
     def note(self, text: str) -> None:
         """One line about what is going on."""
-        self.log.print(text, markup=False)
+        self.log.print(f"{self.prefix}{text}", markup=False)
 
     def current(self, step: str, text: str) -> None:
         """A step that need not run."""

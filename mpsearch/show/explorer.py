@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 import zlib
 from collections.abc import Sequence
@@ -39,8 +40,8 @@ _TYPES = {"|u1": "u1", "<f4": "f4", "<f8": "f8"}  # little-endian, as browsers h
 class ExploredRun:
     """What the page shows of a run: its front, what layers cost there, and what has been finished.
 
-    `name` is what the run is called beside others, `command` what finishes its point number POINT. `answers` are drawn
-    beside the front.
+    `name` is what the run is called beside others, `command` what finishes its point number POINT. `alone` (L, C) is
+    the predicted loss of layers without interactions, in nats, at the front's precisions. `answers` are drawn beside.
     """
 
     name: str
@@ -48,6 +49,7 @@ class ExploredRun:
     table: LayerTable
     front: ParetoFront
     costs: CostTable
+    alone: NDArray[np.float64]
     device: str | None
     finished: Sequence[tuple[str, Json]]
     answers: Sequence[Answer]
@@ -82,6 +84,7 @@ class ExploredRun:
             ],
             "budgets": {name: limit for name, limit in front.budgets if name in by_layer},
             "loss": column(front.objectives[:, front.names.index(LOSS)].astype(np.float32)),
+            "alone": column(self.alone.astype(np.float32)),
             "bits": column(front.choices.T.astype(np.uint8)),
             "best": front.best(),
             "knee": front.knee(),
@@ -119,8 +122,8 @@ class ExploredRun:
             "name": name,
             "index": self._index(config),
             "precisions": [str(precision) for precision in config.precisions],
-            "costs": self._costs(config) if priced else {"size_bytes": record["size_bytes"]},
-            "kl": values["finished"][KL],
+            "costs": {**(self._costs(config) if priced else {}), "size_bytes": record["size_bytes"]},
+            "kl": values["finished"][KL] if math.isfinite(values["finished"][KL]) else None,
             "label": "" if first is None else first.brief(values["finished"][first.name]),
             "samples": record["validation_samples"],
             "figures": [
@@ -133,7 +136,7 @@ class ExploredRun:
 def page(runs: Sequence[ExploredRun]) -> str:
     """The HTML of one or several runs, the first of them chosen. Raises InputError where one is damaged."""
     titles = dict.fromkeys(model_title(run.table.model) for run in runs)
-    data = json.dumps({"runs": [run.to_json() for run in runs]}, separators=(",", ":"))
+    data = json.dumps({"runs": [run.to_json() for run in runs]}, separators=(",", ":"), allow_nan=False)
     parts = {
         "TITLE": escape(f"{', '.join(titles)}: bits against loss"),
         "VERSION": version("mpsearch"),

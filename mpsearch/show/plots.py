@@ -10,18 +10,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from hwmodel import BitConfig, LayerTable
+from hwmodel import FLOAT_BITS, BitConfig, LayerTable
 from mpsearch.files.folder import Json
 from mpsearch.files.picture import write_picture
 from mpsearch.optimization.baselines import Answer
 from mpsearch.optimization.front import ParetoFront
 from mpsearch.request.budgets import COSTS, Cost
 from mpsearch.show.compare import Comparison, Measured, measured_points
+from mpsearch.tasks.figure import KL, headline, read_figures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 BIT_COLOURS = {2: "#440154", 3: "#3b528b", 4: "#21918c", 5: "#3aa876", 6: "#5ec962", 7: "#a5db36", 8: "#fde725"}
+Box = tuple[float, float, float, float]  # left, bottom, width and height, in fractions of the axes
+INSETS: tuple[Box, ...] = ((0.045, 0.08, 0.17, 0.2), (0.4, 0.7, 0.17, 0.2), (0.8, 0.38, 0.17, 0.2))
 RUN_COLOURS = ("#3b528b", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#a6761d", "#666666")
 
 
@@ -31,7 +34,8 @@ class FrontInfo:
 
     `cost` is in the unit of `axis`, `scale` of which make one of the cost's own; `other` is a third objective, in the
     unit of `other_axis`, that colours the points. Their budgets are None where they have none. `measured` are the
-    finished points, `history` the hypervolume by generation.
+    finished points, `plain` what plain rounding of a uniform answer leaves, `history` the hypervolume by generation.
+    `bits` are those of weights, `inputs` of activations.
     """
 
     title: str
@@ -47,9 +51,11 @@ class FrontInfo:
     chosen: tuple[float, float]
     references: tuple[tuple[str, float, float], ...]
     measured: tuple[Measured, ...]
+    plain: tuple[Measured, ...]
     history: tuple[float, ...]
     layers: tuple[str, ...]
-    bits: tuple[int, ...]
+    bits: tuple[float, ...]
+    inputs: tuple[int, ...]
     weights: tuple[int, ...]
 
 
@@ -60,8 +66,9 @@ def front_info(
     table: LayerTable,
     answers: Sequence[Answer],
     finished: Sequence[tuple[str, Json]] = (),
+    tight: Json | None = None,
 ) -> FrontInfo:
-    """The picture of `front` with point `index` chosen."""
+    """The picture of `front` with point `index` chosen; `tight` is what the folder says of its tight end."""
     name, *others = front.names[1:]
     cost = COSTS[name]
     loss, values = front.objectives[:, 0], front.objectives[:, 1] * cost.scale
@@ -86,11 +93,25 @@ def front_info(
             if answer.name.startswith("uniform")  # greedy and exact answers would hide behind the chosen point
         ),
         measured_points(front, finished, name),
+        _plain(tight or {}, answers),
         front.hypervolume,
         table.names,
         config.wbits,
+        tuple(precision.a for precision in config.precisions),
         tuple(layer.n_weights for layer in table),
     )
+
+
+def _plain(tight: Json, answers: Sequence[Answer]) -> tuple[Measured, ...]:
+    """The uniform answer that was rounded plainly and measured, if it is one of these answers."""
+    if not tight:
+        return ()
+    row, figures = tight["rows"][tight["at"]], read_figures(tight)
+    if not any(answer.name.endswith(f" {row['bits']}") and answer.loss == row["loss"] for answer in answers):
+        return ()
+    first, plain = headline(figures), tight["measured"]["plain"]
+    value = None if first is None else plain[first.name]
+    return (Measured(row["bits"], -1, row["cost"], row["loss"], plain[KL], first, value),)
 
 
 def model_title(reference: str) -> str:
@@ -101,6 +122,11 @@ def model_title(reference: str) -> str:
 def axis_title(cost: Cost) -> str:
     """What stands beside the axis of a cost, with its unit."""
     return f"{'packed file' if cost.name == 'size_bytes' else cost.title}, {cost.shown}"
+
+
+def _colour(bits: float) -> str:
+    """The colour of a width, or of the one that is nearest to a rate."""
+    return BIT_COLOURS[max(min(BIT_COLOURS), round(bits))]
 
 
 def draw_front(info: FrontInfo, path: Path) -> None:
@@ -125,19 +151,27 @@ def draw_front(info: FrontInfo, path: Path) -> None:
         top.axvline(info.budget, color="#d62728", lw=1, ls="--", label=info.budget_text)
     top.plot(*info.chosen, "*", color="#d62728", ms=15, zorder=4, label="chosen")
     _draw_measured(top, info.measured, info.scale, "#e08214", _legend("measured, finished", info.measured))
+    _draw_measured(top, info.plain, info.scale, "#777777", _legend("measured, uniform, rounded plainly", info.plain))
     top.margins(y=0.12)  # room for the words above the highest point
     top.set(yscale="log", xlabel=info.axis, ylabel="KL divergence, nats", title=info.title)
     top.grid(alpha=0.3, which="both")
     top.legend(loc="upper right", framealpha=0.95)
-    _draw_history(top, info.history)
+    _draw_history(top, info)
     bars = range(len(info.layers))
-    bottom.bar(bars, info.bits, color=[BIT_COLOURS[bits] for bits in info.bits], width=0.9)
+    bottom.bar(bars, info.bits, color=[_colour(bits) for bits in info.bits], width=0.9)
+    quantized = [(bar, bits) for bar, bits in zip(bars, info.inputs, strict=True) if bits != FLOAT_BITS]
+    if quantized:
+        bottom.plot(*zip(*quantized, strict=True), "_", color="#222222", ms=260 / len(info.layers), mew=1.6)
     step = max(1, len(info.layers) // 27)
     bottom.set_xticks(list(bars)[::step], list(info.layers)[::step], rotation=90, fontsize=6)
-    bottom.set(ylabel="weight bits", ylim=(0, 8.5), xlim=(-0.7, len(info.layers) - 0.3))
+    bottom.set(
+        ylabel="bits of weights, inputs (–)" if quantized else "weight bits",
+        ylim=(0, 8.5),
+        xlim=(-0.7, len(info.layers) - 0.3),
+    )
     share = {bits: sum(w for w, b in zip(info.weights, info.bits, strict=True) if b == bits) for bits in set(info.bits)}
     handles = [
-        Patch(color=BIT_COLOURS[bits], label=f"{bits} bits: {100 * count / sum(info.weights):.0f} %")
+        Patch(color=_colour(bits), label=f"{bits:g} bits: {100 * count / sum(info.weights):.0f} %")
         for bits, count in sorted(share.items())
     ]
     bottom.legend(
@@ -145,7 +179,7 @@ def draw_front(info: FrontInfo, path: Path) -> None:
         title="share of the weights",
         title_fontsize=7,
         fontsize=7,
-        ncols=len(handles),
+        ncols=min(len(handles), 6),
         loc="lower center",
         bbox_to_anchor=(0.5, 1.0),
     )
@@ -176,17 +210,32 @@ def _draw_measured(axes: Axes, measured: Sequence[Measured], scale: float, colou
             label.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
 
 
-def _draw_history(axes: Axes, history: Sequence[float]) -> None:
-    """The hypervolume by generation, small, where a front leaves room; the last value is that of the filled front."""
+def _draw_history(axes: Axes, info: FrontInfo) -> None:
+    """The hypervolume by generation, small, where fewest points are; the last value is that of the filled front."""
+    history = info.history
     if len(history) < 3:
         return
-    inset = axes.inset_axes((0.045, 0.08, 0.17, 0.2), zorder=6)
+    axes.autoscale_view()
+    places = axes.transAxes.inverted().transform(axes.transData.transform(np.stack([info.cost, info.loss], axis=1)))
+    inset = axes.inset_axes(emptiest(places), zorder=6)
     inset.plot(range(1, len(history)), history[:-1], color="#3b528b", lw=1)
     inset.plot(len(history), history[-1], ".", color="#d62728", ms=5)
     inset.set_title("hypervolume by generation", fontsize=6, pad=2)
     inset.tick_params(labelsize=5, length=2, pad=1)
     inset.set_xlim(0, len(history) * 1.05)
     inset.grid(alpha=0.3)
+
+
+def emptiest(places: NDArray[np.float64]) -> Box:
+    """The one of `INSETS` that hides the fewest of points (P, 2) in fractions of the axes, its ticks counted in."""
+
+    def hidden(box: Box) -> int:
+        left, bottom, width, height = box
+        x, y = places.T
+        beside = (x > left - 0.05) & (x < left + width + 0.02)
+        return int((beside & (y > bottom - 0.05) & (y < bottom + height + 0.06)).sum())
+
+    return min(INSETS, key=hidden)
 
 
 def draw_comparison(comparison: Comparison, path: Path) -> None:

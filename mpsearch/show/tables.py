@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 
-from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from hwmodel import BitConfig, LayerTable, Precision
@@ -16,18 +13,20 @@ from mpsearch.files.folder import Json
 from mpsearch.optimization.baselines import Answer
 from mpsearch.optimization.front import LOSS, ParetoFront
 from mpsearch.request.budgets import COSTS, NEED_DEVICE, share
-from mpsearch.request.units import format_number
+from mpsearch.show.columns import columns, every_other, heading, shown_cost
 from mpsearch.show.compare import Comparison, headline_of
 from mpsearch.show.why import Step, Why
-from mpsearch.tasks.figure import Figure, read_figures
+from mpsearch.tasks.figure import Figure
 
-WIDTH = 110
 MOST_COLUMNS = 7
 
 
 def layer_rows(table: LayerTable, uncounted: bool = True) -> list[Table]:
     """The layer table, its totals, and what is not quantized."""
-    view = _table("layer", "kind", "shape", "stride", "out", ">MACs", ">weights", ">inputs", "block", "tie")
+    view = columns(
+        "layer", "kind", "shape", "stride", "out", ">MACs", ">weights", ">inputs", "block", "tie",
+        first_to_go=("tie", "block", "inputs", "stride", "kind", "out", "MACs", "shape"),
+    )  # fmt: skip
     for layer in table:
         kind = "depthwise" if layer.depthwise else layer.kind
         shape = f"{layer.in_channels}→{layer.out_channels} {layer.kernel[0]}×{layer.kernel[1]}"
@@ -40,9 +39,9 @@ def layer_rows(table: LayerTable, uncounted: bool = True) -> list[Table]:
     activations = sum(layer.n_activations for layer in table)
     view.add_section()
     view.add_row("total", "", "", "", "", f"{table.macs:,}", f"{table.n_weights:,}", f"{activations:,}", "", "")
-    tables = [view]
+    tables: list[Table] = [view]
     if uncounted and table.uncounted:
-        rest = _table("not quantized", "why")
+        rest = columns("not quantized", "~why")
         for name, reason in table.uncounted:
             rest.add_row(name, reason)
         tables.append(rest)
@@ -61,7 +60,9 @@ def cost_rows(costs: DeviceCosts) -> list[Table]:
 
 
 def _cost_table(costs: DeviceCosts) -> Table:
-    view = _table("µs an image", *[f">{precision}" for precision in costs.precisions], "binds")
+    names = [str(precision) for precision in costs.precisions]
+    gone = ("binds", *every_other(names))
+    view = columns("µs an image", *[f">{name}" for name in names], "binds", first_to_go=gone)
     for index, layer in enumerate(costs.layers):
         binds = ",".join(dict.fromkeys(costs.binds[index].tolist()))
         view.add_row(layer, *[f"{1e6 * seconds:,.2f}" for seconds in costs.latency_s[index]], binds)
@@ -80,7 +81,7 @@ def missing_rows(missing: Sequence[tuple[str, Precision]]) -> Table:
     by_layer: dict[str, list[str]] = {}
     for name, precision in missing:
         by_layer.setdefault(name, []).append(str(precision))
-    view = _table("no row in the table: fitted", "at", wrap=True)
+    view = columns("no row in the table: fitted", "~at")
     for name, precisions in by_layer.items():
         view.add_row(name, ", ".join(precisions))
     return view
@@ -88,7 +89,7 @@ def missing_rows(missing: Sequence[tuple[str, Precision]]) -> Table:
 
 def devices_rows(devices: Sequence[DeviceSpec]) -> Table:
     """The devices, one a line, with what they run."""
-    view = _table("device", "model", "runs", "what it is", wrap=True)
+    view = columns("device", "model", "~runs", "~what it is", first_to_go=("runs",))
     for device in devices:
         runs = _few([str(precision) for precision in device.precisions])
         view.add_row(device.name, device.model, runs, device.title)
@@ -97,7 +98,7 @@ def devices_rows(devices: Sequence[DeviceSpec]) -> Table:
 
 def device_rows(device: DeviceSpec) -> list[Table | str]:
     """One device: its title and caution, every number, and the kernels."""
-    numbers = _table("number", ">value", "unit", "source", wrap=True)
+    numbers = columns("number", ">value", "unit", "~source")
     for key, quantity in device.numbers.items():
         numbers.add_row(key, f"{quantity.value:g}", quantity.unit, quantity.source)
     for precision, quantity in sorted(device.kernels.items()):
@@ -115,16 +116,16 @@ def answer_rows(answers: Sequence[Answer], budgets: Mapping[str, float]) -> Tabl
     known = dict(answers[0].costs)
     shown = [name for name in COSTS if name in known and (name in NEED_DEVICE or name in budgets)]
     shown = [name for name in shown if name not in ("size_bytes", "mean_bits")]
-    view = _table(
-        "answer", ">file bytes", *[f">{_heading(name)}" for name in shown], ">of budget", ">mean bits",
-        ">predicted KL", "",
+    view = columns(
+        "answer", ">file bytes", *[f">{heading(name)}" for name in shown], ">of budget", ">mean bits",
+        ">predicted KL", "", first_to_go=("mean bits", "of budget", *[heading(name) for name in shown]),
     )  # fmt: skip
     for answer in answers:
         costs = dict(answer.costs)
         fits = "" if answer.feasible else "over budget"
         view.add_row(
             answer.name,
-            *[_figure(name, costs[name]) for name in ("size_bytes", *shown)],
+            *[shown_cost(name, costs[name]) for name in ("size_bytes", *shown)],
             f"{100 * share(costs, budgets):.1f} %",
             f"{costs['mean_bits']:.2f}",
             f"{answer.loss:.4g} nats",
@@ -139,7 +140,16 @@ def front_rows(
     """Points of the front and plain answers, by ascending cost; where one was finished, what was measured beside."""
     measured = {tuple(entry["config"].items()): headline_of(entry) for entry in finished}
     costs, titles = front.names[1:], _titles([figure for _, figure, _ in measured.values()])
-    view = _table("point", *[f">{_heading(name)}" for name in costs], ">predicted KL", ">measured KL", *titles, "")
+    gone = (*[heading(name) for name in costs[1:]], *[title.lstrip(">") for title in titles], "measured KL", "")
+    view = columns(
+        "point",
+        *[f">{heading(name)}" for name in costs],
+        ">predicted KL",
+        ">measured KL",
+        *titles,
+        "",
+        first_to_go=gone,
+    )
     notes = {0: ["smallest"], len(front) - 1: ["largest"]}
     notes.setdefault(front.knee(), []).insert(0, "knee")
     if front.budgets:
@@ -154,14 +164,17 @@ def front_rows(
     for name, values, config, note in sorted(rows, key=lambda row: row[1][costs[0]]):
         kl, figure, value = measured.get(tuple(config.to_json().items()), (None, None, None))
         found = ["" if kl is None else f"{kl:.4g}", *[_value(figure, value)] * len(titles)]
-        view.add_row(name, *[_figure(cost, values[cost]) for cost in costs], f"{values[LOSS]:.4g}", *found, note)
+        view.add_row(name, *[shown_cost(cost, values[cost]) for cost in costs], f"{values[LOSS]:.4g}", *found, note)
     return view
 
 
 def why_rows(why: Why) -> list[Table | str]:
     """An explained configuration: its layers, what the next bits would bring or save, the strongest interactions."""
     steps = (">up", ">Δ loss", ">Δ bytes", ">down", ">Δ loss", ">Δ bytes")
-    layers = _table("layer", ">bits", ">bytes", ">alone", ">shared", *steps)
+    layers = columns(
+        "layer", ">bits", ">bytes", ">alone", ">shared", *steps,
+        first_to_go=("Δ bytes", "Δ loss", "down", "up", "shared", "bytes"),
+    )  # fmt: skip
     layers.collapse_padding = True
     for layer in why.layers:
         layers.add_row(
@@ -182,7 +195,7 @@ def why_rows(why: Why) -> list[Table | str]:
     )
     if not why.interactions:
         return [head, note, layers]
-    pairs = _table("strongest interactions", "", ">millinats")
+    pairs = columns("strongest interactions", "", ">millinats")
     for pair in why.interactions:
         pairs.add_row(pair.first, pair.second, f"{1e3 * pair.loss:+.2f}")
     return [head, note, layers, pairs]
@@ -199,21 +212,23 @@ def _bits(precision: Precision) -> str:
 def comparison_rows(comparison: Comparison) -> list[Table | str]:
     """Predicted losses of several fronts within the same costs, their hypervolumes, and what was measured."""
     names = [front.run for front in comparison.fronts]
-    losses = _table(f">{_heading(comparison.cost)}", *[f">{name}" for name in names], "least")
+    losses = columns(f">{heading(comparison.cost)}", *[f">{name}" for name in names], "least", first_to_go=("least",))
     for limit, row in zip(comparison.at, comparison.losses, strict=True):
         known = [loss for loss in row if loss is not None]
         least = [name for name, loss in zip(names, row, strict=True) if loss is not None and loss == min(known)]
         figures = ["" if loss is None else f"{loss:.4g}" for loss in row]
-        losses.add_row(_figure(comparison.cost, limit), *figures, "" if len(least) == len(names) else ", ".join(least))
+        losses.add_row(
+            shown_cost(comparison.cost, limit), *figures, "" if len(least) == len(names) else ", ".join(least)
+        )
     losses.add_section()
     losses.add_row("hypervolume", *[f"{front.hypervolume:.4f}" for front in comparison.fronts], "")
     losses.add_row("points", *[f"{len(front.cost):,}" for front in comparison.fronts], "")
     titles = _titles([point.figure for front in comparison.fronts for point in front.measured])
-    headings = (f">{_heading(comparison.cost)}", ">predicted KL", ">measured KL", *titles)
-    measured = _table("finished", "point", *headings)
+    headings = (f">{heading(comparison.cost)}", ">predicted KL", ">measured KL", *titles)
+    measured = columns("finished", "point", *headings, first_to_go=("point",))
     for front in comparison.fronts:
         for point in front.measured:
-            cost = _figure(comparison.cost, point.cost)
+            cost = shown_cost(comparison.cost, point.cost)
             values = [_value(point.figure, point.value)] * len(titles)
             measured.add_row(front.run, point.name, cost, f"{point.predicted:.4g}", f"{point.kl:.4g}", *values)
     parts: list[Table | str] = ["predicted KL, nats, of the best point within each cost:", losses]
@@ -222,82 +237,14 @@ def comparison_rows(comparison: Comparison) -> list[Table | str]:
     return parts + ([measured] if measured.row_count else [])
 
 
-def _heading(name: str) -> str:
-    return "file bytes" if name == "size_bytes" else f"{COSTS[name].title}, {COSTS[name].shown}"
-
-
-def _figure(name: str, value: float) -> str:
-    return f"{value:,.0f}" if name == "size_bytes" else format_number(value * COSTS[name].scale)
-
-
 def bit_rows(table: LayerTable, configs: Sequence[tuple[str, BitConfig]]) -> Table:
     """Who got which bits (W, or W/A where activations are quantized): a line a layer, a column a configuration."""
-    view = _table("layer", ">weights", *[f">{name}" for name, _ in configs])
+    gone = ("weights", *every_other([name for name, _ in configs]))
+    view = columns("layer", ">weights", *[f">{name}" for name, _ in configs], first_to_go=gone)
     view.padding = (0, 0, 0, 0)  # a dozen points with numbers of four digits, none cut off
     for layer in table:
         view.add_row(layer.name, f"{layer.n_weights:,}", *[config[layer.name].short for _, config in configs])
     return view
-
-
-def summary_rows(summary: Json) -> Table:
-    """The summary for reading."""
-    view = Table(box=None, show_header=False, pad_edge=False)
-    for what, figure in _summary_lines(summary):
-        view.add_row(what, figure)
-    return view
-
-
-def _summary_lines(summary: Json) -> list[tuple[str, str]]:
-    """The summary for reading: (what, figure) rows."""
-
-    def cost(name: str) -> str:
-        limit, value = summary.get(COSTS[name].field), summary[name]
-        text = COSTS[name].text(value)
-        if limit is None:
-            return text
-        of = COSTS[name].text(limit).removesuffix(" bytes")
-        return f"{text} of {of} ({100 * value / limit:.1f} % of the budget)"
-
-    labels = "" if summary["labelled"] else ", without labels"
-    bounded = [name for name in COSTS if name != "size_bytes" and name in summary]
-    on = {name: f" on {summary['device']}" if name in NEED_DEVICE else "" for name in bounded}
-    return [
-        ("packed file", cost("size_bytes")),
-        *[(f"{COSTS[name].title}{on[name]}", cost(name)) for name in bounded],
-        (
-            "weights only",
-            f"{summary['weights_only_bytes']:,.0f} bytes, {summary['mean_weight_bits']:.2f} bits a weight",
-        ),
-        *[("activations", f"{', '.join(map(str, bits))} bits") for bits in (summary.get("activation_bits"),) if bits],
-        *([("grids of weights", "symmetric")] if "symmetric" in summary else []),
-        *_metric_lines(summary),
-        ("measured on", f"{summary['validation_samples']:,} validation samples{labels}"),
-        ("edge layers at 8 bits", ", ".join(summary["edge_layers_at_8_bits"]) or "none: searched like any other"),
-        ("computed on", f"{summary['compute']}, {summary['threads']} threads"),
-        ("seconds", ", ".join(f"{step} {value:.1f}" for step, value in summary["seconds"].items())),
-        ("peak memory", f"{summary['peak_rss_bytes'] / 1e9:.2f} GB"),
-    ]
-
-
-def _metric_lines(summary: Json) -> list[tuple[str, str]]:
-    """Every metric of the float network, where it is not compared with itself, of plain rounding, and finished."""
-    states = {"float": "float", "plain": "plain rounding", "finished": "reconstructed"}
-    return [
-        (f"{figure.title} {name}", figure.text(summary["metrics"][state][figure.name]))
-        for figure in read_figures(summary)
-        for state, name in states.items()
-        if figure.labelled or state != "float"
-    ]
-
-
-def as_text(*parts: Table | str) -> str:
-    """Tables and lines as plain text, 110 characters wide."""
-    stream = io.StringIO()
-    console = Console(file=stream, width=WIDTH, highlight=False, markup=False)
-    for part in parts:
-        console.print(part)
-        console.print()
-    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()).strip() + "\n"
 
 
 def _titles(figures: Sequence[Figure | None]) -> list[str]:
@@ -312,10 +259,3 @@ def _value(figure: Figure | None, value: float | None) -> str:
 
 def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-
-
-def _table(*columns: str, wrap: bool = False) -> Table:
-    view = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        view.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", no_wrap=not wrap)
-    return view

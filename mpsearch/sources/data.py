@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hwmodel.errors import InputError
 from mpsearch.sources.arrays import from_arrays, open_npz
@@ -16,7 +16,6 @@ from mpsearch.sources.batches import (
     are_batches,
     calibration_batches,
     joined,
-    positional_inputs,
     split_at,
     validation_batches,
 )
@@ -167,15 +166,15 @@ def _from_batches(
 
 
 def from_memory(
-    calibration: Any, validation: Any, calib_samples: int, val_samples: int | None, model: nn.Module
+    calibration: Any, validation: Any, calib_samples: int, val_samples: int | None, takes: int | None
 ) -> DataSource:
-    """Samples for `model` from two iterables of batches, or from a tensor of samples each; see `batches.py`."""
+    """Samples for a network that `takes` so many positional arguments, from two iterables of batches, or from a tensor
+    of samples each; see `batches.py`."""
     first, second = ([part] if isinstance(part, Tensor) else part for part in (calibration, validation))
     for part, what in ((first, "calibration"), (second, "validation")):
         if not are_batches(part) and (part is not None or what == "calibration"):
             seen = type(part).__name__
             raise InputError(f"{what} must be an iterable of batches, such as a DataLoader; got a {seen}")
-    takes = positional_inputs(model)
     return _from_batches(first, second, calib_samples, val_samples, takes, "samples in memory")
 
 

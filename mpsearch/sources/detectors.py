@@ -46,10 +46,10 @@ def neural_part(model: nn.Module) -> nn.Module:
 
 
 class NeuralPart(nn.Module):
-    """The network inside a detector, for images (N, C, H, W) of one size that are normalised already.
+    """The network inside a detector, for images (N, C, H, W) of one size, as the detector takes them.
 
-    `frame` is the size that images came in at the last time, `inner` that of their contents when the backbone sees
-    them, and `maps` are the sizes of the feature maps, of which anchors are made.
+    `frame` is the size of the images that `features` got last, `inner` that of their contents when the backbone sees
+    them, and `maps` are the sizes of the feature maps, of which anchors are made: `detections` are for such images.
     """
 
     def __init__(self, detector: Any) -> None:
@@ -57,6 +57,9 @@ class NeuralPart(nn.Module):
         for name, child in detector.named_children():
             if name != "transform":
                 self.add_module(name, child)
+        for name in ("mean", "std"):
+            values = torch.tensor(getattr(detector.transform, f"image_{name}"), dtype=torch.float32)
+            self.register_buffer(name, values.view(1, -1, 1, 1), persistent=False)
         self._detector = [detector]  # not a child: its parameters are those of the parts above
         self.frame = self.inner = self.padded = (0, 0)
         self.maps: list[tuple[int, int]] = []
@@ -66,15 +69,22 @@ class NeuralPart(nn.Module):
         """The detector itself."""
         return self._detector[0]
 
+    @property
+    def _selecting(self) -> Any:
+        return self.detector.roi_heads if isinstance(self.detector, FasterRCNN) else self.detector
+
+    @property
+    def thresholds(self) -> tuple[float, float]:
+        """The score above which boxes are selected, and the overlap above which they are not."""
+        return float(self._selecting.score_thresh), float(self._selecting.nms_thresh)
+
+    def select(self, confidence: float, overlap: float) -> None:
+        """Sets the thresholds."""
+        self._selecting.score_thresh, self._selecting.nms_thresh = confidence, overlap
+
     def part(self, name: str) -> Any:
         """One of the detector's parts."""
         return self.get_submodule(name)
-
-    @property
-    def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of pixels from 0 to 1."""
-        transform = self.detector.transform
-        return tuple(map(float, transform.image_mean)), tuple(map(float, transform.image_std))
 
     @property
     def classes(self) -> int:
@@ -82,7 +92,7 @@ class NeuralPart(nn.Module):
         raise NotImplementedError
 
     def features(self, images: Tensor) -> OrderedDict[str, Tensor]:
-        """The maps of the backbone for images as the detector's transform would resize and pad them."""
+        """The maps of the backbone for images as the detector's transform normalises, resizes and pads them."""
         transform = self.detector.transform
         height, width = int(images.shape[2]), int(images.shape[3])
         if transform.fixed_size is not None:
@@ -90,6 +100,7 @@ class NeuralPart(nn.Module):
         else:
             scale = min(transform.min_size[-1] / min(height, width), transform.max_size / max(height, width))
             tall, wide = math.floor(height * scale), math.floor(width * scale)
+        images = (images - self.get_buffer("mean")) / self.get_buffer("std")
         if (tall, wide) != (height, width):
             images = F.interpolate(images, size=(tall, wide), mode="bilinear", align_corners=False)
         stride = transform.size_divisible
@@ -166,8 +177,17 @@ class TwoStage(NeuralPart):
     def forward(self, images: Tensor, proposals: Tensor) -> Outputs:
         """The outputs of both heads."""
         maps = self.features(images)
+        return {**self._first(maps), **self._boxes(maps, proposals)}
+
+    def _first(self, maps: OrderedDict[str, Tensor]) -> Outputs:
+        """The proposal network."""
         objectness, deltas = self.part("rpn").head(list(maps.values()))
-        return {**_by_anchor(objectness, deltas), **self._boxes(maps, proposals)}
+        return _by_anchor(objectness, deltas)
+
+    @torch.no_grad()
+    def proposed(self, images: Tensor) -> Tensor:
+        """The proposals (N, P, 4) for images."""
+        return self.proposals(self._first(self.features(images)))
 
     def _boxes(self, maps: OrderedDict[str, Tensor], proposals: Tensor) -> Outputs:
         """The box head at proposals (N, P, 4)."""

@@ -20,8 +20,10 @@ from torch import Tensor, nn
 
 from hwmodel.errors import InputError
 from mpsearch.sources.checkpoints import State, align, find_state
+from mpsearch.sources.detectors import NeuralPart, neural_part
 from mpsearch.sources.expected import Expected, Known, beside, expected
 from mpsearch.sources.factory import call_factory, canonical, factory_file, is_factory
+from mpsearch.sources.lazy import initialise
 from mpsearch.sources.split import Normalization
 from mpsearch.sources.weights import fit_weights, read_weights, require_finite
 
@@ -29,6 +31,14 @@ _TORCHVISION = "torchvision:"
 _WITH_AUXILIARY = ("googlenet", "inception_v3")  # classifiers beside the main one, used in training only
 _AUXILIARY = re.compile(r"(^|\.)(AuxLogits|aux1|aux2)\.")
 _DEMO = "mobilenet_v2"
+DETECTORS = tuple(
+    name
+    for name in torchvision.models.list_models(module=torchvision.models.detection)
+    if not name.startswith(("maskrcnn", "keypointrcnn"))
+)
+_NO_EPSILON = ("fasterrcnn_resnet50_fpn", "retinanet_resnet50_fpn", "fcos_resnet50_fpn")  # their batch norms' published
+_OF_CLASSES = re.compile(r"(cls_score|cls_logits|classification_head\.module_list\.0(\.1)?)\.weight$")
+AS_THEY_ARE = Normalization((0.0,) * 3, (1.0,) * 3)  # a detector of torchvision normalises its images itself
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,11 +100,13 @@ def load_model(
     architecture = _torchvision_name(name)
     if found is None and demo and (trained or architecture == _DEMO):
         return _load_demo(architecture)
-    published = (f"torchvision's {architecture}", _published_input(architecture))
+    known = {} if architecture in DETECTORS else _published_input(architecture)
+    published = (f"torchvision's {architecture}", known)
     options = {}
     if found is None and trained:
         found = _published_weights(architecture)
         options = {"transform_input": 1} if architecture in _WITH_AUXILIARY else {}
+        options |= {"no_epsilon": 1} if architecture in _NO_EPSILON else {}
     takes = expected(published, *asked)
     reference = _reference(architecture, {} if found is None else found.state, takes, **options)
     return _assemble(reference, found, takes, "random weights")
@@ -117,13 +129,21 @@ def build_architecture(reference: str) -> nn.Module:
             options: dict[str, Any] = {key: int(value) for key, value in parse_qsl(query)}
             if name in _WITH_AUXILIARY:
                 options |= {"aux_logits": False, "init_weights": False}
+            if name in DETECTORS:
+                options["weights_backbone"] = None
+            no_epsilon = bool(options.pop("no_epsilon", 0))
             model = torchvision.models.get_model(_torchvision_name(name), weights=None, **options)
+            if no_epsilon:
+                torchvision.models.detection._utils.overwrite_eps(model, 0.0)
         elif is_factory(reference):
             model = call_factory(reference)
+            if isinstance(model, torch.export.ExportedProgram):
+                model = model.module()
         else:
             raise InputError(f"a model reference looks like torchvision:NAME or file.py:factory, got {reference!r}")
     if not isinstance(model, nn.Module):
         raise InputError(f"{reference}: the factory must return a torch.nn.Module, got a {type(model).__name__}")
+    model = neural_part(model)
     # An exported module is in the mode that it was exported in, and says so.
     with contextlib.suppress(NotImplementedError):
         model.eval()
@@ -167,7 +187,7 @@ def _published_weights(architecture: str) -> _Weights:
 
 def _torchvision_name(name: str) -> str:
     """The registered name of a classifier, however it is spelt. Raises InputError with what comes near."""
-    names: list[str] = torchvision.models.list_models(module=torchvision.models)
+    names: list[str] = [*torchvision.models.list_models(module=torchvision.models), *DETECTORS]
     if name in names:
         return name
     plain = {known: re.sub(r"[^a-z0-9]", "", known) for known in names}
@@ -185,12 +205,16 @@ def _reference(architecture: str, state: Mapping[str, Tensor], takes: Expected, 
     if architecture.startswith("vit_") and takes.size is not None:  # its position embedding is made for one image size
         options["image_size"] = takes.size[1]
     reference = f"{_TORCHVISION}{architecture}"
-    own = build_architecture(f"{reference}?{urlencode(options)}").state_dict()
+    built = build_architecture(f"{reference}?{urlencode(options)}")
+    own = built.state_dict()
     classifier = [name for name, value in own.items() if value.dim() > 1][-1]
     classes = len(own[classifier])
+    if isinstance(built, NeuralPart):
+        classifier = next(name for name in own if _OF_CLASSES.search(name))
+        classes = built.classes
     named, _ = align(State(state), own.keys(), architecture)
     if classifier in named and named[classifier].dim() == own[classifier].dim():
-        classes = len(named[classifier])
+        classes = classes * len(named[classifier]) // len(own[classifier])  # of a detector, for each of the anchors
     return f"{reference}?{urlencode({'num_classes': classes} | options)}"
 
 
@@ -203,7 +227,10 @@ def _published_input(architecture: str) -> Known:
 
 def _assemble(reference: str, weights: _Weights | None, takes: Expected, source: str) -> LoadedModel:
     model = build_architecture(reference)
+    if isinstance(model, NeuralPart):
+        takes = Expected(takes.size, AS_THEY_ARE, "")
     notes = [takes.note] if takes.note else []
+    notes += initialise(model, takes.size, reference)
     if weights is not None:
         source = weights.source
         state = State(weights.state)
@@ -221,6 +248,7 @@ def _assemble(reference: str, weights: _Weights | None, takes: Expected, source:
 def in_memory(model: nn.Module) -> LoadedModel:
     """A module that is there already, called by its class. Raises InputError where a weight is NaN."""
     name = type(model).__qualname__
+    model = neural_part(model)
     require_finite(model, name)
     fingerprint = _fingerprint(model, name, Expected(None, None, ""))
     return LoadedModel(model, name, None, None, fingerprint, f"a {name} in memory")

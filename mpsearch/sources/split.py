@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -37,7 +37,8 @@ class Normalization:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Split:
-    """N samples as they are kept: as the network takes them or, with a `normalization`, as images uint8 (N, H, W, C).
+    """N samples as they are kept: as the network takes them or, with a `normalization`, images uint8 (N, H, W, C),
+    perhaps beside real numbers.
 
     `targets` are a pytree of tensors (N, …), a list of N things, or None without labels. `fingerprint` is of all of it.
     """
@@ -60,6 +61,11 @@ class Split:
         """All samples as the network takes them."""
         return self._ready(self.stored)
 
+    def first(self, count: int) -> Split:
+        """The first `count` samples; the fingerprint stays that of all."""
+        part = slice(count)
+        return replace(self, stored=self.stored[part], targets=_part(self.targets, part))
+
     def batches(self, size: int) -> Iterator[tuple[Samples, Any]]:
         """Samples as the network takes them, at most `size` at a time, with their targets (None without labels)."""
         for start in range(0, len(self), size):
@@ -69,7 +75,8 @@ class Split:
     def _ready(self, samples: Samples) -> Samples:
         if self.normalization is None:
             return samples
-        return Samples(tuple(map(self.normalization, samples.leaves)), samples.spec)
+        ready = (leaf if leaf.is_floating_point() else self.normalization(leaf) for leaf in samples.leaves)
+        return Samples(tuple(ready), samples.spec)
 
     @classmethod
     def of(cls, samples: Any, targets: Any = None, normalization: Normalization | None = None) -> Split:

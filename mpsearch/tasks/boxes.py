@@ -17,6 +17,7 @@ Decode = Callable[[Any], Any]
 Found = dict[str, Tensor]  # boxes (M, 4), scores (M,), labels (M,)
 
 MOST_BEFORE = 30_000  # candidates of an image that suppression looks at
+SURE = 0.3  # the score above which a detection is shown to people
 CONFIDENCE, OVERLAP, MOST_DETECTIONS = 0.001, 0.65, 300
 
 

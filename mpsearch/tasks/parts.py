@@ -15,7 +15,7 @@ from recon.likelihood.likelihood import describe
 Ending = Form | Literal["sigmoid"]  # the form that the last operation of a graph gives its output
 
 TOLERANCE = 1e-2  # of sums that are 1: bfloat16 rounds probabilities to 1/256 of themselves
-ADVICE = "choose another --task, or say in FILE.py:task what the outputs mean"
+ADVICE = "choose another --task (boxes are --task detection), or say in FILE.py:task what the outputs mean"
 
 
 class Examples(dict[str, Tensor]):

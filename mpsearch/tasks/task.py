@@ -6,15 +6,27 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from hwmodel.errors import InputError
 from mpsearch.tasks.metric import Metric, kl_metric
 from mpsearch.tasks.parts import Ending, Examples
+from recon.graph.samples import Samples
 from recon.likelihood.likelihood import Likelihood
 
 Recognize = Callable[[Mapping[str, Tensor]], Likelihood]  # from example outputs by part
 MetricsOf = Callable[[Likelihood, bool], tuple[Metric, ...]]  # from the likelihood, and whether there are targets
+
+
+Call = Callable[[nn.Module, Samples], Any]  # outputs of a model in eval mode for samples on its device
+
+Look = Callable[[Any], list[dict[str, list[Any]]]]  # from outputs; JSON-ready
+
+
+def plainly(model: nn.Module, samples: Samples) -> Any:
+    """What a model gives for samples."""
+    args, kwargs = samples.call
+    return model(*args, **kwargs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +34,16 @@ class Task:
     """What a network is for.
 
     `likelihood` is fixed, or found in example outputs. `metrics` are fixed (those against targets are left out where
-    the data have none), or made for a likelihood and for data with targets or without. KL is always added.
+    the data have none), or made for a likelihood and for data with targets or without. KL is always added. `call` says
+    how outputs to be measured come about: they may have more parts than the likelihood reads. `look`, if any, is what
+    they show people, sample by sample.
     """
 
     name: str
     likelihood: Likelihood | Recognize
     metrics: tuple[Metric, ...] | MetricsOf = ()
+    call: Call = plainly
+    look: Look | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.likelihood, Likelihood) and not callable(self.likelihood):

@@ -6,7 +6,7 @@ import ctypes
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 
 import torch
@@ -43,6 +43,18 @@ def fast(where: torch.device) -> AbstractContextManager[object]:
     """A context for training-time arithmetic in `fast_dtype`. Accuracies are always measured outside of it."""
     dtype = fast_dtype(where)
     return nullcontext() if dtype == torch.float32 else torch.autocast(where.type, dtype)
+
+
+@contextmanager
+def single_precision() -> Iterator[None]:
+    """While it is open, the autocast of a user's code does nothing: networks are seen, and compared, in float32."""
+    kind = torch.amp.autocast_mode.autocast
+    kept = kind.__enter__, kind.__exit__
+    kind.__enter__, kind.__exit__ = (lambda self: self), (lambda self, *error: None)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        kind.__enter__, kind.__exit__ = kept  # type: ignore[method-assign]
 
 
 def keep_freed_memory() -> None:

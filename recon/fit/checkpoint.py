@@ -20,7 +20,7 @@ from recon.quantizers.rounding import StraightThrough
 from recon.quantizers.weights import Grid
 
 PARTS = ("code", "log_scale", "scale", "zero_point", "bias")
-INPUT = "input"
+FORM, INPUT = "form", "input"
 
 
 class Progress:
@@ -57,7 +57,8 @@ class Progress:
         for name, layer in layers.items():
             where = layer.weight.device
             code, log_scale, scale, zero_point, bias = (self._tensors[f"{name}:{part}"].to(where) for part in PARTS)
-            rounding = StraightThrough(code, Grid(report.bits[list(layers).index(name)], scale, zero_point))
+            bits, rate = self._tensors[f"{name}:{FORM}"].tolist()
+            rounding = StraightThrough(code, Grid(int(bits), scale, zero_point, rate))
             rounding.log_scale.data = log_scale
             learn_rounding(layer, rounding)
             bias_of(layer).data = bias
@@ -70,6 +71,7 @@ class Progress:
         for name, layer in layers.items():
             rounding = rounding_of(layer)
             values = (rounding.code, rounding.log_scale, rounding.grid.scale, rounding.grid.zero_point, bias_of(layer))
+            self._tensors[f"{name}:{FORM}"] = torch.tensor([rounding.grid.bits, rounding.grid.rate])
             for quantizer in quantizers_of([layer]):
                 self._tensors[f"{name}:{INPUT}"] = torch.tensor(
                     [float(quantizer.log_scale.detach()), quantizer.zero_point]

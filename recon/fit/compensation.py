@@ -39,9 +39,8 @@ def compensated(task: UnitTask, name: str) -> tuple[InputMoments, Tensor, Tensor
             lacking, mass = lacking + (counts * errors).sum(2), mass + counts.sum(2)
         if moments.enough:
             break
-    hessian = moments.hessian()
     pulls = torch.stack([part.covariance() for part in (*halves, halves[0] + halves[1])])
-    steps = torch.linalg.solve(hessian, pulls.transpose(2, 3)).transpose(2, 3)
+    steps = moments.solve(pulls)
     power = (pulls * steps).sum((2, 3))  # of the outputs' change
     agreed = (pulls[0] * steps[1]).sum((1, 2)) / (power[0] * power[1]).sqrt().clamp_min(1e-30)
     step = (agreed.clamp_min(0)[:, None, None] * steps[2]).reshape(weight.shape)

@@ -5,6 +5,8 @@ Both look for the codes that move a layer's output least: min tr (Q − W) H (Q 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -112,14 +114,14 @@ def descend_together(weight: Tensor, codes: Tensor, grid: Grid, hessian: Tensor,
     for part in SWEEPS * [channels[first::PARTS] for first in range(min(PARTS, len(weight)))]:
         within, pull = metric[part][:, part], metric[part] @ error
         wanted = weight[part] + error[part] - torch.linalg.solve(within, pull)
-        own = Grid(grid.bits, scale[part], grid.zero_point[part])
+        own = replace(grid, scale=scale[part], zero_point=grid.zero_point[part])
         place = descend(wanted, places[part].round(), own, hessian, sweeps=1)
         own = refit_scale(wanted, place.round(), own, hessian)
         step = decode(place.round(), own) - weight[part] - error[part]
         if (step @ hessian[0] * (2 * pull + within @ step)).sum() < 0:
             places[part], scale[part] = place, own.scale
             error[part] += step
-    return Grid(grid.bits, scale, grid.zero_point), places
+    return replace(grid, scale=scale), places
 
 
 def output_error(difference: Tensor, hessian: Tensor) -> Tensor:
@@ -137,4 +139,4 @@ def refit_scale(weight: Tensor, codes: Tensor, grid: Grid, hessian: Tensor) -> G
     reach = rounded @ hessian
     factor = (reach * weight.view(groups, -1, length)).sum(2) / (reach * rounded).sum(2)
     factor = factor.nan_to_num(1.0).clamp(1 / FARTHEST, FARTHEST).flatten()
-    return Grid(grid.bits, to_half_grid(grid.scale * factor), grid.zero_point)
+    return replace(grid, scale=to_half_grid(grid.scale * factor))

@@ -24,7 +24,10 @@ class Annealed:
         self.adam = torch.optim.Adam([{"params": tensors, "lr": rate} for tensors, rate in groups], fused=True)
 
     def step(self, loss: Tensor, progress: float) -> None:
-        """One step down `loss`, at `progress` (0 … 1) of all steps."""
+        """One step down `loss`, at `progress` (0 … 1) of all steps; none where the loss does not depend on anything
+        that is trained by a gradient."""
+        if not loss.requires_grad:
+            return
         for group, rate in zip(self.adam.param_groups, self.rates, strict=True):
             group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * progress))
         self.adam.zero_grad()

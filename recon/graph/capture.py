@@ -21,11 +21,15 @@ from torch.nn.utils import parametrize
 from torch.utils._pytree import TreeSpec
 
 from hwmodel.errors import InputError
+from recon.compute.arithmetic import single_precision
+from recon.graph.gradients import without_backward
 from recon.graph.layer_calls import layers_as_modules
 from recon.graph.nodes import STACK, note_samples
 from recon.graph.passes import drop_checks, drop_identities, products_as_linear, views_of_any_layout
 from recon.graph.refusal import first_line, quiet_export, why_not
 from recon.graph.samples import Call, Samples, path_name
+
+_QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torchao.quantization")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,7 @@ def export_graph(model: nn.Module, example: Samples, name: str) -> Captured:
     read = [str(node.target) for node in module.graph.nodes if node.op == "get_attr"]
     used = frozenset(path for target in read for path in shared.get(target, (target,)))
     note_samples(module.graph)
-    for tidy in (drop_checks, drop_identities, views_of_any_layout, products_as_linear):
+    for tidy in (drop_checks, drop_identities, without_backward, views_of_any_layout, products_as_linear):
         tidy(module)
     layers_as_modules(module, shared)
     module.graph.eliminate_dead_code()
@@ -114,13 +118,32 @@ def plain_copy(model: nn.Module) -> nn.Module:
             raise InputError(f"{key} is on the meta device, without values: load the weights first")
         if tensor.is_quantized:
             raise InputError(f"{key} is quantized already: give the float model")
+    for key, module in model.named_modules():
+        if type(module).__module__.startswith(_QUANTIZED):
+            raise InputError(f"{key or kind} is quantized already: give the float model")
     try:
         model = copy.deepcopy(model, _computed_tensors(model))
     except Exception as error:  # a model may hold anything: locks, files, tensors of a graph
         raise InputError(f"{kind} cannot be copied ({first_line(error)}); give a model without open handles") from error
     with contextlib.suppress(NotImplementedError):  # an exported module is in the mode that it was exported in
         model = model.eval()
+    if isinstance(model, fx.GraphModule):
+        _without_guards(model)
     return model.float().requires_grad_(False)
+
+
+def _without_guards(model: fx.GraphModule) -> None:
+    """Takes out of an exported module what insists on the number of samples that it was exported with.
+
+    Where its operations need that number as well, exporting it again for any number says so.
+    """
+    for key, hook in list(model._forward_pre_hooks.items()):
+        if getattr(hook, "__name__", "") == "_check_input_constraints_pre_hook":
+            del model._forward_pre_hooks[key]
+    for node in list(model.graph.nodes):
+        if node.op == "call_module" and node.target == "_guards_fn":
+            model.graph.erase_node(node)
+    model.recompile()
 
 
 def _computed_tensors(model: nn.Module) -> dict[int, Any]:
@@ -153,7 +176,7 @@ def _export(model: nn.Module, call: Call, name: str) -> torch.export.ExportedPro
     shapes = torch.utils._pytree.tree_map(lambda leaf: {0: torch.export.Dim.DYNAMIC}, (args, kwargs))
     dynamic = _by_parameter(model, shapes)
     try:
-        with quiet_export():
+        with quiet_export(), single_precision():
             program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=False)
             result: torch.export.ExportedProgram = program.run_decompositions({})
             return result

@@ -17,7 +17,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from hwmodel.errors import InputError
 from hwmodel.layer import LayerSpec, LayerTable
-from recon.compute.arithmetic import device_of
+from recon.compute.arithmetic import device_of, single_precision
 from recon.graph.capture import Captured, export_graph, plain_copy
 from recon.graph.fold import fold_batch_norms
 from recon.graph.layers import Convolution, Layer, TransposedConvolution
@@ -137,7 +137,7 @@ def capture(model: nn.Module, example: Any, name: str = "model") -> Network:
     avoid_slow_kernels(module)
     module.recompile()
     network = _described(replace(captured, module=module), units_of(module), samples, unfolded, name)
-    with contextlib.redirect_stdout(sys.stderr):  # the user's code runs
+    with contextlib.redirect_stdout(sys.stderr), single_precision():  # the user's code runs
         _check(network, model, samples[:2], name)
     return network
 

@@ -58,9 +58,10 @@ def note_samples(graph: fx.Graph) -> None:
             axes = [axis for axis, size in enumerate(value.shape) if str(size) in names]
             node.meta["shape"] = tuple(map(_per_sample, value.shape))
             node.meta["floating"] = value.is_floating_point()
+            node.meta["truth"] = value.dtype == torch.bool
         node.meta["counts"] = isinstance(value, torch.SymInt)
         node.meta[SAMPLES] = axes[0] if len(axes) == 1 else None
-        kept = ("shape", "floating", "counts", SAMPLES, STACK)
+        kept = ("shape", "floating", "truth", "counts", SAMPLES, STACK)
         node.meta = {key: node.meta[key] for key in kept if key in node.meta}
 
 

@@ -11,12 +11,16 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from recon.graph.samples import Call, named_parts
 
+FIXED = (1, 2, 4, 8, 16, 32, 64)  # numbers of samples that networks are written or exported for
+CONSTANT = (
+    "its code makes the number of samples a constant; write x.shape[0] for len(x), and -1 for the samples in shapes"
+)
 KNOWN = {  # what torch says, and what is to be done
-    "your code specialized it to be a constant": "its code makes the number of samples a constant; write x.shape[0] "
-    "for len(x), and -1 for the samples in shapes",
+    "your code specialized it to be a constant": CONSTANT,
     "fake tensor in the exported program constant": "its code reads x.data, which hides the tensor; write x.detach()",
 }
 
@@ -38,6 +42,8 @@ def why_not(model: nn.Module, call: Call, name: str, error: Exception) -> str:
         with torch.no_grad():
             model(*args, **kwargs)
     except Exception as plain:
+        if (count := _only_for(model, call)) is not None:
+            return f"{name} cannot be exported: it runs on batches of {count} alone, as {CONSTANT}"
         parts = named_parts(kwargs or args).items()
         sizes = ", ".join(f"{'input' if key in ('', '0') else key} {list(leaf.shape)}" for key, leaf in parts)
         return f"{name} does not run on {sizes}: {first_line(plain)}{_user_line(plain)}"
@@ -51,6 +57,19 @@ def why_not(model: nn.Module, call: Call, name: str, error: Exception) -> str:
         else "wrap the part of the model before it, or write it with torch operations on whole batches"
     )
     return f"{name} cannot be exported: {first_line(error)}{_user_line(error)}; {hint}"
+
+
+def _only_for(model: nn.Module, call: Call) -> int | None:
+    """The number of samples that the model runs on, where it runs on one number only; None where on none."""
+    for count in FIXED:
+        few = tree_map(lambda leaf, count=count: leaf[:1].expand(count, *leaf.shape[1:]).clone(), call)
+        try:
+            with quiet_export():
+                model(*few[0], **few[1])
+        except Exception:
+            continue
+        return count
+    return None
 
 
 def first_line(error: BaseException) -> str:

@@ -12,10 +12,12 @@ from hwmodel import FLOAT_BITS, BitConfig, InputError, Precision
 from recon.compute.arithmetic import channels_last
 from recon.graph.layers import Layer
 from recon.graph.network import Network
+from recon.quantizers.coded import to_bias_grid
 from recon.quantizers.inputs import InputGrid
 from recon.quantizers.insert import find_ranges, frozen_inputs, quantize_inputs, quantizers_of
 from recon.quantizers.learned import bias_of, rounding_of
-from recon.quantizers.weights import QuantizedWeight, nearest
+from recon.quantizers.nearest import nearest
+from recon.quantizers.weights import QuantizedWeight
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +30,10 @@ class QuantizedLayers:
 
     def config(self, names: Sequence[str]) -> BitConfig:
         """The bits of these layers."""
-        bits = [(self.weights[name].grid.bits, self.inputs.get(name)) for name in names]
-        return BitConfig(tuple(names), tuple(Precision(w, grid.bits if grid else FLOAT_BITS) for w, grid in bits))
+        grids = [(self.weights[name].grid, self.inputs.get(name)) for name in names]
+        return BitConfig(
+            tuple(names), tuple(Precision(w.bits, grid.bits if grid else FLOAT_BITS, w.rate) for w, grid in grids)
+        )
 
 
 def quantized(network: Network, layers: QuantizedLayers) -> Network:
@@ -55,16 +59,14 @@ def plainly_rounded(
     work = quantize_inputs(network, input_bits(config))
     layers = {name: work.layer(name) for name in config.layers}
     find_ranges(work.module, layers, leaves)
-    weights = {
-        name: nearest(layer.weight, config[name].w, config[name].w in symmetric) for name, layer in layers.items()
-    }
-    return QuantizedLayers(weights, _half_biases(layers), frozen_inputs(layers))
+    weights = {name: nearest(layer.weight, config[name], config[name].w in symmetric) for name, layer in layers.items()}
+    return QuantizedLayers(weights, _stored_biases(layers, weights), frozen_inputs(layers))
 
 
 def stored_layers(layers: Mapping[str, Layer]) -> QuantizedLayers:
     """What layers with roundings will be stored as. Raises InputError where a bias overflows half precision."""
     weights = {name: rounding_of(layer).freeze() for name, layer in layers.items()}
-    return QuantizedLayers(weights, _half_biases(layers), frozen_inputs(layers))
+    return QuantizedLayers(weights, _stored_biases(layers, weights), frozen_inputs(layers))
 
 
 def input_bits(config: BitConfig) -> dict[str, int]:
@@ -72,10 +74,13 @@ def input_bits(config: BitConfig) -> dict[str, int]:
     return {name: config[name].a for name in config.layers if config[name].a != FLOAT_BITS}
 
 
-def _half_biases(layers: Mapping[str, Layer]) -> dict[str, Tensor]:
-    """Every layer's bias (O,) at half-precision values, float32. Raises InputError on overflow."""
-    halves = {name: bias_of(layer).detach().half().float() for name, layer in layers.items()}
-    for name, half in halves.items():
-        if not torch.isfinite(half).all():
+def _stored_biases(layers: Mapping[str, Layer], weights: Mapping[str, QuantizedWeight]) -> dict[str, Tensor]:
+    """Every layer's bias (O,) as files hold it, float32: at half-precision values or, where the layer is entropy-coded,
+    at multiples of a power of two. Raises InputError on overflow."""
+    stored = {}
+    for name, layer in layers.items():
+        bias = bias_of(layer).detach()
+        stored[name] = to_bias_grid(bias) if weights[name].grid.rate else bias.half().float()
+        if not torch.isfinite(stored[name]).all():
             raise InputError(f"layer {name!r}: biases must be below 65504 to be stored in half precision")
-    return halves
+    return stored

@@ -12,11 +12,13 @@ a tenth of the steps.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from recon.quantizers.coded import to_log_grid
 from recon.quantizers.weights import Grid, QuantizedWeight, decode, to_half_grid
 
 RoundingName = Literal["straight-through", "adaround"]
@@ -47,9 +49,10 @@ class Rounding(nn.Module):
 
     @torch.no_grad()
     def freeze(self) -> QuantizedWeight:
-        """The weight as it will be stored: integer codes and half-precision scales."""
-        scale = to_half_grid(self.grid.scale * self.log_scale.exp())
-        return QuantizedWeight(Grid(self.grid.bits, scale, self.grid.zero_point), self.integer().to(torch.uint8))
+        """The weight as it will be stored: integer codes and scales as files hold them."""
+        to_stored = to_log_grid if self.grid.rate else to_half_grid
+        scale = to_stored(self.grid.scale * self.log_scale.exp())
+        return QuantizedWeight(replace(self.grid, scale=scale), self.integer().to(torch.uint8))
 
 
 class StraightThrough(Rounding):

@@ -10,7 +10,7 @@ Scales are kept at half-precision values, because that is what the packed file s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from hwmodel import InputError
 from hwmodel.precision import HALVED_BITS
 
 SHRINK_STEPS = 60
+SEARCHED = 2**18  # weights at a time: their errors are several tensors of that size, which a cache holds
 FACTORS = tuple(1.08**step for step in range(-9, 5))  # 0.5 to 1.36
 SHIFTS = (-2, -1, 0, 1, 2)  # steps of the zero-point
 SMALLEST_SCALE = 2.0**-24  # the smallest positive half-precision number
@@ -26,11 +27,15 @@ SMALLEST_SCALE = 2.0**-24  # the smallest positive half-precision number
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """The quantization grid of one layer: `bits`, and per output channel (O,) `scale` and `zero_point`."""
+    """The quantization grid of one layer: `bits`, and per output channel (O,) `scale` and `zero_point`.
+
+    Where the codes are meant to be entropy-coded, `rate` is about how many bits each of them takes; else it is 0.
+    """
 
     bits: int
     scale: Tensor
     zero_point: Tensor
+    rate: float = 0.0
 
     @property
     def levels(self) -> int:
@@ -48,12 +53,6 @@ class QuantizedWeight:
     def dequantize(self) -> Tensor:
         """The float32 weight (O, …)."""
         return decode(self.codes.float(), self.grid)
-
-
-def nearest(weight: Tensor, bits: int, symmetric: bool = False) -> QuantizedWeight:
-    """Plain rounding of a weight (O, …) on its own best grid: the baseline of every comparison."""
-    grid = search_grid(weight, bits, symmetric=symmetric)
-    return QuantizedWeight(grid, encode(weight.detach().float(), grid).to(torch.uint8))
 
 
 def to_half_grid(scale: Tensor) -> Tensor:
@@ -96,6 +95,13 @@ def search_grid(
     where `halves` multiples of a half as far as the bits allow.
     """
     flat = weight.detach().flatten(1).float()
+    count = max(1, SEARCHED // flat.shape[1])
+    if len(flat) > count:
+        parts = torch.split(flat, count)
+        shares = [None] * len(parts) if importance is None else torch.split(importance.expand_as(flat), count)
+        found = [search_grid(part, bits, share, symmetric, halves) for part, share in zip(parts, shares, strict=True)]
+        scale, zero_point = torch.cat([grid.scale for grid in found]), torch.cat([grid.zero_point for grid in found])
+        return Grid(bits, scale, zero_point)
     low = flat.amin(1).clamp_max(0)
     high = flat.amax(1).clamp_min(0)
     if symmetric:
@@ -128,7 +134,7 @@ def nearby_grids(grid: Grid, symmetric: bool = False) -> Grid:
     factor = torch.tensor(FACTORS, device=grid.scale.device).repeat_interleave(len(shifts))
     shift = _step(grid.bits) * torch.tensor(shifts, device=grid.scale.device).repeat(len(FACTORS))
     zero = (grid.zero_point[:, None] + shift).clamp(0, grid.levels).flatten()
-    return Grid(grid.bits, to_half_grid((grid.scale[:, None] * factor).flatten()), zero)
+    return replace(grid, scale=to_half_grid((grid.scale[:, None] * factor).flatten()), zero_point=zero)
 
 
 def _step(bits: int) -> float:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from recon.compute.arithmetic import channels_last, fast, mixed_order, picked, slices
+from recon.graph.gradients import without_gradient
 from recon.graph.layers import Embedding, Layer, keep_outputs, rows
 from recon.graph.network import Network
 from recon.graph.unit_by_unit import run_units
@@ -50,8 +51,8 @@ def measure_fisher(network: Network, leaves: Sequence[Tensor], likelihood: Likel
 
 def output_metrics(network: Network, leaves: Sequence[Tensor], likelihood: Likelihood, seed: int) -> dict[str, Tensor]:
     """By layer, the second moment (O, O) of ∂ log p(y|x) / ∂z, y ~ p, at one position of its output z, from samples,
-    whose tensors are (N, …); left out are grouped convolutions, whose channels have inputs of their own, and the widest
-    layers.
+    whose tensors are (N, …); left out are grouped convolutions, whose channels have inputs of their own, the widest
+    layers, and those whose effect no gradient shows.
 
     What two halves of the samples do not agree on is taken out of what stands beside the diagonal: the share of its
     squares that is the variance of the estimate (Ledoit and Wolf, J. Multivariate Analysis 88, 2004). A classifier has
@@ -73,7 +74,8 @@ def fisher_diagonal(
 
 
 def _metric_layers(network: Network) -> dict[str, Layer]:
-    layers = {name: network.layer(name) for name in network.table.names}
+    hidden = without_gradient(network.module)
+    layers = {name: network.layer(name) for name in network.table.names if name not in hidden}
     layers = {name: layer for name, layer in layers.items() if layer.groups == 1 and not isinstance(layer, Embedding)}
     return {name: layer for name, layer in layers.items() if layer.weight[0].numel() <= WIDEST}
 

@@ -21,6 +21,9 @@ PER_IMAGE = 256  # of them from one map: patches overlap, and other images tell 
 LEAST_DAMPING = 0.1  # of the mean variance
 MOST_SHRUNK = 0.95
 LEAST_VARIANCE = 1e-6  # of the mean power: what float32 sums leave uncertain
+WIDE = 4608  # inputs of an output up to which their covariance is one matrix: 512 channels of 3 × 3
+BLOCK = 2048  # inputs at most of a block beyond that: the covariance of VGG's 25,088 has 2.5 GB
+KEPT = 1024  # patches that are kept of a wide layer's
 BATCH = 8
 
 
@@ -93,41 +96,67 @@ def weights_of(active: Tensor | None) -> Tensor | None:
     return active if active is not None and active.shape[1] == 1 else None
 
 
+def blocks_of(length: int) -> int:
+    """In how many equal blocks `length` inputs are taken: the fewest of at most `BLOCK`; one where they are few, or
+    have no divisor that leaves a block a fourth of that."""
+    if length <= WIDE:
+        return 1
+    counts = range(-(-length // BLOCK), 4 * length // BLOCK + 1)
+    return next((count for count in counts if length % count == 0), 1)
+
+
 class InputMoments:
-    """Means and covariances of one layer's inputs, as far as its outputs count."""
+    """Means and covariances of one layer's inputs, as far as its outputs count.
+
+    The covariance of a wide layer's inputs is that of B blocks of J of them and, between blocks, that of the patches
+    themselves, which are fewer than inputs.
+    """
 
     def __init__(self) -> None:
         self._halves = [Sums(), Sums()]
+        self._kept: list[Tensor] = []
+        self._groups = 1
         self._active: Sums | None = None
         self._positions: Sums | None = None
 
     @property
+    def count(self) -> int:
+        """How many patches have been seen."""
+        return sum(half.count for half in self._halves)
+
+    @property
     def enough(self) -> bool:
         """`POSITIONS` patches have been seen."""
-        return sum(half.count for half in self._halves) >= POSITIONS
+        return self.count >= POSITIONS
 
     def add(self, patches: Tensor, active: Tensor | None = None, pooled: Tensor | None = None) -> None:
         """Takes in patches (G, K, M). They count as much as the outputs (G, O / G, M) are `active`: in means for every
         output by itself, in covariances where every output has a group of its own. `pooled` (M, K, H, W) are the maps
         whose means over their positions the patches are, where they are."""
-        if pooled is not None and pooled.shape[:2] == (patches.shape[2], patches.shape[1]) and len(patches) == 1:
+        blocks = blocks_of(patches.shape[1]) if len(patches) == 1 else 1
+        if pooled is not None and len(patches) == blocks and pooled.shape[:2] == patches.shape[:0:-1]:
             step = -(-positions_of(pooled) // PER_IMAGE)
             columns = pooled.flatten(2)[:, :, ::step].float().transpose(0, 1).flatten(1)[None]
             self._positions = (self._positions or Sums()) + Sums.of(columns, columns)
         if active is not None:
             self._active = (self._active or Sums()) + Sums.of(active, patches)
-        seen = Sums.of(patches, patches, weights_of(active))
+        parts = patches if blocks == 1 else patches.reshape(blocks, -1, patches.shape[2])
+        if blocks > 1 and sum(part.shape[2] for part in self._kept) < KEPT:
+            self._kept.append(parts[:, :, :KEPT])
+        seen = Sums.of(parts, parts, weights_of(active))
+        self._groups = len(patches)
         self._halves[self._halves[1].count < self._halves[0].count] += seen
 
     def mean(self) -> Tensor:
         """The mean input patch (G, K), or (O, K) for every output of its own."""
         if self._active is None:
-            return sum(self._halves, Sums()).means()[0]
+            return sum(self._halves, Sums()).means()[0].view(self._groups, -1)
         product, mass = torch.as_tensor(self._active.product), torch.as_tensor(self._active.left)
         return (product / mass[..., None]).flatten(0, 1)
 
     def hessian(self) -> Tensor:
-        """The covariance (G, K, K) of the input patches, shrunk to its mean variance: positive definite.
+        """The covariance (G, K, K) of the input patches, or (B, J, J) of blocks of them, shrunk to its mean variance:
+        positive definite.
 
         The fewer images have been seen, the more: as Ledoit and Wolf do it ("A well-conditioned estimator for
         large-dimensional covariance matrices", J. Multivariate Analysis 88, 2004), with the variance of the estimate
@@ -136,6 +165,38 @@ class InputMoments:
         Where the patches are means over maps, they are shrunk to the covariance of the maps' positions, of which there
         are many times as many.
         """
+        return self._shrunk()[0]
+
+    @property
+    def wide(self) -> bool:
+        """Whether the covariance is that of blocks of inputs."""
+        return bool(self._kept)
+
+    def patches(self) -> Tensor:
+        """What blocks of a wide layer's inputs have in common: patches X (B, J, M), so that X Xᵀ is the covariance
+        between two blocks, shrunk as inside them."""
+        damping = self._shrunk()[1]
+        columns = torch.cat(self._kept, 2)
+        shared: Tensor = (columns - columns.mean(2, keepdim=True)) / (columns.shape[2] * (1 + damping)).sqrt()
+        return shared
+
+    def solve(self, pulls: Tensor) -> Tensor:
+        """Pulls (…, G, R, K) times the inverse of the covariance of all inputs."""
+        hessian, damping, target = self._shrunk()
+        if not self.wide:
+            solved: Tensor = torch.linalg.solve(hessian, pulls.transpose(-1, -2)).transpose(-1, -2)
+            return solved
+        # X Xᵀ and a diagonal: Woodbury's identity, in the space of the patches.
+        ridge = (damping / (1 + damping) * target).diagonal(dim1=1, dim2=2).flatten()
+        columns = self.patches().flatten(0, 1)
+        inner = columns.T @ (columns / ridge[:, None]) + torch.eye(columns.shape[1], device=columns.device)
+        alone: Tensor = pulls / ridge
+        common: Tensor = torch.linalg.solve(inner, (alone @ columns).transpose(-1, -2)).transpose(-1, -2)
+        made_up: Tensor = common @ columns.T / ridge
+        return alone - made_up
+
+    def _shrunk(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The covariance, by how much (G, 1, 1) it was shrunk, and to what."""
         one, other = self._halves
         seen, other = one + other, other if other.count else one
         covariance = seen.covariance()
@@ -151,7 +212,7 @@ class InputMoments:
         apart = (covariance - target).square().sum((1, 2)) * seen.count**2
         share = (uncertain / apart.clamp_min(1e-30)).clamp_max(MOST_SHRUNK)
         damping = (share / (1 - share)).clamp_min(LEAST_DAMPING)[:, None, None]
-        return (covariance + damping * target) / (1 + damping)
+        return (covariance + damping * target) / (1 + damping), damping, target
 
 
 @torch.no_grad()

@@ -56,4 +56,5 @@ def explored_run(
         best, other = front.config(front.best()), front.config(0).to_json()
         other[called[0]], other[called[1]] = "W8A32", "W2A32"
         finished = [("budget", record(best.to_json(), 1)), ("mine", record(other, 2))]
-    return ExploredRun(name, f"finish {name} POINT", table, front, costs, None, finished, answers(problem))
+    beside = answers(problem)
+    return ExploredRun(name, f"finish {name} POINT", table, front, costs, sensitivity.intra, None, finished, beside)

@@ -21,9 +21,10 @@ from recon.graph.network import Network
 from recon.likelihood.heads import Gaussian
 from recon.likelihood.likelihood import Likelihood
 from recon.quantizers.learned import bias_of, learn_rounding, rounding_of
+from recon.quantizers.nearest import nearest
 from recon.quantizers.quantized import plainly_rounded, quantized
 from recon.quantizers.rounding import AdaRound, StraightThrough
-from recon.quantizers.weights import QuantizedWeight, decode, encode, nearest, search_grid
+from recon.quantizers.weights import QuantizedWeight, decode, encode, search_grid
 from recon.reconstruct import CLASSIFIER, reconstruct
 from recon.settings import Settings
 
@@ -84,7 +85,7 @@ def test_it_beats_plain_rounding(images: Tensor, bits: int, rounding: str) -> No
 def test_logits_that_were_shrunk_are_scaled_back(shrunk: float, images: Tensor) -> None:
     net, work = network(), network()
     for name in work.table.names:
-        stored = nearest(work.layer(name).weight, 8)
+        stored = nearest(work.layer(name).weight, Precision(8))
         learn_rounding(work.layer(name), StraightThrough(stored.codes.float(), stored.grid))
     last = work.layer(work.table.names[-1])
     rounding_of(last).log_scale.data -= math.log(shrunk)

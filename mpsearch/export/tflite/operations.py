@@ -10,7 +10,7 @@ from hwmodel.errors import InputError
 from mpsearch.export.plan.golden import function_table
 from mpsearch.export.plan.records import HIGHEST, LAYERS, LOWEST, Grid, Op
 from mpsearch.export.tflite.layers import padded, write_layer
-from mpsearch.export.tflite.write import MAP, TO_FIRST, TO_LAST, Writer, laid_out
+from mpsearch.export.tflite.writer import MAP, TO_FIRST, TO_LAST, Writer, laid_out
 
 SIX = 6.0
 

@@ -14,7 +14,7 @@ class Chosen {
     byId("chosen-title").textContent = chosen.index === null ? `Configuration ${chosen.finished.name}` : `Configuration ${chosen.index}`;
     const of = chosen.index === null ? "beside the front" : `of ${whole(run.count)}${several ? ` in ${run.name}` : ""}`;
     const tags = [tag("span", { class: "tag" }, of)];
-    if (chosen.index !== null && chosen.index === bestWithin(run, this.state.limits)) tags.push(tag("span", { class: "tag" }, "best within the limits"));
+    if (chosen.index !== null && chosen.index === inside(run, this.state.limits).best) tags.push(tag("span", { class: "tag" }, "best within the limits"));
     if (chosen.index === run.knee) tags.push(tag("span", { class: "tag" }, "knee"));
     if (chosen.finished) tags.push(tag("span", { class: "tag finished" }, "finished"));
     byId("named").replaceChildren(...tags);
@@ -87,7 +87,7 @@ function drawFinished(state) {
       const figure = one.figures.find((known) => known.title === title);
       return tag("td", { class: "number" }, ...(figure ? [figure.values[2], tag("small", {}, `plain rounding ${figure.values[1]}`)] : []));
     });
-    const predicted = one.index === null ? "" : digits(run.loss[one.index], 3);
+    const predicted = one.index === null ? "" : brief(run.loss[one.index]);
     return tag("tr", {}, tag("th", { scope: "row" }, button), ...(several ? [tag("td", {}, run.name)] : []),
       tag("td", { class: "number" }, whole(one.costs.size_bytes)), tag("td", { class: "number" }, predicted), ...figures);
   }));

@@ -22,8 +22,8 @@ async function loadRun(data, number) {
     }
     costs.push({ ...cost, by, total });
   }
-  const run = { ...data, number, colour: `var(--run${number % 8})`, loss, columns, count, costs, orders: {} };
-  run.widths = data.precisions.map((text) => text.match(/^W(\d+)A(\d+)$/).slice(1).map(Number));
+  const alone = await unpacked(data.alone); // layer by layer: predicted loss without interactions
+  const run = { ...data, alone, number, colour: `var(--run${number % 8})`, loss, columns, count, costs, orders: {} };
   run.weights = data.layers.reduce((sum, layer) => sum + layer.weights, 0);
   run.finishedAt = new Map(data.finished.filter((f) => f.index !== null).reverse().map((f) => [f.index, f]));
   run.cost = (name) => costs.find((cost) => cost.name === name);
@@ -46,36 +46,64 @@ function nameOf(point) {
   return point.index === null ? point.finished.name : `point ${point.index}`;
 }
 
-const widthsOf = (text) => text.match(/^W(\d+)A(\d+)$/).slice(1).map(Number);
-
-// What a layer costs at a precision; undefined where the run did not price that.
-function layerCost(point, cost, layer) {
-  const at = point.run.precisions.indexOf(point.precisions[layer]);
-  return at < 0 ? undefined : cost.by[layer * point.run.precisions.length + at];
+// `W4A8`, or `R2.5A8` where weights are entropy-coded: bits of a weight and of inputs, and whether the former is a rate.
+function widthsOf(text) {
+  const [, kind, weights, inputs] = text.match(/^([WR])([\d.]+)A(\d+)$/);
+  return [Number(weights), Number(inputs), kind === "R"];
 }
 
-// Configurations by ascending cost, and among equals by falling loss.
+// The colour of a number of bits, whole or not.
+const shadeOf = (bits) => (bits > 8 ? 32 : Math.min(8, Math.max(2, Math.round(bits))));
+
+// What layers can be compared by. The value of a layer is undefined where the run knows none for its precision.
+function measuresOf(run) {
+  const at = (point, layer) => point.run.precisions.indexOf(point.precisions[layer]);
+  const found = (by, point, layer) => (at(point, layer) < 0 ? undefined : by[layer * point.run.precisions.length + at(point, layer)]);
+  const costs = run.costs.filter((cost) => cost.name !== "mean_bits").map((cost) => ({
+    name: cost.name,
+    title: cost.name === "size_bytes" ? "bytes" : cost.title,
+    unit: cost.name === "size_bytes" ? "" : cost.unit,
+    scale: cost.name === "size_bytes" ? 1 : cost.scale,
+    value: (point, layer) => {
+      const own = point.run.cost(cost.name);
+      return own && found(own.by, point, layer);
+    },
+    text: (value) => costText(cost, value, true),
+  }));
+  return [
+    { name: "bits", title: "bits", unit: "", scale: 1, value: (point, layer) => widthsOf(point.precisions[layer])[0], text: (value) => `${value} bits` },
+    ...costs,
+    { name: "alone", title: "loss alone", unit: "nats", scale: 1, value: (point, layer) => found(point.run.alone, point, layer), text: (value) => `predicted loss alone ${lossText(value)}` },
+  ];
+}
+
+// Configurations by ascending cost, among equals by falling loss, and where each of them stands.
 function orderBy(run, cost) {
-  const total = run.cost(cost).total;
-  run.orders[cost] ||= Uint32Array.from({ length: run.count }, (_, i) => i).sort(
-    (a, b) => total[a] - total[b] || run.loss[b] - run.loss[a],
-  );
+  if (!run.orders[cost]) {
+    const { total } = run.cost(cost);
+    const sorted = Uint32Array.from({ length: run.count }, (_, i) => i).sort((a, b) => total[a] - total[b] || run.loss[b] - run.loss[a]);
+    const place = new Uint32Array(run.count);
+    sorted.forEach((index, at) => (place[index] = at));
+    run.orders[cost] = { sorted, place };
+  }
   return run.orders[cost];
 }
 
 const withinLimit = (value, limit) => value <= limit * (1 + 1e-12);
 
-function fits(run, limits, index) {
-  return run.costs.every((cost) => !(cost.name in limits) || withinLimit(cost.total[index], limits[cost.name]));
-}
-
-// The configuration with the least loss within all limits; null where there is none.
-function bestWithin(run, limits) {
-  let best = null;
-  for (let i = 0; i < run.count; i++) {
-    if ((best === null || run.loss[i] < run.loss[best]) && fits(run, limits, i)) best = i;
+// Which configurations are within all limits, 1 each, and the one with the least loss of them; null where there is none.
+function inside(run, limits) {
+  const key = JSON.stringify(limits);
+  if (run.inside?.key !== key) {
+    const fits = new Uint8Array(run.count).fill(1);
+    for (const { name, total } of run.costs.filter((cost) => cost.name in limits)) {
+      for (let i = 0; i < run.count; i++) if (!withinLimit(total[i], limits[name])) fits[i] = 0;
+    }
+    let best = null;
+    for (let i = 0; i < run.count; i++) if (fits[i] && (best === null || run.loss[i] < run.loss[best])) best = i;
+    run.inside = { key, fits, best };
   }
-  return best;
+  return run.inside;
 }
 
 // The assignment as mpsearch reads it. Written by hand: an object would put names that are numbers first.

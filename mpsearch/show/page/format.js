@@ -21,6 +21,12 @@ function tag(name, attributes = {}, ...children) {
 const digits = (value, count = 4) => Number(value.toPrecision(count)).toLocaleString("en", { maximumSignificantDigits: count });
 const whole = (value) => Math.round(value).toLocaleString("en");
 
+// A number where there is little room.
+function brief(value) {
+  if (value !== 0 && Math.abs(value) < 1e-3) return value.toExponential(1).replace(".0e", "e");
+  return Math.abs(value) >= 1e4 ? `${digits(value / 1e3, 3)}k` : digits(value, 3);
+}
+
 function lossText(value) {
   if (value !== 0 && Math.abs(value) < 1e-3) return `${value.toExponential(2)} nats`;
   return `${digits(value, 3)} nats`;
@@ -41,6 +47,7 @@ function changeText(now, before) {
   if (before === 0) return "";
   const percent = (100 * (now - before)) / Math.abs(before);
   if (Math.abs(percent) < 0.05) return "same";
+  if (now >= 10 * before && before > 0) return `${digits(now / before, 2)} ×`;
   return `${percent > 0 ? "+" : "−"}${Math.abs(percent).toFixed(Math.abs(percent) < 10 ? 1 : 0)} %`;
 }
 

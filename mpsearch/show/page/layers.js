@@ -1,6 +1,6 @@
-// Who got which bits: bars in network order, and the same as a table.
+// Who got which bits and what that costs: bars in network order, and a table.
 
-const BARS = { height: 172, bottom: 8, top: 22, left: 26 };
+const BARS = { height: 172, bottom: 8, top: 22, left: 46 };
 const MOST_BITS = 8;
 
 class Layers {
@@ -9,6 +9,13 @@ class Layers {
     this.root = byId("bars");
     this.svg = this.root.querySelector("svg");
     this.at = 0;
+    this.name = "bits";
+    byId("measure").addEventListener("change", (event) => {
+      this.name = event.target.value;
+      this.drawBars();
+    });
+    this.details = byId("table").closest("details");
+    this.details.addEventListener("toggle", () => this.details.open && this.drawTable());
     this.root.addEventListener("keydown", (event) => this.key(event));
     this.root.addEventListener("pointermove", (event) => this.point(event));
     this.root.addEventListener("pointerdown", (event) => this.point(event));
@@ -16,10 +23,15 @@ class Layers {
   }
 
   draw() {
-    this.at = Math.min(this.at, this.state.run.layers.length - 1);
+    const { run } = this.state;
+    this.at = Math.min(this.at, run.layers.length - 1);
+    this.measures = measuresOf(run);
+    if (!this.measures.some((one) => one.name === this.name)) this.name = "bits";
+    byId("measure").replaceChildren(...this.measures.map((one) => tag("option", { value: one.name }, one.title)));
+    byId("measure").value = this.name;
     this.drawBars();
     this.drawShares();
-    this.drawTable();
+    if (this.details.open) this.drawTable();
   }
 
   drawBars() {
@@ -30,37 +42,49 @@ class Layers {
     this.root.style.width = `${width}px`;
     this.svg.replaceChildren();
     this.svg.setAttribute("width", width);
-    const scale = (BARS.height - BARS.top - BARS.bottom) / MOST_BITS;
-    const y = (bits) => BARS.height - BARS.bottom - scale * Math.min(bits, MOST_BITS);
-    for (const bits of [2, 4, 6, 8]) {
-      svg(this.svg, "line", { class: "grid", x1: BARS.left, x2: width, y1: y(bits), y2: y(bits) });
-      svg(this.svg, "text", { x: BARS.left - 8, y: y(bits) + 4, "text-anchor": "end" }, bits);
+    const measure = this.measures.find((one) => one.name === this.name);
+    const bits = this.name === "bits";
+    const before = this.partner();
+    const values = chosen.precisions.map((_, layer) => measure.value(chosen, layer) ?? 0);
+    const others = before ? before.map((at) => (at ? measure.value(...at) : undefined)) : [];
+    const most = bits ? MOST_BITS : Math.max(...values, ...others.filter((value) => value !== undefined)) || 1;
+    const floor = BARS.height - BARS.bottom;
+    const y = (value) => floor - ((floor - BARS.top) * Math.min(Math.max(value, 0), most)) / most;
+    for (const value of bits ? [2, 4, 6, 8] : ticks(0, most * measure.scale, 4)) {
+      const at = y(value / measure.scale);
+      svg(this.svg, "line", { class: "grid", x1: BARS.left, x2: width, y1: at, y2: at });
+      svg(this.svg, "text", { x: BARS.left - 6, y: at + 4, "text-anchor": "end" }, bits ? value : brief(value));
     }
     this.here = svg(this.svg, "rect", { class: "here", y: 4, height: BARS.height - 4, width: this.step });
-    const before = this.partner();
     const gap = this.step > 10 ? 2 : 1;
     chosen.precisions.forEach((text, layer) => {
       const [weights, inputs] = widthsOf(text);
       const x = BARS.left + this.step * layer;
       const box = { x: x + gap / 2, width: this.step - gap, rx: 1.5 };
-      svg(this.svg, "rect", { class: `bits${weights}`, ...box, y: y(weights), height: BARS.height - BARS.bottom - y(weights) });
-      if (inputs < 32) svg(this.svg, "line", { class: "inputs", x1: x + gap / 2, x2: x + this.step - gap / 2, y1: y(inputs), y2: y(inputs) });
-      if (before && before[layer] !== undefined && before[layer] !== text) {
-        const was = widthsOf(before[layer])[0];
-        svg(this.svg, "rect", { class: "before", ...box, y: y(was), height: BARS.height - BARS.bottom - y(was) });
+      const top = y(values[layer]);
+      svg(this.svg, "rect", { class: `bits${shadeOf(weights)}`, ...box, y: top, height: floor - top });
+      if (bits && inputs < 32) svg(this.svg, "line", { class: "inputs", x1: box.x, x2: box.x + box.width, y1: y(inputs), y2: y(inputs) });
+      if (others[layer] !== undefined && others[layer] !== values[layer]) {
+        svg(this.svg, "rect", { class: "before", ...box, y: y(others[layer]), height: floor - y(others[layer]) });
       }
-      if (this.step >= 13) svg(this.svg, "text", { class: "count", x: x + this.step / 2, y: y(weights) - 4 }, weights);
+      if (this.step >= 13) svg(this.svg, "text", { class: "count", x: x + this.step / 2, y: top - 4 }, weights);
     });
     this.mark();
   }
 
-  // The precisions of the configuration that it is compared with, layer by layer; undefined where it has no such layer.
+  // Where the configuration that it is compared with has these layers: itself and a number; undefined where it has not.
   partner() {
     const { chosen, pinned } = this.state;
     if (!pinned) return null;
-    if (pinned.run === chosen.run) return pinned.precisions;
-    const known = new Map(pinned.run.layers.map((layer, l) => [layer.name, pinned.precisions[l]]));
+    const known = new Map(pinned.run.layers.map((layer, l) => [layer.name, [pinned, l]]));
     return chosen.run.layers.map((layer) => known.get(layer.name));
+  }
+
+  // The other configuration's precision of a layer where it is another one.
+  other(layer) {
+    const at = this.partner()?.[layer];
+    const text = at && at[0].precisions[at[1]];
+    return text === this.state.chosen.precisions[layer] ? undefined : text;
   }
 
   drawShares() {
@@ -73,7 +97,7 @@ class Layers {
     const total = chosen.run.weights;
     const parts = [tag("span", {}, "share of the weights:")];
     for (const [bits, count] of [...weights].sort((a, b) => a[0] - b[0])) {
-      const colour = tag("i", { style: `background: var(--b${bits})`, "aria-hidden": "true" });
+      const colour = tag("i", { style: `background: var(--b${shadeOf(bits)})`, "aria-hidden": "true" });
       parts.push(tag("span", {}, colour, `${bits} bits: ${shareText(count / total)}`));
     }
     if (chosen.precisions.some((text) => widthsOf(text)[1] < 32)) parts.push(tag("span", {}, tag("i", { class: "stroke", "aria-hidden": "true" }), "bits of inputs"));
@@ -84,23 +108,20 @@ class Layers {
   drawTable() {
     const { chosen } = this.state;
     const { run } = chosen;
-    const before = this.partner();
-    const costs = run.costs.filter((cost) => cost.name !== "mean_bits");
-    const head = ["layer", "kind", "weights", "bits", ...costs.map((cost) => (cost.name === "size_bytes" ? "bytes" : `${cost.title}, ${cost.unit}`))];
+    const measures = this.measures.filter((one) => one.name !== "bits");
+    const head = ["layer", "kind", "weights", "bits", ...measures.map((one) => `${one.title}${one.unit && `, ${one.unit}`}`)];
     byId("table").tHead.replaceChildren(tag("tr", {}, ...head.map((text, k) => tag("th", { scope: "col", ...(k > 1 && k !== 3 ? { class: "number" } : {}) }, text))));
     const rows = run.layers.map((layer, l) => {
-      const text = chosen.precisions[l];
-      const changed = before && before[l] !== undefined && before[l] !== text;
-      const values = costs.map((cost) => {
-        const value = layerCost(chosen, cost, l);
-        if (value === undefined) return "";
-        return cost.name === "size_bytes" ? whole(value) : digits(value * cost.scale, 3);
+      const other = this.other(l);
+      const values = measures.map((one) => {
+        const value = one.value(chosen, l);
+        return value === undefined ? "" : one.name === "size_bytes" ? whole(value) : brief(value * one.scale);
       });
-      return tag("tr", changed ? { class: "changed" } : {},
+      return tag("tr", other ? { class: "changed" } : {},
         tag("th", { scope: "row" }, layer.name),
         tag("td", {}, layer.shape),
         tag("td", { class: "number" }, whole(layer.weights)),
-        tag("td", {}, changed ? `${text}, other ${before[l]}` : text),
+        tag("td", {}, other ? `${chosen.precisions[l]}, other ${other}` : chosen.precisions[l]),
         ...values.map((value) => tag("td", { class: "number" }, value)));
     });
     byId("table").tBodies[0].replaceChildren(...rows);
@@ -111,14 +132,15 @@ class Layers {
     const { chosen } = this.state;
     const { run } = chosen;
     const layer = run.layers[this.at];
-    const [weights, inputs] = widthsOf(chosen.precisions[this.at]);
-    const before = this.partner()?.[this.at];
-    const parts = [`${layer.shape}, ${whole(layer.weights)} weights at ${weights} bits`, inputs < 32 ? `inputs at ${inputs} bits` : "float inputs"];
-    for (const cost of run.costs.filter((one) => one.name !== "mean_bits" && one.name !== "bops")) {
-      const value = layerCost(chosen, cost, this.at);
-      if (value !== undefined) parts.push(`${costText(cost, value, true)} (${((100 * value) / chosen.costs[cost.name]).toFixed(1)} %)`);
+    const [weights, inputs, coded] = widthsOf(chosen.precisions[this.at]);
+    const other = this.other(this.at);
+    const parts = [`${layer.shape}, ${whole(layer.weights)} weights at ${weights} bits${coded ? " each, entropy-coded" : ""}`, inputs < 32 ? `inputs at ${inputs} bits` : "float inputs"];
+    for (const one of this.measures.filter(({ name }) => name !== "bits" && name !== "bops")) {
+      const value = one.value(chosen, this.at);
+      const share = chosen.costs[one.name] ? ` (${shareText(value / chosen.costs[one.name])})` : "";
+      if (value !== undefined) parts.push(`${one.text(value)}${share}`);
     }
-    if (before !== undefined && before !== chosen.precisions[this.at]) parts.push(`${before} in the other configuration`);
+    if (other) parts.push(`${other} in the other configuration`);
     byId("one").replaceChildren(tag("strong", {}, layer.name), `: ${parts.join(", ")}`);
     this.here.setAttribute("x", BARS.left + this.step * this.at);
     this.root.setAttribute("aria-valuemin", 1);

@@ -66,12 +66,14 @@ class State {
   }
 
   chooseBest() {
-    const best = bestWithin(this.run, this.limits);
+    const { best } = inside(this.run, this.limits);
     const over = Object.keys(this.limits).map((name) => this.run.cost(name)).filter((cost) => cost && !withinLimit(Math.min(...extremes(cost.total)), this.limits[cost.name]));
     const least = over.map((cost) => `${cost.title} is at least ${costText(cost, extremes(cost.total)[0], true)}`);
     byId("within").textContent = best !== null ? "" : `No configuration is within: ${least.join(", ") || "the limits exclude each other"}.`;
     for (const input of byId("budgets").querySelectorAll("input")) input.setAttribute("aria-invalid", String(best === null));
-    if (best !== null) this.take(pointOf(this.run, best));
+    if (best === null) return;
+    this.take(pointOf(this.run, best));
+    this.say(this.sentence(this.chosen));
   }
 
   pin() {
@@ -130,7 +132,7 @@ class State {
       return tag("span", {}, picture, text);
     };
     const marks = [mark((root) => svg(root, "circle", { cx: 7, cy: 7, r: 3, style: `fill: ${this.run.colour}` }), "predicted; pale: over the limits")];
-    if (this.runs.some((run) => run.finished.length)) marks.push(mark((root) => svg(root, "path", { class: "finished", d: "M7 1l6 6l-6 6l-6 -6z" }), `finished and measured${this.runs[0].headline ? `, with ${this.runs[0].headline}` : ""}`));
+    if (this.runs.some((run) => run.finished.length)) marks.push(mark((root) => svg(root, "path", { class: "finished", ...(this.runs.length > 1 ? { style: "fill: var(--dim)" } : {}), d: "M7 1l6 6l-6 6l-6 -6z" }), `finished and measured${this.runs[0].headline ? `, with ${this.runs[0].headline}` : ""}`));
     if (this.run.references.length) marks.push(mark((root) => svg(root, "rect", { class: "reference", x: 3, y: 3, width: 8, height: 8 }), "the same bits everywhere"));
     byId("key-of-marks").replaceChildren(...marks);
   }
@@ -141,7 +143,7 @@ class State {
       const radio = tag("input", { type: "radio", name: "run", value: run.number });
       radio.checked = run === this.run;
       radio.addEventListener("change", () => {
-        this.chosen = pointOf(run, bestWithin(run, { ...run.budgets, ...this.limits }) ?? run.best);
+        this.chosen = pointOf(run, inside(run, { ...run.budgets, ...this.limits }).best ?? run.best);
         this.enter(run);
       });
       byId("runs").append(tag("label", { style: `color: ${run.colour}` }, radio, run.name));

@@ -34,10 +34,11 @@ class Plot {
     for (const run of shown) {
       const total = run.cost(across).total;
       for (let i = 0; i < run.count; i++) extend(total[i], run.loss[i]);
-      for (const one of run.finished) if (across in one.costs) extend(one.costs[across], one.kl);
+      for (const one of this.drawn(run)) extend(one.costs[across], one.kl);
     }
+    if (least === Infinity) least = 1e-9;
     const pad = (high - low) * 0.02 || Math.abs(high) * 0.02 || 1;
-    Object.assign(this, { low: low - pad, high: high + pad, least: least / 1.25, most: (most || 1) * 1.25 });
+    Object.assign(this, { low: low - pad, high: high + pad, least: least / 1.25, most: Math.max(most, least) * 1.25 });
     const inner = { x: this.width - MARGIN.left - MARGIN.right, y: this.height - MARGIN.top - MARGIN.bottom };
     const logs = [Math.log(this.least), Math.log(this.most)];
     this.x = (value) => MARGIN.left + ((value - this.low) / (this.high - this.low)) * inner.x;
@@ -46,6 +47,11 @@ class Plot {
       const total = run.cost(across).total;
       return { run, xs: Float32Array.from(total, this.x), ys: Float32Array.from(run.loss, this.y) };
     });
+  }
+
+  // What is finished and has a place here.
+  drawn(run) {
+    return run.finished.filter((one) => this.state.across in one.costs && one.kl !== null);
   }
 
   draw() {
@@ -69,14 +75,15 @@ class Plot {
     const styles = getComputedStyle(document.documentElement);
     const colour = (name) => styles.getPropertyValue(name).trim();
     const order = [...this.placed].sort((a, b) => (a.run === active) - (b.run === active));
-    for (const inside of [false, true]) {
+    const fits = new Map(order.map(({ run }) => [run, inside(run, limits).fits]));
+    for (const within of [0, 1]) {
       for (const { run, xs, ys } of order) {
         context.fillStyle = colour(`--run${run.number % 8}`);
         for (let i = 0; i < run.count; i++) {
-          if (fits(run, limits, i) === inside) context.fillRect(xs[i] - DOT, ys[i] - DOT, 2 * DOT, 2 * DOT);
+          if (fits.get(run)[i] === within) context.fillRect(xs[i] - DOT, ys[i] - DOT, 2 * DOT, 2 * DOT);
         }
       }
-      if (inside) continue;
+      if (within) continue;
       context.globalAlpha = 0.68; // a veil over what is beyond the limits
       context.fillStyle = colour("--card");
       context.fillRect(0, 0, this.width, this.height);
@@ -115,7 +122,7 @@ class Plot {
       svg(this.svg, "text", { class: "reference-name", x, y: y - 8, "text-anchor": "middle" }, name);
     }
     for (const run of runs) {
-      for (const one of run.finished.filter((finished) => across in finished.costs)) {
+      for (const one of this.drawn(run)) {
         const [x, y] = [this.x(one.costs[across]), this.y(one.kl)];
         const line = runs.length > 1 ? { style: `stroke: ${run.colour}` } : {};
         if (one.index !== null) svg(this.svg, "line", { class: "from", ...line, x1: x, x2: x, y1: this.y(run.loss[one.index]), y2: y });
@@ -132,16 +139,16 @@ class Plot {
     const { chosen, pinned, across } = this.state;
     this.moving.replaceChildren();
     for (const [point, name] of [[pinned, "pinned"], [chosen, "chosen"]]) {
-      if (!point || !(across in point.costs)) continue;
-      const at = { cx: this.x(point.costs[across]), cy: this.y(point.loss ?? point.finished.kl) };
+      const loss = point && (point.loss ?? point.finished.kl);
+      if (!point || loss === null || !(across in point.costs)) continue;
+      const at = { cx: this.x(point.costs[across]), cy: this.y(loss) };
       svg(this.moving, "circle", { class: name, r: 9, ...at });
       if (name === "chosen") svg(this.moving, "circle", { class: "chosen-dot", r: 2.5, ...at });
     }
     const { run } = chosen;
-    const order = orderBy(run, across);
     this.root.setAttribute("aria-valuemin", 0);
     this.root.setAttribute("aria-valuemax", run.count - 1);
-    this.root.setAttribute("aria-valuenow", chosen.index === null ? 0 : order.indexOf(chosen.index));
+    this.root.setAttribute("aria-valuenow", chosen.index === null ? 0 : orderBy(run, across).place[chosen.index]);
     this.root.setAttribute("aria-valuetext", this.state.sentence(chosen));
   }
 
@@ -168,7 +175,16 @@ class Plot {
     this.state.choose(run, index);
   }
 
+  // Pointers move more often than pictures are shown: the last place before each picture counts.
   move(event) {
+    if (!this.moved) requestAnimationFrame(() => this.follow());
+    this.moved = event;
+  }
+
+  follow() {
+    const event = this.moved;
+    if (!event) return;
+    this.moved = null;
     const { run, index, x, y } = this.nearest(event);
     if (event.buttons) return this.state.choose(run, index);
     if (event.pointerType !== "mouse") return;
@@ -184,6 +200,7 @@ class Plot {
   }
 
   leave() {
+    this.moved = null;
     this.near.setAttribute("visibility", "hidden");
     this.hint.hidden = true;
   }
@@ -191,12 +208,12 @@ class Plot {
   key(event) {
     if (event.ctrlKey || event.altKey || event.metaKey) return;
     const { run, chosen, across } = this.state;
-    const order = orderBy(run, across);
-    const at = chosen.index === null ? 0 : order.indexOf(chosen.index);
+    const { sorted, place } = orderBy(run, across);
+    const at = chosen.index === null ? 0 : place[chosen.index];
     const far = Math.max(1, Math.round(run.count / 20));
     const steps = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1, PageUp: far, PageDown: -far, Home: -run.count, End: run.count };
     const actions = { b: () => this.state.chooseBest(), c: () => this.state.pin(), s: () => this.state.save() };
-    if (event.key in steps) this.state.choose(run, order[Math.min(Math.max(at + steps[event.key], 0), run.count - 1)]);
+    if (event.key in steps) this.state.choose(run, sorted[Math.min(Math.max(at + steps[event.key], 0), run.count - 1)]);
     else if (event.key.toLowerCase() in actions) actions[event.key.toLowerCase()]();
     else return;
     event.preventDefault();

@@ -7,17 +7,8 @@ from dataclasses import fields
 import pytest
 from commandline import Command
 
-from mpsearch.request.flags import flags_of
-from mpsearch.request.options import (
-    BUDGETS,
-    MODEL,
-    PANELS,
-    RECONSTRUCTION,
-    SEARCH,
-    FinishOptions,
-    ModelOptions,
-    RunOptions,
-)
+from mpsearch.request.flags import BUDGETS, MODEL, PANELS, RECONSTRUCTION, SEARCH, flags_of
+from mpsearch.request.options import FinishOptions, ModelOptions, RunOptions
 
 
 @pytest.mark.parametrize("record", [ModelOptions, FinishOptions, RunOptions])

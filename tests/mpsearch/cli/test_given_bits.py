@@ -95,6 +95,27 @@ def test_bits_of_another_tool_come_from_its_file(given: tuple[object, ...], tmp_
     assert list(config.values()) == ["W8A32", "W4A32", "W3A32", "W4A32", "W2A32", "W8A32"]
 
 
+def test_a_model_goes_to_aimet_and_its_bits_come_back(
+    given: tuple[object, ...], tmp_path: Path, command: Command
+) -> None:
+    pytest.importorskip("onnx", reason="the extra onnx is not installed")
+    assert command(*given, "--bits", "W6A8", "--edges", "free", "--out", tmp_path / "run").code == 0
+    out = tmp_path / "model.onnx"
+    beside = [tmp_path / f"model-{version}.encodings" for version in ("1.0.0", "2.0.0")]
+    beside[1].write_text("mine")
+    asked = ("export", tmp_path / "run", "--format", "aimet", "--out", out)
+    refused(command(*asked), "model-2.0.0.encodings is there already", "--force")
+    assert beside[1].read_text() == "mine"
+    assert not out.exists()
+    result = command(*asked, "--force")
+    assert result.code == 0, result.err
+    assert result.out.startswith(f"{out}: {out.stat().st_size:,} bytes")
+    assert str(beside[0]) in result.err
+    assert command(*given, "--bits", beside[0], "--out", tmp_path / "again").code == 0
+    config = json.loads((tmp_path / "again" / "chosen" / "model-1.0.0.json").read_text())["config"]
+    assert list(config.values()) == ["W6A32"] * 6
+
+
 def test_memory_for_blocks_changes_nothing(given: tuple[object, ...], tmp_path: Path, command: Command) -> None:
     made = []
     for limit in ("1B", "1GiB"):

@@ -13,8 +13,9 @@ from mpsearch.export.plan.arithmetic import multiplier, multiply
 from mpsearch.export.plan.build import build_plan
 from mpsearch.export.plan.real import compute, real
 from mpsearch.export.plan.weights import layer_weight, signed
+from recon.quantizers.nearest import nearest
 from recon.quantizers.quantized import quantized
-from recon.quantizers.weights import QuantizedWeight, decode, encode, nearest, search_grid
+from recon.quantizers.weights import QuantizedWeight, decode, encode, search_grid
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
@@ -34,13 +35,13 @@ def test_signed_weights_are_the_stored_ones_below_8_bits(bits: int, halves: bool
 
 def test_a_symmetric_grid_is_exact_at_8_bits() -> None:
     weight = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
-    assert signed(nearest(weight, 8, symmetric=True))[2]
+    assert signed(nearest(weight, Precision(8), symmetric=True))[2]
 
 
 def test_a_bias_that_would_overflow_gets_larger_steps() -> None:
     weight = torch.full((2, 3), 1e-6)
     weight[1] = 1
-    stored = nearest(weight, 8, symmetric=True)
+    stored = nearest(weight, Precision(8), symmetric=True)
     bias = torch.tensor([3.0, 3.0])
     made = layer_weight(stored, bias, input_scale=1e-4)
     assert made.steps is not None

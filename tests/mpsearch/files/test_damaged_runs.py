@@ -28,15 +28,18 @@ from mpsearch.run.artifacts import (
     read_problem,
     read_sensitivity,
 )
+from mpsearch.run.page import read_explored
 from mpsearch.show import tables
 from mpsearch.show.compare import compare
 from mpsearch.show.console import results
+from mpsearch.show.explorer import page
 from mpsearch.show.why import explain
 from mpsearch.tasks.figure import finished_text
 
 FILES = (
     "front.json", "costs.json", "layers.json", "chosen/budget.json", "config.toml", "sensitivity.safetensors",
 )  # fmt: skip
+FEW = 12  # changes in the fast tests
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +56,8 @@ def whole(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def looks(folder: RunFolder) -> Iterator[Callable[[], object]]:
-    """What `front`, `why`, `compare`, `export` and a resumed step read, and make of it."""
+def looks(folder: RunFolder, everything: bool = True) -> Iterator[Callable[[], object]]:
+    """What `front`, `why`, `compare`, `export`, `explore` and a resumed step read, and make of it."""
     out = results(io.StringIO())
 
     def front() -> None:
@@ -84,11 +87,16 @@ def looks(folder: RunFolder) -> Iterator[Callable[[], object]]:
         RunOptions.from_toml(folder.file("config.toml"))
         read_origin(folder)
 
+    def explored() -> None:
+        page([read_explored(folder, "a")])
+
     yield from (front, why, compared, exported, resumed)
+    if everything:
+        yield explored
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("count", [12, pytest.param(400, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [FEW, pytest.param(400, marks=pytest.mark.slow)])
 def test_every_damage_is_one_line_or_none(whole: Path, tmp_path: Path, name: str, count: int) -> None:
     folder = RunFolder(tmp_path / "run")
     shutil.copytree(whole, folder.path)
@@ -98,7 +106,7 @@ def test_every_damage_is_one_line_or_none(whole: Path, tmp_path: Path, name: str
     said: list[str] = []
     for what, changed in changes:
         folder.file(name).write_bytes(changed)
-        for look in looks(folder):
+        for look in looks(folder, count > FEW):
             try:
                 look()
             except InputError as error:
@@ -107,6 +115,15 @@ def test_every_damage_is_one_line_or_none(whole: Path, tmp_path: Path, name: str
                 raise AssertionError(f"{name}, {what}: {type(error).__name__}: {error}") from error
     assert len(said) > 20
     assert [line for line in said if "\n" in line] == []
+
+
+def test_a_front_over_a_cost_that_there_is_not(whole: Path, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    shutil.copytree(whole, folder.path)
+    text = folder.file("front.json").read_text()
+    folder.file("front.json").write_text(text.replace('"size_bytes"', '"size_Tytes"'))
+    with pytest.raises(InputError, match="there is no cost 'size_Tytes'"):
+        read_front(folder)
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -7,7 +7,8 @@ import torchvision
 from hwmodel.errors import BudgetError, InputError
 from hwmodel.precision import BitConfig, Precision
 from mpsearch.optimization.front import ParetoFront, non_dominated
-from mpsearch.show.tables import as_text, bit_rows
+from mpsearch.show.columns import as_text
+from mpsearch.show.tables import bit_rows
 from recon.graph.network import capture
 from recon.graph.samples import Samples
 

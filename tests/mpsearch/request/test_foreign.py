@@ -61,6 +61,54 @@ def test_hawq_with_the_inputs_that_layers_read(tmp_path: Path) -> None:
     assert "entries about other tensors: 3" in note
 
 
+def test_hawq_in_the_order_of_a_network_with_other_names(tmp_path: Path) -> None:
+    layers = (
+        "conv1",
+        "layer1.0.conv1",
+        "layer1.0.conv2",
+        "layer2.0.conv1",
+        "layer2.0.conv2",
+        "layer2.0.downsample.0",
+        "fc",
+    )
+    bits, note = read(tmp_path, HAWQ, layers)
+    assert bits == ["W8A8", "W4A4", "W2A8", "W8A8", "W4A4", "W8A8", "W8A8"]
+    assert "no name is that of a layer: taken in their order, please check" in note
+    with pytest.raises(InputError, match="names 0 of 6 layers"):
+        read(tmp_path, HAWQ, layers[:-1])
+
+
+def test_hawq_of_a_mobile_network(tmp_path: Path) -> None:
+    data = {
+        "quant_input": [8, "hook"],
+        "init_block": 8,
+        "quant_act_int32": 16,
+        "features.stage4.unit5.quant_act": 4,
+        "features.stage4.unit5.conv1": 4,
+        "features.stage4.unit5.conv1.conv": 4,
+        "features.stage4.unit5.conv1.bn": 4,
+        "features.stage4.unit5.quant_act1": 8,
+        "features.stage4.unit5.conv2": 2,
+        "features.stage4.unit5.quant_act_int32": 16,
+        "quant_act_before_final_block": 8,
+        "features.final_block": 8,
+        "quant_act_int32_final": 16,
+        "quant_act_output": 8,
+        "output": 8,
+    }
+    unit = "features.stage4.unit5"
+    layers = (
+        "features.init_block.conv",
+        f"{unit}.conv1.conv",
+        f"{unit}.conv2.conv",
+        "features.final_block.conv",
+        "output",
+    )
+    bits, note = read(tmp_path, data, layers)
+    assert bits == ["W8A8", "W4A4", "W2A8", "W8A8", "W8A8"]
+    assert "entries about other tensors: 5" in note
+
+
 def test_mct_names_of_folded_convolutions(tmp_path: Path) -> None:
     data = {
         "features_1_conv_1_bn": 3,
@@ -177,7 +225,7 @@ def test_what_is_not_found_is_named(tmp_path: Path) -> None:
         ({"encodings": [{"name": "x.weight", "output_dtype": "float8e5m2"}]}, "'float8e5m2' has no bits of integers"),
         ({"param_encodings": [{"bw": 4}]}, "'name'"),
         ({"bitwidth_per_scope": [[4]]}, "is no bit assignment"),
-        ({"quant_x": "many"}, "bits are whole numbers, got 'many'"),
+        ({"x.quant_convbn": "many"}, "bits are whole numbers, got 'many'"),
     ],
     ids=str,
 )
@@ -203,6 +251,10 @@ def test_names_in_the_order_of_certainty() -> None:
     assert words_of("features_1/Conv.0_bn.weight") == ("features", "1", "conv", "0")
     assert words_of("bn_conv1") == ("conv1",)
     assert words_of("bn") == ("bn",)
+
+
+def test_a_layer_that_is_called_like_a_quantizer_of_hawq(tmp_path: Path) -> None:
+    assert read(tmp_path, {"quant_conv": "W4A8", "up.quant_1": 3}, ("quant_conv", "up.quant_1"))[0] == ["W4A8", "W3A32"]
 
 
 def test_a_network_of_one_layer(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from commandline import Command, refused
 from threadpoolctl import threadpool_info
 
 from hwmodel import InputError
-from mpsearch.request.options import ComputeOptions, RunOptions
+from mpsearch.request.compute import ComputeOptions
+from mpsearch.request.options import RunOptions
 from mpsearch.run.keys import origin_key
 from mpsearch.run.place import place, place_name
 

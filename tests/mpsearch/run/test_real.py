@@ -1,4 +1,4 @@
-"""The main job on the real MobileNetV2 and real ImageNet images. Minutes: `pytest -m slow`."""
+"""The main job on the real MobileNetV2 and real ImageNet images. Minutes: `pytest -n 2 -m slow`."""
 
 from __future__ import annotations
 

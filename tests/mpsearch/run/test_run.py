@@ -30,7 +30,7 @@ BUDGET = 5_200
 FILES = {
     "config.toml", "layers.json", "sensitivity.safetensors", "costs.json", "front.json", "chosen",
     "model-budget.safetensors", "summary.json", "report.txt", "front.png",
-    "front.html",
+    "front.html", "tight.json",
 }  # fmt: skip
 
 
@@ -66,7 +66,7 @@ def test_the_summary_says_what_is_true(finished: Path, tiny: Path) -> None:
     assert config.wbits[0] == config.wbits[-1] == 8  # first and last layer
     assert summary["metrics"]["finished"]["kl"] < summary["metrics"]["plain"]["kl"]
     assert summary["metrics"]["float"]["top1"] == 100
-    assert set(summary["seconds"]) == {"sensitivity", "search", "finalize"}
+    assert set(summary["seconds"]) == {"sensitivity", "search", "finalize", "uniform bits"}
     assert summary["peak_rss_bytes"] > 1e8
     assert summary["seed"] == 0
     assert set(summary["versions"]) >= {"mpsearch", "torch", "pymoo"}

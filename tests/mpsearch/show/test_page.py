@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from exploring import explored_run
+from exploring import explored_run, record
 
+from hwmodel import Precision
 from mpsearch.request.assignment import Assignment, read_assignment
 from mpsearch.show.explorer import ExploredRun, frame, page
 
@@ -59,6 +62,7 @@ def opened(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Page]]:
         foreign = lambda url: url != own and not url.startswith("blob:")  # noqa: E731
         shown.on("request", lambda request: faults.append(request.url) if foreign(request.url) else None)
         shown.goto(own)
+        shown.wait_for_selector("#plot[aria-valuetext], iframe")  # drawn, once all is unpacked
         return shown
 
     yield see
@@ -78,7 +82,6 @@ def by_size(run: ExploredRun) -> list[int]:
 
 def test_it_starts_with_the_point_at_the_budget(run: ExploredRun, opened: Callable[..., Page]) -> None:
     shown = opened(page([run]))
-    shown.wait_for_selector("#plot[aria-valuetext]")
     best = run.front.best()
     assert chosen(shown) == best
     size = run.front.objectives[best, 1]
@@ -115,6 +118,9 @@ def test_the_budget_box_gives_the_best_within(run: ExploredRun, opened: Callable
         box.fill(f"{limit / 1e6:.9f}")
         assert chosen(shown) == run.front.best({"size_bytes": round(float(limit), 3)})
         assert shown.text_content("#within") == ""
+        assert f"{run.front.objectives[chosen(shown), 1]:,.0f} bytes" in shown.text_content(
+            "#said"
+        )  # for screen readers
     last = chosen(shown)
     box.fill("0.0001")
     assert f"size is at least {sizes.min():,.0f} bytes" in shown.text_content("#within")
@@ -158,6 +164,7 @@ def test_two_configurations_side_by_side(run: ExploredRun, opened: Callable[...,
 def test_layers_in_the_table_and_under_the_keys(run: ExploredRun, opened: Callable[..., Page]) -> None:
     shown = opened(page([run]))
     shown.click("#layers summary")
+    shown.wait_for_selector("#table tbody tr")
     rows = [
         [cell.text_content() for cell in row.query_selector_all("th, td")]
         for row in shown.query_selector_all("#table tbody tr")
@@ -175,6 +182,57 @@ def test_layers_in_the_table_and_under_the_keys(run: ExploredRun, opened: Callab
     assert shown.locator("#table b").count() == 0  # a name is text, whatever it holds
 
 
+def test_bars_by_bytes_and_by_loss(run: ExploredRun, opened: Callable[..., Page]) -> None:
+    shown = opened(page([run]))
+    choice = run.front.choices[run.front.best()]
+    at = np.arange(len(choice))
+    heights = (
+        "[...document.querySelectorAll('#bars rect[class^=bits]')].map((bar) => Number(bar.getAttribute('height')))"
+    )
+    widths = [precision.w for precision in run.front.config(run.front.best()).precisions]
+    for name, values in (
+        ("bits", np.array(widths)),
+        ("size_bytes", run.costs.weight_bytes[at, choice]),
+        ("alone", run.alone[at, choice]),
+    ):
+        shown.select_option("#measure", name)
+        drawn = np.array(shown.evaluate(heights))
+        assert np.allclose(drawn / drawn.max(), values / values.max(), atol=1e-4), name
+
+
+def test_entropy_coded_weights_have_rates(opened: Callable[..., Page], tmp_path: Path) -> None:
+    some = explored_run("size_bytes", finished=[])
+    rates = tuple(Precision(8, 8, rate) for rate in (0.5, 1.5, 2.5, 4.0, 8.0))
+    coded = replace(
+        some, front=replace(some.front, precisions=rates), costs=replace(some.costs, precisions=rates), answers=()
+    )
+    shown = opened(page([coded]), accept_downloads=True)
+    shown.locator("#plot").press("End")
+    config = coded.front.config(chosen(shown))
+    assert f"weights at {config.precisions[0].rate:g} bits each, entropy-coded" in shown.text_content("#one")
+    for precision in set(config.precisions):
+        assert f"{precision.rate:g} bits:" in shown.text_content("#shares")
+    with shown.expect_download() as download:
+        shown.click("#save")
+    assert Path(download.value.path()).read_text() == config.dumps() + "\n"
+
+
+def test_a_front_of_one_point_and_a_model_that_gives_nan(opened: Callable[..., Page]) -> None:
+    some = explored_run("size_bytes")
+    front = some.front
+    one = replace(front, choices=front.choices[:1], objectives=np.array([[0.0, front.objectives[0, 1]]]), budgets=())
+    broken = record(front.config(0).to_json(), 3)
+    broken["metrics"]["finished"] = {"top1": math.nan, "kl": math.inf}
+    shown = opened(page([replace(some, front=one, finished=[("broken", broken)])]))
+    assert chosen(shown) == 0
+    shown.locator("#plot").press("ArrowRight")
+    assert shown.locator("#plot path.finished").count() == 0
+    assert "NaN" not in shown.inner_html("#plot")
+    assert "inf nats" in shown.text_content("#measured")
+    shown.get_by_label("size at most").fill("")
+    assert chosen(shown) == 0
+
+
 def test_a_click_takes_the_nearest_point(run: ExploredRun, opened: Callable[..., Page]) -> None:
     shown = opened(page([run]))
     plot = shown.locator("#plot")
@@ -183,6 +241,7 @@ def test_a_click_takes_the_nearest_point(run: ExploredRun, opened: Callable[...,
     smallest = chosen(shown)
     plot.press("End")
     shown.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    shown.wait_for_selector("#hint:not([hidden])")
     assert f"{run.front.objectives[smallest, 1] / 1e6:.4g}"[:5] in shown.text_content("#hint")
     shown.mouse.down()
     shown.mouse.up()
@@ -220,7 +279,7 @@ def test_several_runs_in_one_page(run: ExploredRun, opened: Callable[..., Page])
     assert f"point {run.front.best()} in run" in shown.text_content("#figures")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["dark", pytest.param("light", marks=pytest.mark.slow)])
 def test_colours_follow_the_system_and_the_button(run: ExploredRun, opened: Callable[..., Page], scheme: str) -> None:
     shown = opened(page([run]), color_scheme=scheme)
     background = "getComputedStyle(document.body).backgroundColor"
@@ -246,7 +305,7 @@ CONTRAST = """(selector) => {
 }"""
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_words_stand_out_from_what_is_behind_them(run: ExploredRun, opened: Callable[..., Page], scheme: str) -> None:
     """Contrast of 4.5 at least: WCAG 2.2, success criterion 1.4.3."""
     shown = opened(page([run, explored_run("size_bytes", name="b", finished=[])]), color_scheme=scheme)
@@ -286,6 +345,9 @@ def test_it_fits_a_phone(run: ExploredRun, opened: Callable[..., Page]) -> None:
     box = plot.bounding_box()
     shown.touchscreen.tap(box["x"] + 0.9 * box["width"], box["y"] + 0.8 * box["height"])
     assert chosen(shown) != before
+    shown.click("#pin")
+    plot.press("End")
+    assert shown.evaluate("document.documentElement.scrollWidth") <= 360
 
 
 def test_in_a_notebook_it_is_a_frame_that_works(run: ExploredRun, opened: Callable[..., Page]) -> None:
@@ -298,6 +360,7 @@ def test_in_a_notebook_it_is_a_frame_that_works(run: ExploredRun, opened: Callab
     assert Path(download.value.path()).read_text() == run.front.config(by_size(run)[0]).dumps() + "\n"
 
 
+@pytest.mark.slow
 def test_an_old_browser_is_told_so(run: ExploredRun, browser: Any, tmp_path: Path) -> None:
     (tmp_path / "front.html").write_text(page([run]), encoding="utf-8")
     context = browser.new_context()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from captured import moments_of
 
+from hwmodel import Precision
 from recon.fit import obq
 from recon.fit.obq import descend, descend_together, place_obq, refit_scale
 from recon.fit.start import second_order_rounding
@@ -28,7 +29,7 @@ def test_second_order_rounding_lowers_the_output_error() -> None:
     for bits in (2, 3, 4):
         grid = search_grid(weight, bits)
         plain = ((decode(encode(weight, grid), grid) - weight) @ x.T).square().mean()
-        grid, place, bias = second_order_rounding(weight, bits, moments)
+        grid, place, bias = second_order_rounding(weight, Precision(bits), moments)
         moved = (decode(place.round(), grid) - weight) @ x.T + bias[:, None]
         assert moved.square().mean() < 0.6 * plain
         assert moved.mean(1).abs().max() < 1e-3
@@ -69,7 +70,7 @@ def test_the_grid_is_near_the_best_there_is() -> None:
     for seed in range(20):
         weight = weights(1, 5, seed=seed)
         best = (weight @ hessian @ weight.T - (reach @ weight[0]).square() / power).min()  # every one at its best scale
-        grid, place, _ = second_order_rounding(weight, 2, moments)
+        grid, place, _ = second_order_rounding(weight, Precision(2), moments)
         error = decode(place.round(), grid) - weight
         ratios.append(float(error @ hessian @ error.T / best))
     assert min(ratios) >= 1 - 1e-3

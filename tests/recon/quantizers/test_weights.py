@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hwmodel import InputError
-from recon.quantizers.weights import Grid, decode, encode, nearest, search_grid, to_half_grid
+from hwmodel import InputError, Precision
+from recon.quantizers.nearest import nearest
+from recon.quantizers.weights import Grid, decode, encode, search_grid, to_half_grid
 
 BITS = (2, 3, 4, 5, 6, 7, 8)
 
@@ -69,7 +70,7 @@ def test_the_search_minds_importance() -> None:
 @pytest.mark.parametrize("value", [0.0, 0.37, -0.37, 1e-9])
 def test_a_constant_channel_is_kept(value: float) -> None:
     weight = torch.full((2, 9), value)
-    stored = nearest(weight, 2)
+    stored = nearest(weight, Precision(2))
     assert torch.allclose(stored.dequantize(), weight, rtol=1e-3, atol=1e-7)
 
 
@@ -86,7 +87,7 @@ def test_zero_is_on_every_grid_and_scales_are_half_precision() -> None:
 @pytest.mark.parametrize("bits", BITS)
 def test_symmetric_grids_are_signed_integers_of_torch(bits: int) -> None:
     weight = weights(8, 64) + 0.3
-    stored = nearest(weight, bits, symmetric=True)
+    stored = nearest(weight, Precision(bits), symmetric=True)
     half = 2 ** (bits - 1)
     assert (stored.grid.zero_point == half).all()
     zeros = torch.zeros(8, dtype=torch.int32)
@@ -97,7 +98,7 @@ def test_symmetric_grids_are_signed_integers_of_torch(bits: int) -> None:
         weight, to_half_grid(weight.abs().amax(1) / (half - 0.5)), zeros, 0, -half, half - 1
     )
     assert (found <= (widest - weight).square().sum(1) * (1 + 1e-6)).all()
-    assert (found >= (nearest(weight, bits).dequantize() - weight).square().sum(1) * 0.95).all()
+    assert (found >= (nearest(weight, Precision(bits)).dequantize() - weight).square().sum(1) * 0.95).all()
 
 
 def test_scales_beyond_half_precision_are_refused() -> None:

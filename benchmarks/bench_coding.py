@@ -1,0 +1,177 @@
+"""Entropy-coded weights beside codes of a fixed width: a layer's error by bits, and whole networks in whole files.
+
+    python benchmarks/bench_coding.py [layer] [resnet20@90kB@0@entropy mobilenetv2@1.5MB@0@fixed=FOLDER …]
+
+Without arguments all of it: the layer, and every network and budget of BUDGETS with seeds 0, 1 and 2, in both codings.
+With some, what they name is measured again, or read from the FOLDER of such a run, and the rest of
+benchmarks/results/bench_coding.json stays. Needs ../shared/data (or MPSEARCH_DATA). Accuracy and KL are of `val`, on
+which a run chooses nothing; seconds are those of a machine that may have been shared.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from machine import machine
+from networks import DATA, SAMPLES, SOURCES, start
+
+from hwmodel import Precision
+from hwmodel.precision import RATES
+from mpsearch.run.summary import versions
+from recon.fit.obq import output_error
+from recon.fit.start import second_order_rounding
+from recon.quantizers.coded import code_bits, coded_grid
+from recon.quantizers.weights import QuantizedWeight, decode, encode, search_grid
+from recon.statistics.moments import gather_moments
+from recon.transforms.basis import balanced
+
+BUDGETS = {
+    "resnet20": ("90kB",),
+    "mobilenetv2": ("1.1MB", "1.27MB", "1.5MB"),
+    "efficientnet_lite0": ("1.6MB", "2.2MB"),
+}
+CODINGS, SEEDS = ("fixed", "entropy"), (0, 1, 2)
+NETWORK, LAYER, IMAGES = "mobilenetv2", "features.8.conv.2", 64
+FIXED = (2, 3, 4, 5, 6)
+RESULT, PAGE = ROOT / "benchmarks" / "results" / "bench_coding.json", ROOT / "docs" / "coding.md"
+BEGIN, END = "<!-- bench_coding {}: begin -->", "<!-- bench_coding {}: end -->"
+
+
+def curve() -> list[dict[str, Any]]:
+    """Bits a weight and the share of the power that is left as error: of normal weights by plain rounding, with the
+    bound 4^−R of any code, and of the outputs of a layer by second-order rounding."""
+    normal = torch.randn(64, 8192, generator=torch.Generator().manual_seed(0))
+    job = start(NETWORK, IMAGES)
+    network = balanced(job.loaded.network)
+    layer = network.layer(LAYER)
+    leaves = network.leaves(job.loaded.calibration.single())
+    moments = gather_moments(network.module, {LAYER: layer}, leaves)[LAYER]
+    weight, hessian = layer.weight.detach(), moments.hessian()
+    power = float(output_error(weight.flatten(1), hessian).sum())
+    rows = []
+    for precision in [*map(Precision, FIXED), *(Precision(8, rate=rate) for rate in RATES)]:
+        rate = precision.rate
+        grid = coded_grid(normal, rate) if rate else search_grid(normal, precision.w, halves=True)
+        plain = QuantizedWeight(grid, encode(normal, grid).to(torch.uint8))
+        own, place, _ = second_order_rounding(weight, precision, moments)
+        stored = QuantizedWeight(own, place.round().to(torch.uint8))
+        error = decode(place.round(), own) - weight
+        rows.append(
+            {
+                "coding": "entropy" if rate else "fixed",
+                "asked": precision.stored,
+                "normal_bits": round(code_bits(plain) / normal.numel(), 3),
+                "normal_error": float((plain.dequantize() - normal).square().mean()),
+                "layer_bits": round(code_bits(stored) / weight.numel(), 3),
+                "layer_error": float(output_error(error.flatten(1), hessian).sum()) / power,
+            }
+        )
+    return rows
+
+
+def run(network: str, budget: str, seed: int, coding: str) -> dict[str, Any]:
+    """One `mpsearch run`."""
+    model, weights, images = SOURCES[network]
+    paths = "--weights", str(DATA / "models" / f"{weights}.safetensors"), "--data", str(DATA / images)
+    with TemporaryDirectory() as folder:
+        options = ["--model", model, *paths, "--size-budget", budget, "--coding", coding, "--seed", str(seed)]
+        options += ["--samples", str(SAMPLES[network]), "--out", folder, "--json"]
+        begin = time.perf_counter()
+        done = subprocess.run([sys.executable, "-m", "mpsearch", "run", *options], check=True, stdout=subprocess.PIPE)
+        summary = json.loads(done.stdout)
+        seconds = round(time.perf_counter() - begin, 1)
+    return row(network, budget, seed, coding, summary) | {"wall_seconds": seconds}
+
+
+def row(network: str, budget: str, seed: int, coding: str, summary: dict[str, Any]) -> dict[str, Any]:
+    """What the results keep of a run's summary."""
+    return {
+        "network": network,
+        "budget": budget,
+        "seed": seed,
+        "coding": coding,
+        "size_bytes": summary["size_bytes"],
+        "predicted_bytes": summary["predicted_bytes"],
+        "mean_weight_bits": round(summary["mean_weight_bits"], 3),
+        "top1_float": summary["metrics"]["float"]["top1"],
+        "top1": summary["metrics"]["finished"]["top1"],
+        "kl": summary["metrics"]["finished"]["kl"],
+        "images": summary["validation_samples"],
+        "seconds": summary["seconds"],
+        "peak_rss_bytes": summary["peak_rss_bytes"],
+        "threads": summary["threads"],
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Whole networks as the page shows them."""
+    lines = ["| network | budget | coding | seed | bytes | predicted | top-1 % (float) | KL |", "|" + "---|" * 8]
+    for r in sorted(
+        rows, key=lambda r: (list(BUDGETS).index(r["network"]), r["budget"], r["coding"] != "fixed", r["seed"])
+    ):
+        sizes = f"{r['size_bytes']:,} | {r['predicted_bytes']:,}"
+        accuracy = f"{r['top1']:.2f} ({r['top1_float']:.2f})"
+        lines.append(
+            f"| {r['network']} | {r['budget']} | {r['coding']} | {r['seed']} | {sizes} | {accuracy} | {r['kl']:.4f} |"
+        )
+    return "\n".join(lines)
+
+
+def curve_table(rows: list[dict[str, Any]]) -> str:
+    """The layer's curve as the page shows it."""
+    lines = [
+        "| coding | asked | normal weights: bits, error | over the bound 4^−R | layer: bits, error |",
+        "|" + "---|" * 5,
+    ]
+    for r in rows:
+        over = r["normal_error"] * 4 ** r["normal_bits"]
+        normal = f"{r['normal_bits']:.2f}, {r['normal_error']:.5f}"
+        layer = f"{r['layer_bits']:.2f}, {r['layer_error']:.5f}"
+        lines.append(f"| {r['coding']} | {r['asked']:g} | {normal} | {over:.2f} | {layer} |")
+    return "\n".join(lines)
+
+
+def page(text: str, results: dict[str, Any]) -> str:
+    """The page with its tables."""
+    for name, found in (("layer", curve_table(results["layer"])), ("networks", table(results["networks"]))):
+        head, rest = text.split(BEGIN.format(name))
+        text = f"{head}{BEGIN.format(name)}\n{found}\n{END.format(name)}{rest.split(END.format(name))[1]}"
+    return text
+
+
+def main() -> None:
+    results = json.loads(RESULT.read_text("utf-8")) if RESULT.is_file() else {"layer": [], "networks": []}
+    networks = [(network, budget) for network, budgets in BUDGETS.items() for budget in budgets]
+    every = [
+        "layer",
+        *("@".join([*pair, str(seed), coding]) for pair in networks for seed in SEEDS for coding in CODINGS),
+    ]
+    for name in sys.argv[1:] or every:
+        if name == "layer":
+            results["layer"] = curve()
+        else:
+            what, _, folder = name.partition("=")
+            network, budget, seed, coding = what.split("@")
+            same = (network, budget, int(seed), coding)
+            found = row(*same, json.loads(Path(folder, "summary.json").read_text("utf-8"))) if folder else run(*same)
+            kept = [r for r in results["networks"] if (r["network"], r["budget"], r["seed"], r["coding"]) != same]
+            results["networks"] = [*kept, found]
+        results |= {"machine": machine(), "versions": versions()}
+        RESULT.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+        PAGE.write_text(page(PAGE.read_text("utf-8"), results), "utf-8")
+    print(curve_table(results["layer"]), table(results["networks"]), sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Bytes of entropy-coded layers, held to what they may take together.
+
+What codes take is known when a unit is finished. What its layers took too much, or left, the steps of the layers after
+it make up for; what is too much in the end, the codes that come cheapest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from recon.graph.layers import Layer
+from recon.quantizers.coded import ZERO, coded_bytes
+from recon.quantizers.learned import bias_of, rounding_of
+
+MOST_OCTAVES = 0.5  # by which a step may change: where little is left to make up for it, the end does
+HALVINGS = 20  # of the interval that a dead zone's width is looked for in
+
+
+@dataclass
+class RateControl:
+    """`wanted` bytes by layer, of those that are entropy-coded, as `coded_bytes` counts them; what is `spent` of them,
+    and how many codes each layer has."""
+
+    wanted: Mapping[str, float]
+    counts: Mapping[str, int]
+    spent: dict[str, float] = field(default_factory=dict)
+
+    def spend(self, layers: Mapping[str, Layer]) -> None:
+        """Notes what finished layers take."""
+        self.spent.update({name: stored_bytes(layer) for name, layer in layers.items() if name in self.wanted})
+
+    def widened(self) -> dict[str, float]:
+        """By how many octaves the steps of the layers that are left are to be wider: a bit of every code for each."""
+        left = [name for name in self.wanted if name not in self.spent]
+        excess = 8 * sum(self.spent[name] - self.wanted[name] for name in self.spent)
+        octaves = excess / max(sum(self.counts[name] for name in left), 1)
+        return dict.fromkeys(left, max(-MOST_OCTAVES, min(octaves, MOST_OCTAVES)))
+
+    @torch.no_grad()
+    def trim(self, layers: Mapping[str, Layer]) -> None:
+        """Moves codes one step nearer to zero where they stand least beyond the middle between the two, in all layers
+        alike, as many as it takes for what they take together to be no more than wanted."""
+        layers = {name: layer for name, layer in layers.items() if name in self.wanted}
+        codes = {name: rounding_of(layer).code for name, layer in layers.items()}
+        places = {name: code.detach().clone() for name, code in codes.items()}
+
+        def put(width: float) -> float:
+            for name, code in codes.items():
+                code.data = _with_dead_zone(places[name], width)
+            return sum(map(stored_bytes, layers.values()))
+
+        most = sum(self.wanted.values())
+        if put(0.0) <= most:
+            return
+        low, high = 0.0, 1.0
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            low, high = (low, middle) if put(middle) <= most else (middle, high)
+        put(high)
+
+
+def stored_bytes(layer: Layer) -> float:
+    """What a layer with a rounding takes in a file."""
+    return coded_bytes(rounding_of(layer).freeze(), bias_of(layer).detach())
+
+
+def _with_dead_zone(place: Tensor, width: float) -> Tensor:
+    """Continuous codes (O, …); those less than `width` beyond the middle between two move to the one nearer to zero."""
+    size = (place - ZERO).abs()
+    rounded = size.round()
+    moved = (rounded > 0) & (size - rounded + 0.5 < width)
+    return torch.where(moved, ZERO + (place - ZERO).sign() * (rounded - 1), place)
+
+
+def control(wanted: Mapping[str, float] | None, layers: Iterable[tuple[str, Layer]]) -> RateControl | None:
+    """Control of what `layers` take, where it is said what is wanted."""
+    if not wanted:
+        return None
+    return RateControl(wanted, {name: layer.weight.numel() for name, layer in layers if name in wanted})

@@ -1,0 +1,86 @@
+"""What entropy-coded layers take together is what they may take."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from captured import of_images
+from torch import nn
+
+from hwmodel import BitConfig, Precision
+from recon.fit.rate import MOST_OCTAVES, RateControl, control, stored_bytes
+from recon.graph.layers import Layer
+from recon.quantizers.coded import FARTHEST, ZERO, coded_bytes
+from recon.quantizers.learned import learn_rounding, rounding_of
+from recon.quantizers.nearest import own_grid
+from recon.quantizers.quantized import QuantizedLayers
+from recon.quantizers.rounding import StraightThrough
+from recon.quantizers.weights import codes_at
+from recon.reconstruct import reconstruct
+from recon.settings import Settings
+
+
+@pytest.fixture
+def layers() -> dict[str, Layer]:
+    torch.manual_seed(0)
+    net = of_images(nn.Sequential(nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 32)), (64,))
+    found = {name: net.layer(name) for name in net.table.names}
+    for layer in found.values():
+        grid = own_grid(layer.weight, Precision(8, rate=3.0))
+        learn_rounding(layer, StraightThrough(codes_at(layer.weight.detach(), grid), grid))
+    return found
+
+
+@pytest.mark.parametrize("share", [0.999, 0.98, 0.96])
+def test_the_cheapest_codes_are_trimmed(share: float, layers: dict[str, Layer]) -> None:
+    wanted = {name: share * stored_bytes(layer) for name, layer in layers.items()}
+    before = {name: rounding_of(layer).integer() for name, layer in layers.items()}
+    rate = control(wanted, layers.items())
+    assert rate is not None
+    rate.trim(layers)
+    taken = sum(map(stored_bytes, layers.values()))
+    assert taken <= sum(wanted.values())
+    assert taken > sum(wanted.values()) * 0.995
+    for name, layer in layers.items():
+        moved = (before[name] - ZERO).abs() - (rounding_of(layer).integer() - ZERO).abs()
+        assert set(moved.unique().tolist()) == {0.0, 1.0}  # nearer to zero by one or not at all
+        assert moved.mean() < 0.3
+
+
+def test_what_fits_stays(layers: dict[str, Layer]) -> None:
+    wanted = {name: stored_bytes(layer) for name, layer in layers.items()}
+    before = {name: rounding_of(layer).integer() for name, layer in layers.items()}
+    rate = RateControl(wanted, dict.fromkeys(wanted, 1))
+    rate.trim(layers)
+    assert all(torch.equal(rounding_of(layer).integer(), before[name]) for name, layer in layers.items())
+    assert control({}, layers.items()) is control(None, layers.items()) is None
+
+
+def test_steps_make_up_for_what_was_spent(layers: dict[str, Layer]) -> None:
+    first, second = layers
+    counts = {name: layer.weight.numel() for name, layer in layers.items()}
+    rate = RateControl({first: stored_bytes(layers[first]) - 24, second: 600.0}, counts)
+    assert rate.widened() == {first: 0.0, second: 0.0}
+    rate.spend({first: layers[first]})
+    assert rate.widened() == {second: pytest.approx(8 * 24 / counts[second])}  # a bit of every code for an octave
+    rate = RateControl({first: 1.0, second: 600.0}, counts)
+    rate.spend({first: layers[first]})
+    assert rate.widened() == {second: MOST_OCTAVES}
+
+
+def test_a_network_is_finished_within_its_bytes() -> None:
+    torch.manual_seed(0)
+    net = of_images(nn.Sequential(nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 32), nn.ReLU(), nn.Linear(32, 8)), (64,))
+    x, config = torch.randn(64, 64), BitConfig.uniform(net.table.names, Precision(8, rate=3.0))
+    wanted = {layer.name: layer.n_weights * 3 / 8 for layer in net.table}
+    for share in (1.1, 0.9):
+        most = {name: share * size for name, size in wanted.items()}
+        done = reconstruct(net, x, config, Settings(steps=10), coded_bytes=most).layers
+        assert done.config(net.table.names) == config
+        taken = sum(stored_bytes_of(done, name) for name in net.table.names)
+        assert 0.95 * sum(most.values()) < taken <= sum(most.values())
+        assert all((weight.codes.float() - ZERO).abs().max() <= FARTHEST + 1 for weight in done.weights.values())
+
+
+def stored_bytes_of(done: QuantizedLayers, name: str) -> float:
+    return coded_bytes(done.weights[name], done.biases[name])
