@@ -22,7 +22,7 @@ def test_the_commands_of_the_page_run(
         pytest.importorskip(module, reason="the extras onnx and tflite are not installed")
     monkeypatch.chdir(tmp_path)
     small = f"--model {tiny / 'net.py'}:net --data {tiny / 'data'} --steps 2 --generations 5 --samples 48"
-    lines = re.findall(r"^    (\S.*?)(?: +#.*)?$", PAGE.read_text("utf-8"), re.MULTILINE)
+    lines = re.findall(r"^    ((?:mpsearch|make) .*?)(?: +#.*)?$", PAGE.read_text("utf-8"), re.MULTILINE)
     assert len(lines) == 13
     for line in lines:
         program, *arguments = shlex.split(
