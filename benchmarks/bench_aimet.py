@@ -3,7 +3,8 @@
     pip install aimet-onnx          # in an environment of its own: it brings bokeh, pandas and more
     python benchmarks/bench_aimet.py RUN [RUN…]
 
-Every RUN is a folder with one finished model, or with one at its budget. Writes benchmarks/results/bench_aimet.json.
+Every RUN is a folder with one finished model, or with one at its budget. Writes benchmarks/results/bench_aimet.json,
+where rows of other runs stay.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from machine import machine
 from torch import Tensor, nn
 
-from mpsearch.deploy.export import export_model
+from mpsearch.deploy.export import Choices, export_model
 from mpsearch.deploy.finished import finished_model
 from mpsearch.export.encodings import VERSIONS
 from mpsearch.run.summary import versions
@@ -59,7 +60,7 @@ def measured(folder: Path) -> dict[str, Any]:
     record = model.record
     with TemporaryDirectory() as place:
         path = Path(place) / "model.onnx"
-        export_model(model, "aimet", path, force=False, packed=False)
+        export_model(model, "aimet", path, Choices(), force=False)
         sample = model.network.leaves(model.loaded.calibration)[0][:1].contiguous()
         simulated = {
             name: model.loaded.judge.measure(Simulated(path, path.with_name(f"model-{name}.encodings"), sample))
@@ -86,6 +87,8 @@ def main() -> None:
         shown = [row["packed"], *(row["aimet"][name] for name in VERSIONS)]
         cells = "  ".join(f"{one['top1']:7.2f} % KL {one['kl']:7.4f}" for one in shown)
         print(f"{row['run']:14} {row['samples']:7}  {cells}")
+    old = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+    rows += [row for row in old if row["run"] not in {new["run"] for new in rows}]
     made = {"machine": machine(), "versions": {**versions(), "aimet-onnx": version("aimet-onnx")}, "rows": rows}
     RESULTS.write_text(json.dumps(made, indent=1) + "\n")
 

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,12 +30,13 @@ from hwmodel import BitConfig, Precision
 from mpsearch.files.folder import RunFolder
 from mpsearch.request.options import RunOptions
 from mpsearch.run.finalize import finalize_step
+from mpsearch.run.loaded import Loaded
 from mpsearch.run.steps import Run
 from mpsearch.run.summary import versions
 from mpsearch.show.console import Console
 from recon.graph.network import Network
 from recon.graph.units import is_layer
-from recon.quantizers.quantized import QuantizedLayers, input_bits, plainly_rounded, quantized
+from recon.quantizers.quantized import QuantizedLayers, plainly_rounded, quantized
 from recon.reconstruct import reconstruct
 from recon.settings import Settings
 from recon.statistics.moments import gather_moments, mean_output
@@ -121,16 +123,22 @@ def bias_corrected(network: Network, leaves: Iterable[torch.Tensor], config: Bit
     return replace(plain, biases=biases)
 
 
+@lru_cache(1)
+def loaded_with(network: str, seed: int) -> Loaded:
+    """A network with its images, for all rows of one seed."""
+    return started(network, seed, Path("unused")).loaded
+
+
 def measured(name: str, folder: Path) -> dict[str, Any]:
     """One row's figures."""
     network, *words = name.split()
     if words == ["float"]:
-        return {"metrics": started(network, 0, folder).loaded.judge.truth}
+        return {"metrics": loaded_with(network, 0).judge.truth}
     *what, method, seed = words
     if len(what) == 2:
         return searched(network, what[0], int(what[1]), int(seed), folder)
-    loaded = started(network, int(seed), folder).loaded
-    judge, net, began = loaded.judge, loaded.network, time.perf_counter()
+    loaded = loaded_with(network, int(seed))
+    judge, net = loaded.judge, loaded.network
     config, leaves = uniform(net, what[0]), net.leaves(loaded.calibration)
     began, likelihood = time.perf_counter(), loaded.likelihood
     if method == "plain":
@@ -147,16 +155,14 @@ def measured(name: str, folder: Path) -> dict[str, Any]:
     seconds = time.perf_counter() - began
     weights = sum(layer.n_weights * config[layer.name].w for layer in net.table) / 8
     metrics = judge.measure(quantized(net, layers).model)
-    found = {"weights_only_bytes": weights, "metrics": metrics, "seconds": round(seconds, 1)}
-    assert input_bits(config) or not layers.inputs
-    return found
+    return {"weights_only_bytes": weights, "metrics": metrics, "seconds": round(seconds, 1)}
 
 
 def searched(network: str, kind: str, limit: int, seed: int, folder: Path) -> dict[str, Any]:
     """Mixed precision within bytes of weights alone, within a file, or at mean bits."""
     limits: dict[str, Any] = {"size_budget_bytes": limit}
     if kind != "file":
-        n_weights = started(network, seed, folder / "table").loaded.network.table.n_weights
+        n_weights = loaded_with(network, seed).network.table.n_weights
         limits = {"mean_bits_budget": limit if kind == "mean" else 8 * limit / n_weights}
     job, began = started(network, seed, folder / "run", **limits), time.perf_counter()
     job.layers_step()

@@ -199,7 +199,9 @@ def parse_device(text: str, where: str, folder: Path | None = None) -> DeviceSpe
     """Reads a device file's text. `where` names it in errors; a lookup table is looked for in `folder`."""
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError:
+        raise InputError(f"{where} is no valid TOML: brackets within brackets, too deep") from None
+    except ValueError as error:
         raise InputError(f"{where} is no valid TOML: {error}") from None
     model = data.get("model")
     if not isinstance(model, str) or model not in MODELS:

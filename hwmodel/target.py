@@ -81,13 +81,13 @@ def parse_target(text: str, where: str) -> TargetSpec:
             raise InputError(f"{where}: unknown key {key!r}; expected {', '.join(names)}")
         if key not in data:
             raise InputError(f"{where}: {key} is missing")
+    formats = data["formats"]
+    if not isinstance(formats, list) or not all(isinstance(form, str) for form in formats):
+        raise InputError(f"{where}: formats must be a list of names, got {formats!r}")
     name, title, source = (_text(data[key], f"{where}: {key}") for key in ("name", "title", "source"))
     weights, activations, symmetric = (
         _bits(data[key], f"{where}: {key}") for key in ("weight_bits", "activation_bits", "symmetric_bits")
     )
-    formats = data["formats"]
-    if not isinstance(formats, list) or not all(isinstance(form, str) for form in formats):
-        raise InputError(f"{where}: formats must be a list of names, got {formats!r}")
     if not weights or not activations:
         raise InputError(f"{where}: weight_bits and activation_bits must not be empty")
     return TargetSpec(name, title, tuple(formats), weights, activations, symmetric, source)

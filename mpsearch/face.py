@@ -33,6 +33,7 @@ from mpsearch.request.options import RunOptions
 from mpsearch.run.artifacts import finished_configs, read_sensitivity
 from mpsearch.run.finalize import finalize_step
 from mpsearch.run.loaded import Given
+from mpsearch.run.page import write_page
 from mpsearch.run.picture import draw
 from mpsearch.run.steps import Run
 from mpsearch.show.console import Console
@@ -137,6 +138,12 @@ class Front:
         draw(self.job.folder, self.record, self.job.table, answers(self.problem), target)
         return target
 
+    def explore(self, path: Path | str = "front.html") -> Path:
+        """Writes the page of all configurations, which a notebook shows for a front, and gives its path."""
+        target = Path(path)
+        write_page([self._explored()], target)
+        return target
+
     def _named(self, which: str | int) -> tuple[str, int]:
         text = str(which)
         if text.startswith("all:"):
@@ -163,20 +170,21 @@ class Front:
         return "\n".join([f"Front of {len(self):,} configurations of {self.job.table.model}", *lines])
 
     def _repr_html_(self) -> str:
+        return frame(page([self._explored()])) + self._table()
+
+    def _explored(self) -> ExploredRun:
         job = self.job
-        device = None if job.device is None else job.device.name
-        shown = ExploredRun(
+        return ExploredRun(
             "front",
             "front.finish(POINT)",
             job.table,
             self.record,
             job.costs,
             read_sensitivity(job.folder).intra,
-            device,
+            None if job.device is None else job.device.name,
             finished_configs(job.folder),
             answers(self.problem),
         )
-        return frame(page([shown])) + self._table()
 
     def _table(self) -> str:
         """The front as a table, for where frames are left out."""

@@ -11,19 +11,21 @@ from hwmodel import InputError
 from mpsearch.cli.arguments import Json
 from mpsearch.cli.common import console, emit_json
 
-MODEL_FORMATS = ("onnx", "aimet")
+MODEL_FORMATS = ("onnx", "tflite", "c", "qonnx", "pt2e", "aimet")
 
 
-def export_finished(folder: Path, form: str, out: Path | None, config: str | None, packed: bool, force: bool) -> None:
+def export_finished(
+    folder: Path, form: str, out: Path | None, config: str | None, packed: bool, int4: bool, force: bool
+) -> None:
     """Writes a finished model of a run folder in the format `form`."""
-    from mpsearch.deploy.export import export_model
+    from mpsearch.deploy.export import Choices, export_model
     from mpsearch.deploy.finished import finished_model
 
     if out is None:
         raise InputError(f"--format {form} needs --out FILE")
     terminal = console()
     model = finished_model(folder, config, terminal)
-    written = export_model(model, form, out, force=force, packed=packed)
+    written = export_model(model, form, out, Choices(packed, int4), force=force)
     for note in written.notes:
         terminal.note(note)
     beside = model.record["size_bytes"]

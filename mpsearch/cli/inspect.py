@@ -126,10 +126,13 @@ def why(
 
 def export(
     folder: Folder,
-    form: Annotated[str, typer.Option("--format", help="json or csv: the bits; onnx, aimet: the model.")] = "json",
+    form: Annotated[
+        str, typer.Option("--format", help="json or csv: the bits; onnx, tflite, c, pt2e, aimet: the model.")
+    ] = "json",
     out: Annotated[Path | None, typer.Option(help="A file (default, for the bits: stdout).")] = None,
     config: Annotated[str | None, typer.Option(help="Which finished model (default: budget, or the only one).")] = None,
     packed: Annotated[bool, typer.Option("--packed", help="ONNX: codes without gaps, the smallest file.")] = False,
+    int4: Annotated[bool, typer.Option("--int4", help="TFLite: weights of up to 4 bits as int4.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
     """Writes the bit assignments of a run's finished configurations, or a finished model for another runtime."""
@@ -139,7 +142,7 @@ def export(
     from mpsearch.tasks.figure import finished_text
 
     if form in MODEL_FORMATS:
-        export_finished(folder, form, out, config, packed, force)
+        export_finished(folder, form, out, config, packed, int4, force)
         return
     if form not in ("json", "csv"):
         raise InputError(f"--format must be json, csv or {', '.join(MODEL_FORMATS)}, got {form!r}")

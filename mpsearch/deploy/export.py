@@ -1,9 +1,9 @@
-"""Writing a finished model as a file of another runtime."""
+"""Writing a finished model as files of another runtime."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,16 @@ from mpsearch.export.encodings import VERSIONS
 from mpsearch.export.outfile import require_free
 from mpsearch.export.plan.records import LAYERS, Plan
 
+GOLDEN_SAMPLES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What may be asked for beside a format: ONNX without gaps between codes, TFLite with 4-bit weights."""
+
+    packed: bool = False
+    int4: bool = False
+
 
 @dataclass(frozen=True, slots=True)
 class Written:
@@ -27,41 +37,67 @@ class Written:
 
 
 @dataclass(frozen=True, slots=True)
+class Made:
+    """An export before it is written: the contents of its files, and notes as in `Written`."""
+
+    files: Mapping[Path, bytes]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Format:
-    """A format by its name on the command line: the `extra` that it needs with the module that this brings, what
-    writes it, and what else it writes beside the file that is asked for."""
+    """A format by its name on the command line: the module that it needs with the extra that this comes with, what
+    makes it for a path, which of the choices it has, what it writes beside the path, and whether that is a folder."""
 
+    module: str | None
     extra: str
-    module: str
-    write: Callable[[FinishedModel, Path, bool], Written]
+    make: Callable[[FinishedModel, Path, Choices], Made]
+    choices: tuple[str, ...] = ()
     beside: Callable[[Path], tuple[Path, ...]] = lambda path: ()
+    folder: bool = False
 
 
-def export_model(model: FinishedModel, form: str, path: Path, *, force: bool, packed: bool) -> Written:
-    """Writes a finished model to `path` in the format `form`.
+def export_model(model: FinishedModel, form: str, path: Path, choices: Choices, *, force: bool) -> Written:
+    """Writes a finished model to `path`, a file or for C a folder, in the format `form`.
 
     Raises InputError where the format, or its library, is not there, where `path` cannot be written, and where the
     model has no such form.
     """
     known = FORMATS[form]
-    if importlib.util.find_spec(known.module) is None:
+    for choice in ("packed", "int4"):
+        if getattr(choices, choice) and choice not in known.choices:
+            able = ", ".join(name for name, other in FORMATS.items() if choice in other.choices)
+            raise InputError(f"--{choice} is a choice of --format {able}, not of {form}")
+    if known.module is not None and importlib.util.find_spec(known.module) is None:
         raise InputError(f"--format {form} needs {known.module}: pip install 'mpsearch[{known.extra}]'")
-    for place in (path, *known.beside(path)):
-        require_free(place, force)
-    return known.write(model, path, packed)
+    require_free(path, force, folder=known.folder)
+    for place in known.beside(path):
+        require_free(place, force, folder=False)
+    made = known.make(model, path, choices)
+    if known.folder:
+        path.mkdir(exist_ok=True)
+    for place, content in made.files.items():
+        write_whole(place, content)
+    return Written(sum(map(len, made.files.values())), made.notes)
 
 
-def _onnx(model: FinishedModel, path: Path, packed: bool) -> Written:
+def _onnx(model: FinishedModel, path: Path, choices: Choices) -> Made:
     from mpsearch.export.onnx.write import write_onnx
 
     plan = model.plan(real_outputs=True)
-    made = write_onnx(plan, model.metadata(), numpy_dtypes(model), packed)
-    content = made.SerializeToString(deterministic=True)
-    write_whole(path, content)
-    return Written(len(content), notes_of(plan))
+    made = write_onnx(plan, model.metadata(), numpy_dtypes(model), choices.packed)
+    return Made({path: made.SerializeToString(deterministic=True)}, notes_of(plan))
 
 
-def _aimet(model: FinishedModel, path: Path, packed: bool) -> Written:
+def _qonnx(model: FinishedModel, path: Path, choices: Choices) -> Made:
+    from mpsearch.export.onnx.qonnx import write_qonnx
+
+    made = write_qonnx(model.simulated_plan(), model.metadata(), numpy_dtypes(model))
+    note = "tensors that a layer reads are on its grid, all others stay float, as in the packed file"
+    return Made({path: made.SerializeToString(deterministic=True)}, (note,))
+
+
+def _aimet(model: FinishedModel, path: Path, choices: Choices) -> Made:
     """The float model with its weights on their grids, and the grids beside it, in both versions."""
     from mpsearch.export.encodings import as_json, encodings_of, inexpressible
     from mpsearch.export.onnx.real import write_real
@@ -70,18 +106,41 @@ def _aimet(model: FinishedModel, path: Path, packed: bool) -> Written:
     made = write_real(plan, model.metadata(), numpy_dtypes(model))
     activations, weights = encodings_of(plan, made.tensors, made.weights)
     beside = _encodings(path)
-    for version, place in zip(VERSIONS, beside, strict=True):
-        write_whole(place, as_json(activations, weights, version).encode())
-    content = made.model.SerializeToString(deterministic=True)
-    write_whole(path, content)
+    files = {
+        place: as_json(activations, weights, version).encode() for version, place in zip(VERSIONS, beside, strict=True)
+    }
     notes = [f"encodings of {len(weights)} weights and {len(activations)} tensors: {', '.join(map(str, beside))}"]
     if odd := inexpressible(activations):
         notes.append(f"encodings 2.0.0 have no type for the bits of {len(odd)} tensors, {odd[0]} first: use 1.0.0")
-    return Written(len(content), tuple(notes))
+    return Made({**files, path: made.model.SerializeToString(deterministic=True)}, tuple(notes))
 
 
 def _encodings(path: Path) -> tuple[Path, ...]:
     return tuple(path.with_name(f"{path.stem}-{version}.encodings") for version in VERSIONS)
+
+
+def _c(model: FinishedModel, path: Path, choices: Choices) -> Made:
+    from mpsearch.export.c.write import write_c
+
+    plan = model.plan()
+    samples = model.loaded.calibration[:GOLDEN_SAMPLES].single()
+    files = write_c(plan, [leaf.numpy() for leaf in samples.leaves], model.metadata())
+    return Made({path / name: text.encode() for name, text in files.items()}, notes_of(plan))
+
+
+def _tflite(model: FinishedModel, path: Path, choices: Choices) -> Made:
+    from mpsearch.export.tflite.write import write_tflite
+
+    plan = model.plan(narrow=True)
+    return Made({path: write_tflite(plan, model.metadata(), choices.int4)}, notes_of(plan))
+
+
+def _pt2e(model: FinishedModel, path: Path, choices: Choices) -> Made:
+    from mpsearch.export.torch.module import exported_program, program_bytes
+
+    plan = model.plan(narrow=True)
+    program = exported_program(plan, model.loaded.calibration[:1].single().leaves)
+    return Made({path: program_bytes(program, model.metadata())}, notes_of(plan))
 
 
 def numpy_dtypes(model: FinishedModel) -> tuple[np.dtype[np.generic], ...]:
@@ -109,4 +168,11 @@ def notes_of(plan: Plan) -> tuple[str, ...]:
     return (f"{len(layers) - len(real)} of {len(layers)} layers in integers", *stays, *plan.notes)
 
 
-FORMATS = {"onnx": Format("onnx", "onnx", _onnx), "aimet": Format("onnx", "onnx", _aimet, _encodings)}
+FORMATS = {
+    "onnx": Format("onnx", "onnx", _onnx, ("packed",)),
+    "tflite": Format("ai_edge_litert", "tflite", _tflite, ("int4",)),
+    "qonnx": Format("onnx", "onnx", _qonnx),
+    "c": Format(None, "", _c, folder=True),
+    "pt2e": Format(None, "", _pt2e),
+    "aimet": Format("onnx", "onnx", _aimet, beside=_encodings),
+}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import mkdtemp
 
 from hwmodel import InputError
 from mpsearch.deploy.check import Opened, Runner
@@ -16,8 +19,10 @@ def open_exported(path: Path) -> Opened:
     """The file in its runtime. Raises InputError where it is missing, damaged, or the runtime is not there."""
     if not path.exists():
         raise InputError(f"{path} is missing: expected a file of `mpsearch export`")
+    if path.is_dir():
+        return _c(path)
     if path.suffix not in _OPENERS:
-        raise InputError(f"check reads {', '.join(_OPENERS)}, got {path}")
+        raise InputError(f"check reads {', '.join(_OPENERS)} and folders of C, got {path}")
     return _OPENERS[path.suffix](path)
 
 
@@ -47,7 +52,37 @@ def _onnx(path: Path) -> Opened:
     integers = sum(counts[kind] for kind in INTEGER_LAYERS)
     layers = integers + sum(counts[kind] for kind in FLOAT_LAYERS)
     runtime = f"onnxruntime {onnxruntime.__version__}"
-    return Opened(metadata, runtime, True, pair, integers, layers, dict(counts), remark)
+    return Opened(metadata, runtime, {"real_outputs": True}, pair, integers, layers, dict(counts), remark)
 
 
-_OPENERS: dict[str, Callable[[Path], Opened]] = {".onnx": _onnx}
+def _tflite(path: Path) -> Opened:
+    require("ai_edge_litert", "tflite", f"checking {path}")
+    from importlib.metadata import version
+
+    from mpsearch.export.tflite.session import Interpreter, read_file
+
+    data, metadata, counts = read_file(path)
+
+    def pair(model: FinishedModel, threads: int) -> tuple[Runner, Runner | None]:
+        return Interpreter(data, threads, str(path)), None
+
+    runtime = f"LiteRT {version('ai-edge-litert')}"
+    layers = sum(counts[kind] for kind in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"))
+    return Opened(metadata, runtime, {"narrow": True}, pair, layers, layers, dict(counts))
+
+
+def _c(path: Path) -> Opened:
+    from mpsearch.export.c.program import Program, arena_bytes, build, read_metadata
+
+    metadata = read_metadata(path)
+    place = mkdtemp(prefix="mpsearch-c-")
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    program, said = build(path, Path(place))
+
+    def pair(model: FinishedModel, threads: int) -> tuple[Runner, Runner | None]:
+        return Program(program, model.plan()), None
+
+    return Opened(metadata, "C99", {"real_outputs": False}, pair, None, None, {"arena_bytes": arena_bytes(path)}, said)
+
+
+_OPENERS: dict[str, Callable[[Path], Opened]] = {".onnx": _onnx, ".tflite": _tflite}

@@ -37,6 +37,6 @@ def timed(runs: Mapping[str, Callable[[], object]], seconds: float = SECONDS) ->
             break
     quartiles = {name: np.quantile(times, [0.5, 0.25, 0.75]) for name, times in taken.items()}
     return {
-        name: Speed(float(mid), float(low), float(high), len(taken[name]))
-        for name, (mid, low, high) in quartiles.items()
+        name: Speed(float(middle), float(lower), float(upper), len(taken[name]))
+        for name, (middle, lower, upper) in quartiles.items()
     }

@@ -8,11 +8,14 @@ from pathlib import Path
 from hwmodel.errors import InputError
 
 
-def require_free(path: Path, force: bool) -> None:
-    """Refuses a folder, a file that is there unless `force`, and a folder that is not there or cannot be written to."""
-    if path.is_dir():
+def require_free(path: Path, force: bool, folder: bool = False) -> None:
+    """Refuses what is there unless `force`, a folder where a file is to be and the other way round, and a place that is
+    not there or cannot be written to."""
+    if folder and path.exists() and not path.is_dir():
+        raise InputError(f"--out must name a folder, but {path} is a file; name another")
+    if path.is_dir() and not folder:
         raise InputError(f"--out must name a file, but {path} is a folder; name a file in it")
-    if path.exists() and not force:
+    if path.exists() and not force and not (folder and not any(path.iterdir())):
         raise InputError(f"{path} is there already; name another file with --out, or replace it with --force")
     if not path.parent.is_dir():
         raise InputError(f"{path.parent} is no folder; make it first, or name another file with --out")

@@ -84,23 +84,24 @@ def _bits(value: Any) -> int:
 def _hawq(data: Mapping[str, Any]) -> ForeignBits:
     """HAWQ's `bit_config` (https://github.com/Zhen-Dong/HAWQ): quantizers in the order of the network.
 
-    Those of activations stand before the layers that read them; a shortcut reads what its unit reads.
+    Those of activations stand before the layers that read them; a shortcut reads what its unit reads. Layers are called
+    `quant_convbn1` in its residual networks and `conv1` in its MobileNets. A value may be a pair, bits and how they are
+    set.
     """
     bits: dict[str, Precision] = {}
     inputs: dict[str, int] = {}  # by unit, what enters it
     before, left_out = FLOAT_BITS, 0
     for name, value in data.items():
         unit, _, word = name.rpartition(".")
-        width = _bits(value)
-        if word.endswith("int32") or not word.startswith("quant_"):
+        width = _bits(value[0] if isinstance(value, list) and value else value)
+        layer = f"{unit}.{word.removeprefix('quant_').replace('convbn', 'conv')}".lstrip(".")
+        if "int32" in word or any(name.startswith(f"{known}.") for known in bits):  # or a part of a layer
             left_out += 1
         elif re.fullmatch(r"quant_(input|act\w*)", word):
             before = width
             inputs.setdefault(unit, width)
         else:
-            read = inputs.get(unit, before) if "identity" in word else before
-            layer = word.removeprefix("quant_").replace("convbn", "conv")
-            bits[f"{unit}.{layer}".lstrip(".")] = Precision(width, read)
+            bits[layer] = Precision(width, inputs.get(unit, before) if "identity" in word else before)
     return ForeignBits("HAWQ", bits, left_out=left_out, in_order=True)
 
 

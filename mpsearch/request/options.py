@@ -230,6 +230,9 @@ class RunOptions(FinishOptions):
             raise InputError(
                 f"candidate bits must be among {listed(WEIGHT_BITS)}, got {listed(tuple(unknown)) or 'none'}"
             )
+        for name, count, least in (("population", self.population, 8), ("generations", self.generations, 1)):
+            if count < least:
+                raise InputError(f"--{name} must be at least {least}, got {count}")
         self._check_coding()
         for text in self.fix:
             parse_rule(text)

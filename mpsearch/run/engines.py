@@ -12,6 +12,7 @@ import queue
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -126,7 +127,9 @@ def _with_shared(call: Call, arguments: tuple[Any, ...]) -> Any:
 
 def _dask(engine: Engine, call: Call, shared: bytes, tasks: Mapping[str, tuple[Any, ...]]) -> Iterator[tuple[str, Any]]:
     distributed = _required("distributed", "dask")
-    _required("dask.config", "dask").set({"distributed.scheduler.allowed-failures": AGAIN})
+    _required("dask.config", "dask").set(
+        {"distributed.scheduler.allowed-failures": AGAIN, "distributed.scheduler.worker-saturation": 1.0}
+    )
     with ExitStack() as end:
         if engine.scheduler is None:
             here = {"n_workers": engine.workers, "threads_per_worker": 1, "dashboard_address": None}
@@ -137,11 +140,11 @@ def _dask(engine: Engine, call: Call, shared: bytes, tasks: Mapping[str, tuple[A
                 client = end.enter_context(distributed.Client(engine.scheduler, timeout=10))
             except (OSError, ValueError) as error:
                 raise _unreachable(engine, error) from None
-        sent = client.scatter(shared, broadcast=True, hash=False)
-        futures = {
-            client.submit(call, sent, *arguments, key=f"mpsearch-{name}-{time.time_ns()}", pure=False): name
-            for name, arguments in tasks.items()
-        }
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it says that what all calls share is large
+            # Made by a task of its own, and not scattered: where all machines that hold it are lost, it is made again.
+            sent = client.submit(bytes, shared, pure=False)
+        futures = {client.submit(call, sent, *rest, pure=False): name for name, rest in tasks.items()}
         for future in distributed.as_completed(futures):
             failure = future.exception()
             if isinstance(failure, distributed.scheduler.KilledWorker):

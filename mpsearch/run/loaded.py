@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from hwmodel import InputError
+from hwmodel import BitConfig, InputError
 from mpsearch.files.folder import RunFolder
 from mpsearch.finish.evaluate import Judge
 from mpsearch.finish.examples import example_outputs, is_random, require_finite
@@ -22,7 +22,7 @@ from mpsearch.sources.detection_data import BoxOptions, load_detection
 from mpsearch.sources.detectors import NeuralPart
 from mpsearch.sources.distilled import DISTILLED, MEASURED, make_distilled, read_distilled
 from mpsearch.sources.models import LoadedModel, load_model
-from mpsearch.sources.proposals import prepared
+from mpsearch.sources.proposals import prepared, with_proposals
 from mpsearch.sources.split import Split
 from mpsearch.tasks.boxes import CONFIDENCE, OVERLAP, Suppression
 from mpsearch.tasks.detection import NAME as DETECTION
@@ -34,6 +34,8 @@ from recon.compute.arithmetic import keep_freed_memory
 from recon.graph.network import Network, capture
 from recon.graph.samples import Samples
 from recon.likelihood.likelihood import Likelihood
+from recon.quantizers.quantized import input_bits
+from recon.reconstruct import Prepared, prepare
 from recon.settings import Settings
 
 EXAMPLE = 3  # samples that a network is captured with
@@ -85,7 +87,7 @@ def captured_alone(options: ModelOptions, console: Console) -> tuple[LoadedModel
             f"nothing says what {model.reference} takes: give --input 3x224x224, or --data, "
             "or input_size in a JSON beside it"
         )
-    return model, captured(model, example)
+    return model, captured(model, with_proposals(example, model.model))
 
 
 def _data(model: LoadedModel, path: str | None, calib_samples: int, val_samples: int | None, seed: int) -> DataSource:
@@ -124,6 +126,7 @@ class Loaded:
     given: Given | None = None
     settings: Settings = field(init=False)
     place: torch.device = field(init=False)
+    _prepared: tuple[dict[str, int], Prepared] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         options = self.options
@@ -155,6 +158,8 @@ class Loaded:
         if self.given is not None:
             return self.given.data
         if options.data == DISTILLED:
+            if isinstance(self.model.model, NeuralPart):
+                raise InputError(f"no images can be distilled for {self.model.reference}, a detector; give --data")
             return self._distilled()
         data = self._boxes() if self._of_boxes else _data(self.model, options.data, *self._draw)
         data = prepared(data, self.model.model)
@@ -249,6 +254,15 @@ class Loaded:
                 "same, and figures are those of single draws; is there a dropout that is always on?"
             )
         return found
+
+    def prepared(self, config: BitConfig) -> Prepared:
+        """The network prepared for reconstruction at the bits of inputs of `config`; the last one is kept, so that
+        points of a front share it."""
+        inputs = input_bits(config)
+        if self._prepared is None or self._prepared[0] != inputs:
+            made = prepare(self.network, self.calibration, config, self.settings, self.likelihood)
+            self._prepared = inputs, made
+        return self._prepared[1]
 
     @cached_property
     def judge(self) -> Judge:

@@ -222,13 +222,13 @@ def _batch_terms(
                     product = layers[name].apply_weight(inputs, *change).float().mul_(slope)
                 else:
                     continue
-                total, power = _by_sample(product, axes[name], count)
+                total, power = sums_by_sample(product, axes[name], count)
                 score[:, index[name], term] += total
                 square[:, index[name], term] += power
     return score.cpu().numpy(), square.cpu().numpy()
 
 
-def _by_sample(product: Tensor, axis: int | None, count: int) -> tuple[Tensor, Tensor]:
+def sums_by_sample(product: Tensor, axis: int | None, count: int) -> tuple[Tensor, Tensor]:
     """The sums (n,) over a tensor, and over its square, whose `axis` counts the samples, or windows of them one sample
     after another.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -24,12 +25,25 @@ def open_npz(path: Path) -> Stored:
     """The samples `x` and, where there are any, targets `y` of a file. Raises InputError where it is damaged."""
     try:
         with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
+            assert archive.zip is not None  # it is open
+            _require_room(path, archive.zip)
             arrays = {key: archive[key] for key in archive.files if key in ("x", "y")}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except InputError:
+        raise
+    except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path} is no readable .npz file of plain arrays ({error}); write it again") from error
     if "x" not in arrays:
         raise InputError(f"{path} must hold an array x: {_KINDS}; it has none")
     return from_arrays(arrays["x"], arrays.get("y"), str(path))
+
+
+def _require_room(path: Path, archive: zipfile.ZipFile) -> None:
+    """Raises InputError where memory has no room for what an archive unpacks to."""
+    size, room = sum(info.file_size for info in archive.infolist()), psutil.virtual_memory().available
+    if size > room:
+        raise InputError(
+            f"{path} unpacks to {size:,} bytes, and memory has room for {room:,}; keep fewer samples in it"
+        )
 
 
 def from_arrays(x: Any, y: Any, source: str) -> Stored:

@@ -20,6 +20,7 @@ from mpsearch.sources.stored import Pixels, Stored
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"}
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)  # the latter where warnings are errors
 _LOOKED_AT = 64  # images whose size is read to learn whether all have one
 _DEEP = 4095  # a 16-bit image that is darker than this throughout holds 12 bits or fewer
 
@@ -121,7 +122,7 @@ def image_size(file: Path) -> tuple[int, int] | None:
     try:
         with Image.open(file) as image:
             return image.height, image.width
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
+    except (OSError, ValueError, SyntaxError, EOFError, *_BOMBS):
         return None
 
 
@@ -131,7 +132,7 @@ def _decode(file: Path, channels: int) -> Pixels:
             return _pixels(image, channels)
     except InputError as error:
         raise InputError(f"image {file} {error}") from None
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, *_BOMBS) as error:
         raise InputError(f"image {file} cannot be read ({error}); replace or remove it") from error
 
 

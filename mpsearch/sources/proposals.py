@@ -10,6 +10,7 @@ from torch import nn
 from mpsearch.sources.data import DataSource
 from mpsearch.sources.detectors import NeuralPart, TwoStage
 from mpsearch.sources.split import Split
+from recon.graph.samples import Samples
 
 BATCH = 16
 
@@ -28,7 +29,14 @@ def prepared(data: DataSource, model: nn.Module) -> DataSource:
     return replace(data, calib=calib, val=None if data.val is None else _proposed(data.val, model))
 
 
+def with_proposals(samples: Samples, model: nn.Module) -> Samples:
+    """Images with the proposals that a two-stage detector makes of them; any other samples as they are."""
+    if not isinstance(model, TwoStage) or len(samples.leaves) > 1:
+        return samples
+    (images,), where = samples.leaves, next(model.parameters()).device
+    return Samples.of((images, model.proposed(images.to(where)).cpu()))
+
+
 def _proposed(split: Split, model: TwoStage) -> Split:
-    where = next(model.parameters()).device
-    found = [model.proposed(samples.to(where).leaves[0]).cpu() for samples, _ in split.batches(BATCH)]
+    found = [with_proposals(samples, model).leaves[1] for samples, _ in split.batches(BATCH)]
     return Split.of((split.stored.leaves[0], torch.cat(found)), split.targets, split.normalization)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,8 @@ def test_it_shows_itself(front: mpsearch.Front, tmp_path: Path) -> None:
     assert shown.startswith("<iframe ")
     assert shown.partition("</iframe>")[2].count("<tr>") == repr(front).count("\n")  # for where frames are left out
     assert front.plot(tmp_path / "front.png").stat().st_size > 10_000
+    written = front.explore(tmp_path / "front.html").read_text()
+    assert f'srcdoc="{escape(written)}"' in shown
 
 
 def test_a_finished_model_takes_and_gives_what_the_model_does(

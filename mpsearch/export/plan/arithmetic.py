@@ -31,6 +31,13 @@ def multipliers(factors: ArrayLike) -> tuple[Int, Int]:
     return np.array([fixed for fixed, _ in pairs], np.int64), np.array([shift for _, shift in pairs], np.int64)
 
 
+def mean_multiplier(factor: float, count: int) -> tuple[int, int]:
+    """`multiplier` of factor / count as TFLite's Mean has it: that of the factor, divided by the count in integers."""
+    fixed, shift = multiplier(factor)
+    more = min(count.bit_length() - 1, 32, 31 + shift)
+    return (fixed << more) // count, shift - more
+
+
 def multiply(x: Int, fixed: Int | int, shift: Int | int) -> Int:
     """round(x · fixed · 2^(shift − 31)) as TFLite's MultiplyByQuantizedMultiplier: a rounding, doubling high product,
     then a rounding shift, half away from zero."""

@@ -18,19 +18,25 @@ from recon.quantizers.quantized import QuantizedLayers, quantized
 
 
 def build_plan(
-    network: Network, layers: QuantizedLayers, leaves: Sequence[Tensor], *, real_outputs: bool = True
+    network: Network,
+    layers: QuantizedLayers,
+    leaves: Sequence[Tensor],
+    *,
+    real_outputs: bool = True,
+    narrow: bool = False,
 ) -> Plan:
     """The plan of `network` computing with `layers`.
 
     Calibration samples, whose tensors are (N, …), give grids to what no layer reads. Where `real_outputs`, linear maps
     that write outputs of the network give real numbers, which ONNX runtimes can; else int8 as everything does.
+    Where `narrow`, weights are at least −127, as TFLite specifies.
     """
     low_bit = quantized(network, layers)
     found = draft(low_bit)
     chosen = fill_grids(found, low_bit.module, leaves, real_outputs)
     ops = one_grid_each(found)
     tensors = {name: _tensor(name, value) for name, value in found.values.items()}
-    weights = _weights(found, layers, tensors)
+    weights = _weights(found, layers, tensors, narrow)
     complete = tuple(_with_weight(op, weights) for op in ops)
     inexact = [
         op.name for op in complete if op.weight is not None and op.weight.steps is not None and not op.weight.exact
@@ -50,6 +56,19 @@ def build_plan(
         tuple(notes),
     )
     return plan
+
+
+def simulated_plan(network: Network, layers: QuantizedLayers) -> Plan:
+    """The plan of `network` as it is simulated: real arithmetic, tensors rounded where a layer asks for it alone."""
+    found = draft(quantized(network, layers))
+    tensors = {name: _tensor(name, value) for name, value in found.values.items()}
+    weights = {
+        op.output: layer_weight(layers.weights[op.name], layers.biases[op.name], None)
+        for op in found.ops
+        if op.kind in LAYERS
+    }
+    ops = tuple(_with_weight(op, weights) for op in found.ops)
+    return Plan(ops, tensors, tuple(found.inputs), tuple(found.outputs), network.names, found.constants, ())
 
 
 def float_plan(network: Network) -> Plan:
@@ -81,18 +100,21 @@ def _tensor(name: str, value: Value) -> PlanTensor:
         low = max(low, zero)
         if math.isfinite(value.cap):
             high = min(high, int(np.rint(np.float32(value.cap) * np.float32(1 / scale))) + zero)
-    grid = Grid(scale, zero + LOWEST, low + LOWEST, high + LOWEST)
+    grid = Grid(scale, zero + LOWEST, low + LOWEST, high + LOWEST, bits)
     return PlanTensor(name, shape, grid, value.cap, floating)
 
 
-def _weights(found: Draft, layers: QuantizedLayers, tensors: Mapping[str, PlanTensor]) -> dict[str, Weight]:
+def _weights(
+    found: Draft, layers: QuantizedLayers, tensors: Mapping[str, PlanTensor], narrow: bool
+) -> dict[str, Weight]:
     """By the output of every call of a layer: calls on different grids count biases in different steps."""
     weights = {}
     for op in found.ops:
         if op.kind in LAYERS:
             grid = tensors[op.inputs[0]].grid
             scale = None if grid is None or op.kind == "embedding" else grid.scale
-            weights[op.name, op.inputs] = layer_weight(layers.weights[op.name], layers.biases[op.name], scale)
+            weight, bias = layers.weights[op.name], layers.biases[op.name]
+            weights[op.name, op.inputs] = layer_weight(weight, bias, scale, narrow)
     return {op.output: weights[op.name, op.inputs] for op in found.ops if op.kind in LAYERS}
 
 

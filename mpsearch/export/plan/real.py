@@ -53,11 +53,9 @@ def compute(op: Op, read: Mapping[str, torch.Tensor], plan: Plan) -> torch.Tenso
 
 def _real_layer(op: Op, x: torch.Tensor, weight: Weight) -> torch.Tensor:
     values = torch.from_numpy(weight.values)
-    if op.kind == "embedding":
-        return F.embedding(x, values)
-    bias = torch.from_numpy(weight.bias)
-    shape = (-1,) if op.kind == "linear" else (-1, *(1,) * (values.dim() - 2))
-    return apply_layer(op, x, values) + bias.view(shape)
+    return (
+        F.embedding(x, values) if op.kind == "embedding" else apply_layer(op, x, values, torch.from_numpy(weight.bias))
+    )
 
 
 def call(op: Op, read: Mapping[str, torch.Tensor], constants: Mapping[str, Array]) -> torch.Tensor:
@@ -77,31 +75,34 @@ def _is_ref(part: Any) -> bool:
     return isinstance(part, Ref)
 
 
-def apply_layer(op: Op, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """A layer's operation without a bias on x (N, …), with a weight (O, I / G, *kernel)."""
+def apply_layer(op: Op, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """A layer's operation on x (N, …), with a weight (O, I / G, *kernel) and a bias (O,)."""
     settings = op.settings
     if op.kind == "linear":
-        return F.linear(x, weight)
+        return F.linear(x, weight, bias)
     rank = weight.dim() - 2
+    before = [pad for pad, _ in settings["pads"]]
     if op.kind == "transposed":
         groups = settings["groups"]
         swapped = weight.reshape(groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
-        convolve: Callable[..., torch.Tensor] = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[rank - 1]
-        padding = [before for before, _ in settings["pads"]]
-        return convolve(
-            x, swapped, None, settings["stride"], padding, settings["output_padding"], groups, settings["dilation"]
-        )
-    convolve = (F.conv1d, F.conv2d, F.conv3d)[rank - 1]
-    padded = F.pad(x, [pad for pair in reversed(settings["pads"]) for pad in pair])
-    return convolve(padded, weight, None, settings["stride"], 0, settings["dilation"], settings["groups"])
+        transposed: Callable[..., torch.Tensor] = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[rank - 1]
+        more = settings["output_padding"]
+        return transposed(x, swapped, bias, settings["stride"], before, more, groups, settings["dilation"])
+    convolve: Callable[..., torch.Tensor] = (F.conv1d, F.conv2d, F.conv3d)[rank - 1]
+    if any(pad != behind for pad, behind in settings["pads"]):
+        x, before = F.pad(x, [pad for pair in reversed(settings["pads"]) for pad in pair]), [0] * rank
+    return convolve(x, weight, bias, settings["stride"], before, settings["dilation"], settings["groups"])
 
 
 def pooled_maximum(op: Op, x: torch.Tensor, lowest: float) -> torch.Tensor:
-    """The maximum over windows of x (N, C, *size), which is padded with `lowest`."""
+    """The maximum over windows of x (N, C, *size), padded with `lowest` at least."""
     settings = op.settings
-    pads = [pad for pair in reversed(settings["pads"]) for pad in pair]
     pool: Callable[..., torch.Tensor] = (F.max_pool1d, F.max_pool2d)[len(settings["kernel"]) - 1]
-    return pool(F.pad(x, pads, value=lowest), settings["kernel"], settings["stride"], 0, settings["dilation"])
+    before = [pad for pad, _ in settings["pads"]]
+    if any(pad != behind for pad, behind in settings["pads"]):
+        pads = [pad for pair in reversed(settings["pads"]) for pad in pair]
+        x, before = F.pad(x, pads, value=lowest), [0] * len(before)
+    return pool(x, settings["kernel"], settings["stride"], before, settings["dilation"])
 
 
 def averaged(op: Op, x: torch.Tensor) -> torch.Tensor:

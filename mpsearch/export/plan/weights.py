@@ -45,16 +45,19 @@ def _rounded(weight: QuantizedWeight) -> tuple[NDArray[np.int8], NDArray[np.floa
     return codes.astype(np.int8), scale
 
 
-def layer_weight(stored: QuantizedWeight, bias: Tensor, input_scale: float | None) -> Weight:
+def layer_weight(stored: QuantizedWeight, bias: Tensor, input_scale: float | None, narrow: bool = False) -> Weight:
     """A layer's weight for integer arithmetic on inputs of `input_scale`; real inputs where that is None.
 
-    A channel that is next to nothing, whose bias would have too many steps, gets a larger scale.
+    Where `narrow`, codes of −128 become −127. A channel that is next to nothing, whose bias would have too many steps,
+    gets a larger scale.
     """
     codes, scale, exact = signed(stored)
     real, values = _array(bias), _array(stored.dequantize())
     if input_scale is None or not len(real):
         return Weight(stored, values, codes, scale, exact, real)
     least = (np.abs(real.astype(np.float64)) / (input_scale * MOST_STEPS)).astype(np.float32)
+    if narrow and codes.min() < -LARGEST:
+        codes, exact = np.maximum(codes, -LARGEST).astype(np.int8), False
     few = scale < least
     if few.any():
         ratio = np.where(few, scale / np.maximum(least, np.finfo(np.float32).tiny), 1.0)

@@ -24,7 +24,6 @@ async function loadRun(data, number) {
   }
   const alone = await unpacked(data.alone); // layer by layer: predicted loss without interactions
   const run = { ...data, alone, number, colour: `var(--run${number % 8})`, loss, columns, count, costs, orders: {} };
-  run.widths = data.precisions.map((text) => text.match(/^[WR]([\d.]+)A(\d+)$/).slice(1).map(Number));
   run.weights = data.layers.reduce((sum, layer) => sum + layer.weights, 0);
   run.finishedAt = new Map(data.finished.filter((f) => f.index !== null).reverse().map((f) => [f.index, f]));
   run.cost = (name) => costs.find((cost) => cost.name === name);
@@ -47,7 +46,14 @@ function nameOf(point) {
   return point.index === null ? point.finished.name : `point ${point.index}`;
 }
 
-const widthsOf = (text) => text.match(/^[WR]([\d.]+)A(\d+)$/).slice(1).map(Number);
+// `W4A8`, or `R2.5A8` where weights are entropy-coded: bits of a weight and of inputs, and whether the former is a rate.
+function widthsOf(text) {
+  const [, kind, weights, inputs] = text.match(/^([WR])([\d.]+)A(\d+)$/);
+  return [Number(weights), Number(inputs), kind === "R"];
+}
+
+// The colour of a number of bits, whole or not.
+const shadeOf = (bits) => (bits > 8 ? 32 : Math.min(8, Math.max(2, Math.round(bits))));
 
 // What layers can be compared by. The value of a layer is undefined where the run knows none for its precision.
 function measuresOf(run) {

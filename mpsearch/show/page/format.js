@@ -47,6 +47,7 @@ function changeText(now, before) {
   if (before === 0) return "";
   const percent = (100 * (now - before)) / Math.abs(before);
   if (Math.abs(percent) < 0.05) return "same";
+  if (now >= 10 * before && before > 0) return `${digits(now / before, 2)} ×`;
   return `${percent > 0 ? "+" : "−"}${Math.abs(percent).toFixed(Math.abs(percent) < 10 ? 1 : 0)} %`;
 }
 

@@ -62,7 +62,7 @@ class Layers {
       const x = BARS.left + this.step * layer;
       const box = { x: x + gap / 2, width: this.step - gap, rx: 1.5 };
       const top = y(values[layer]);
-      svg(this.svg, "rect", { class: `bits${Math.max(2, Math.round(weights))}`, ...box, y: top, height: floor - top });
+      svg(this.svg, "rect", { class: `bits${shadeOf(weights)}`, ...box, y: top, height: floor - top });
       if (bits && inputs < 32) svg(this.svg, "line", { class: "inputs", x1: box.x, x2: box.x + box.width, y1: y(inputs), y2: y(inputs) });
       if (others[layer] !== undefined && others[layer] !== values[layer]) {
         svg(this.svg, "rect", { class: "before", ...box, y: y(others[layer]), height: floor - y(others[layer]) });
@@ -97,7 +97,7 @@ class Layers {
     const total = chosen.run.weights;
     const parts = [tag("span", {}, "share of the weights:")];
     for (const [bits, count] of [...weights].sort((a, b) => a[0] - b[0])) {
-      const colour = tag("i", { style: `background: var(--b${bits})`, "aria-hidden": "true" });
+      const colour = tag("i", { style: `background: var(--b${shadeOf(bits)})`, "aria-hidden": "true" });
       parts.push(tag("span", {}, colour, `${bits} bits: ${shareText(count / total)}`));
     }
     if (chosen.precisions.some((text) => widthsOf(text)[1] < 32)) parts.push(tag("span", {}, tag("i", { class: "stroke", "aria-hidden": "true" }), "bits of inputs"));
@@ -132,9 +132,9 @@ class Layers {
     const { chosen } = this.state;
     const { run } = chosen;
     const layer = run.layers[this.at];
-    const [weights, inputs] = widthsOf(chosen.precisions[this.at]);
+    const [weights, inputs, coded] = widthsOf(chosen.precisions[this.at]);
     const other = this.other(this.at);
-    const parts = [`${layer.shape}, ${whole(layer.weights)} weights at ${weights} bits`, inputs < 32 ? `inputs at ${inputs} bits` : "float inputs"];
+    const parts = [`${layer.shape}, ${whole(layer.weights)} weights at ${weights} bits${coded ? " each, entropy-coded" : ""}`, inputs < 32 ? `inputs at ${inputs} bits` : "float inputs"];
     for (const one of this.measures.filter(({ name }) => name !== "bits" && name !== "bops")) {
       const value = one.value(chosen, this.at);
       const share = chosen.costs[one.name] ? ` (${shareText(value / chosen.costs[one.name])})` : "";

@@ -142,3 +142,15 @@ def test_aimet_simulates_the_low_bit_network(version: str, tmp_path: Path) -> No
     found = np.concatenate([sim.session.run(None, {plan.inputs[0]: one[None]})[0] for one in samples])
     (expected,) = golden.outputs(plan, golden.execute(plan, samples))
     assert np.sqrt(np.mean((found - expected) ** 2)) < 0.06 * expected.std()
+
+
+def test_what_aimet_has_measured_is_near_the_packed_file() -> None:
+    """KL 1.15 times at most but for chance at 0.002 nats, top-1 within 0.5 points, 1.5 at 4-bit activations."""
+    results = Path(__file__).resolve().parents[3] / "benchmarks" / "results" / "bench_aimet.json"
+    rows = json.loads(results.read_text())["rows"]
+    assert len(rows) >= 4
+    for row in rows:
+        near = 1.5 if any(precision.endswith("A4") for precision in row["precisions"]) else 0.5
+        for found in row["aimet"].values():
+            assert found["kl"] <= 1.15 * row["packed"]["kl"] + 1e-4, row["run"]
+            assert abs(found["top1"] - row["packed"]["top1"]) <= near, row["run"]

@@ -78,6 +78,37 @@ def test_hawq_in_the_order_of_a_network_with_other_names(tmp_path: Path) -> None
         read(tmp_path, HAWQ, layers[:-1])
 
 
+def test_hawq_of_a_mobile_network(tmp_path: Path) -> None:
+    data = {
+        "quant_input": [8, "hook"],
+        "init_block": 8,
+        "quant_act_int32": 16,
+        "features.stage4.unit5.quant_act": 4,
+        "features.stage4.unit5.conv1": 4,
+        "features.stage4.unit5.conv1.conv": 4,
+        "features.stage4.unit5.conv1.bn": 4,
+        "features.stage4.unit5.quant_act1": 8,
+        "features.stage4.unit5.conv2": 2,
+        "features.stage4.unit5.quant_act_int32": 16,
+        "quant_act_before_final_block": 8,
+        "features.final_block": 8,
+        "quant_act_int32_final": 16,
+        "quant_act_output": 8,
+        "output": 8,
+    }
+    unit = "features.stage4.unit5"
+    layers = (
+        "features.init_block.conv",
+        f"{unit}.conv1.conv",
+        f"{unit}.conv2.conv",
+        "features.final_block.conv",
+        "output",
+    )
+    bits, note = read(tmp_path, data, layers)
+    assert bits == ["W8A8", "W4A4", "W2A8", "W8A8", "W8A8"]
+    assert "entries about other tensors: 5" in note
+
+
 def test_mct_names_of_folded_convolutions(tmp_path: Path) -> None:
     data = {
         "features_1_conv_1_bn": 3,

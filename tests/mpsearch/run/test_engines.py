@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from typing import Any
 
 import cloudpickle
 import pytest
+from commandline import Command
 
 from hwmodel import InputError
 from mpsearch.request.options import SpreadOptions
@@ -54,8 +57,10 @@ BACKENDS = ["loky", pytest.param("dask", marks=pytest.mark.slow), pytest.param("
 
 
 def needs(backend: str) -> None:
-    if backend != "loky":
-        pytest.importorskip({"dask": "distributed", "ray": "ray"}[backend])
+    if backend == "dask":
+        pytest.importorskip("distributed")
+    elif backend == "ray":  # which has a copy of cloudpickle of its own
+        pytest.importorskip("ray").cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 @pytest.mark.filterwarnings("ignore")  # of engines that start and stop servers
@@ -151,3 +156,28 @@ def test_a_scheduler_that_does_not_answer_is_named() -> None:
     needs("dask")
     with pytest.raises(InputError, match=r"no dask scheduler answers at tcp://127.0.0.1:9"):
         results(Engine("dask", 1, 1, "tcp://127.0.0.1:9"), fails, {"0": (0,)})
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("backend", ["loky", "dask", "ray"])
+def test_finished_points_are_the_same_bytes_whoever_finishes_them(
+    backend: str, tiny: Path, tmp_path: Path, command: Command
+) -> None:
+    needs(backend)
+    quick = ("--steps", 2, "--population", 8, "--generations", 2, "--samples", 32, "--threads", 1)
+    source = ("--model", f"{tiny / 'net.py'}:net", "--data", tiny / "data", "--size-budget", 5200)
+    assert command("sensitivity", *source, "--out", tmp_path / "one", *quick).code == 0
+    assert command("search", tmp_path / "one").code == 0
+    shutil.copytree(tmp_path / "one", tmp_path / "many")
+    alone = command("finalize", tmp_path / "one", "--pick", "all:4", "--threads", 1, "--json")
+    spread = ("--workers", 2, "--backend", backend, "--threads", 1)
+    done = command("finalize", tmp_path / "many", "--pick", "all:4", *spread, "--json")
+    assert done.code == 0, done.err
+    assert list(json.loads(done.out)) == list(json.loads(alone.out))
+    models = sorted(path.name for path in (tmp_path / "one").glob("model-*"))
+    assert len(models) == 4
+    for name in models:
+        assert (tmp_path / "many" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+    again = command("finalize", tmp_path / "many", "--pick", "all:4", *spread)
+    assert "workers" not in again.err  # all are current

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from exploring import explored_run, record
 
+from hwmodel import Precision
 from mpsearch.request.assignment import Assignment, read_assignment
 from mpsearch.show.explorer import ExploredRun, frame, page
 
@@ -199,6 +200,23 @@ def test_bars_by_bytes_and_by_loss(run: ExploredRun, opened: Callable[..., Page]
         assert np.allclose(drawn / drawn.max(), values / values.max(), atol=1e-4), name
 
 
+def test_entropy_coded_weights_have_rates(opened: Callable[..., Page], tmp_path: Path) -> None:
+    some = explored_run("size_bytes", finished=[])
+    rates = tuple(Precision(8, 8, rate) for rate in (0.5, 1.5, 2.5, 4.0, 8.0))
+    coded = replace(
+        some, front=replace(some.front, precisions=rates), costs=replace(some.costs, precisions=rates), answers=()
+    )
+    shown = opened(page([coded]), accept_downloads=True)
+    shown.locator("#plot").press("End")
+    config = coded.front.config(chosen(shown))
+    assert f"weights at {config.precisions[0].rate:g} bits each, entropy-coded" in shown.text_content("#one")
+    for precision in set(config.precisions):
+        assert f"{precision.rate:g} bits:" in shown.text_content("#shares")
+    with shown.expect_download() as download:
+        shown.click("#save")
+    assert Path(download.value.path()).read_text() == config.dumps() + "\n"
+
+
 def test_a_front_of_one_point_and_a_model_that_gives_nan(opened: Callable[..., Page]) -> None:
     some = explored_run("size_bytes")
     front = some.front
@@ -261,7 +279,7 @@ def test_several_runs_in_one_page(run: ExploredRun, opened: Callable[..., Page])
     assert f"point {run.front.best()} in run" in shown.text_content("#figures")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["dark", pytest.param("light", marks=pytest.mark.slow)])
 def test_colours_follow_the_system_and_the_button(run: ExploredRun, opened: Callable[..., Page], scheme: str) -> None:
     shown = opened(page([run]), color_scheme=scheme)
     background = "getComputedStyle(document.body).backgroundColor"
@@ -327,6 +345,9 @@ def test_it_fits_a_phone(run: ExploredRun, opened: Callable[..., Page]) -> None:
     box = plot.bounding_box()
     shown.touchscreen.tap(box["x"] + 0.9 * box["width"], box["y"] + 0.8 * box["height"])
     assert chosen(shown) != before
+    shown.click("#pin")
+    plot.press("End")
+    assert shown.evaluate("document.documentElement.scrollWidth") <= 360
 
 
 def test_in_a_notebook_it_is_a_frame_that_works(run: ExploredRun, opened: Callable[..., Page]) -> None:
@@ -339,6 +360,7 @@ def test_in_a_notebook_it_is_a_frame_that_works(run: ExploredRun, opened: Callab
     assert Path(download.value.path()).read_text() == run.front.config(by_size(run)[0]).dumps() + "\n"
 
 
+@pytest.mark.slow
 def test_an_old_browser_is_told_so(run: ExploredRun, browser: Any, tmp_path: Path) -> None:
     (tmp_path / "front.html").write_text(page([run]), encoding="utf-8")
     context = browser.new_context()

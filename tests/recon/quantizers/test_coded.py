@@ -7,10 +7,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from captured import moments_of
 
-from hwmodel import InputError
+from hwmodel import InputError, Precision
 from recon.fit.obq import descend, output_error, place_obq
-from recon.fit.start import shrunk
+from recon.fit.start import second_order_rounding, shared_out, shrunk
 from recon.quantizers.coded import (
     FARTHEST,
     ZERO,
@@ -140,3 +141,28 @@ def test_rounding_that_knows_the_rate_leaves_less_error_for_its_bits(rate: float
     bits, found = error(True, 0.0)
     assert bits < plain_bits
     assert bits + found < plain_bits + plain - 0.005  # error falls by a bit for every bit
+
+
+def test_steps_are_finer_where_errors_cost_more() -> None:
+    weight, importance = normal(64, 32), torch.logspace(-4, 4, 64)
+    grid = coded_grid(weight, 3.0)
+    found = shared_out(grid, importance, weight)
+    octaves = (found.scale / grid.scale).log2()
+    assert float(octaves.mean()) == pytest.approx(0, abs=0.02)  # as many bits in all
+    slope = np.polyfit(importance.log2().numpy(), octaves.numpy(), 1)[0]
+    assert slope == pytest.approx(-0.15 / 2, rel=0.1)
+
+
+def test_importance_counts_where_it_is_known() -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(16, 40)
+    metric = torch.diag(torch.logspace(-6, 0, 40))
+
+    def spread(count: int) -> float:
+        moments = moments_of(layer, normal(count, 16))
+        rate = Precision(8, rate=3.0)
+        grids = [second_order_rounding(layer.weight.detach(), rate, moments, False, m)[0] for m in (metric, None)]
+        return float((grids[0].scale / grids[1].scale).log2().std())
+
+    assert spread(8 * 40) > 0.3
+    assert spread(8 * 40 - 1) < 0.1  # of refitted scales alone
