@@ -25,6 +25,7 @@ def open_npz(path: Path) -> Stored:
     """The samples `x` and, where there are any, targets `y` of a file. Raises InputError where it is damaged."""
     try:
         with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
+            assert archive.zip is not None  # it is open
             _require_room(path, archive.zip)
             arrays = {key: archive[key] for key in archive.files if key in ("x", "y")}
     except InputError:

@@ -108,6 +108,8 @@ def _roles(edges: Tensor, raised: Tensor) -> tuple[list[int], list[int], list[in
     up, down = (raised > 0).any(1), (raised < 0).any(1)  # (classes, channels)
     for_all = up.all(0) & ~down.any(0) if len(raised) > 1 else torch.zeros_like(up[0])
     of_box = (edges != 0).any(0).any(0).nonzero().flatten().tolist()
+    if len(raised) == 1 and int(up.sum()) == 2:  # of one class: which of the two is called objectness does not matter
+        for_all[up[0].nonzero()[0]] = True
     of_all = for_all.nonzero().flatten().tolist()
     own = [(row & ~for_all).nonzero().flatten().tolist() for row in up]
     of_class = [channels[0] for channels in own if len(channels) == 1]

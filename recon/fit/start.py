@@ -90,7 +90,7 @@ def _round_blocks(weight: Tensor, grid: Grid, hessian: Tensor, patches: Tensor) 
     `patches` (B, J, M) of each: what the blocks before it did to the outputs, a block is to make up for."""
     length, places = hessian.shape[1], []
     missing = torch.zeros(len(weight), patches.shape[2], device=weight.device)
-    for own, seen, part in zip(hessian.split(1), patches, weight.split(length, 1), strict=True):
+    for own, seen, part in zip(torch.split(hessian, 1), patches, torch.split(weight, length, 1), strict=True):
         wanted, ridged = shrunk(part, grid, own) if grid.rate else (part, own)
         wanted = wanted - torch.linalg.solve(ridged[0], seen @ missing.T).T
         place = descend(wanted, place_obq(wanted, grid, ridged).round(), grid, ridged)

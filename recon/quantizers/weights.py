@@ -97,10 +97,11 @@ def search_grid(
     flat = weight.detach().flatten(1).float()
     count = max(1, SEARCHED // flat.shape[1])
     if len(flat) > count:
-        parts = flat.split(count)
-        counts = [None] * len(parts) if importance is None else importance.expand_as(flat).split(count)
-        found = [search_grid(*each, symmetric, halves) for each in zip(parts, [bits] * len(parts), counts, strict=True)]
-        return Grid(bits, *(torch.cat([getattr(grid, name) for grid in found]) for name in ("scale", "zero_point")))
+        parts = torch.split(flat, count)
+        shares = [None] * len(parts) if importance is None else torch.split(importance.expand_as(flat), count)
+        found = [search_grid(part, bits, share, symmetric, halves) for part, share in zip(parts, shares, strict=True)]
+        scale, zero_point = torch.cat([grid.scale for grid in found]), torch.cat([grid.zero_point for grid in found])
+        return Grid(bits, scale, zero_point)
     low = flat.amin(1).clamp_max(0)
     high = flat.amax(1).clamp_min(0)
     if symmetric:

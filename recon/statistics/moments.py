@@ -177,20 +177,23 @@ class InputMoments:
         between two blocks, shrunk as inside them."""
         damping = self._shrunk()[1]
         columns = torch.cat(self._kept, 2)
-        return (columns - columns.mean(2, keepdim=True)) / (columns.shape[2] * (1 + damping)).sqrt()
+        shared: Tensor = (columns - columns.mean(2, keepdim=True)) / (columns.shape[2] * (1 + damping)).sqrt()
+        return shared
 
     def solve(self, pulls: Tensor) -> Tensor:
         """Pulls (…, G, R, K) times the inverse of the covariance of all inputs."""
         hessian, damping, target = self._shrunk()
         if not self.wide:
-            return torch.linalg.solve(hessian, pulls.transpose(-1, -2)).transpose(-1, -2)
+            solved: Tensor = torch.linalg.solve(hessian, pulls.transpose(-1, -2)).transpose(-1, -2)
+            return solved
         # X Xᵀ and a diagonal: Woodbury's identity, in the space of the patches.
         ridge = (damping / (1 + damping) * target).diagonal(dim1=1, dim2=2).flatten()
         columns = self.patches().flatten(0, 1)
         inner = columns.T @ (columns / ridge[:, None]) + torch.eye(columns.shape[1], device=columns.device)
-        alone = pulls / ridge
-        common = torch.linalg.solve(inner, (alone @ columns).transpose(-1, -2)).transpose(-1, -2)
-        return alone - common @ columns.T / ridge
+        alone: Tensor = pulls / ridge
+        common: Tensor = torch.linalg.solve(inner, (alone @ columns).transpose(-1, -2)).transpose(-1, -2)
+        made_up: Tensor = common @ columns.T / ridge
+        return alone - made_up
 
     def _shrunk(self) -> tuple[Tensor, Tensor, Tensor]:
         """The covariance, by how much (G, 1, 1) it was shrunk, and to what."""

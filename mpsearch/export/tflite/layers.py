@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from hwmodel.errors import InputError
 from mpsearch.export.onnx.forms import packed_low_first
 from mpsearch.export.plan.records import Op
-from mpsearch.export.tflite.write import Writer
+from mpsearch.export.tflite.writer import Writer
 
 INT4_LOW, INT4_HIGH = -8, 7
 CONVOLUTION, CONVOLUTION_INT4, LINEAR = 3, 7, 5  # versions of the operators

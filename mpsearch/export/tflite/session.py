@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from hwmodel.errors import InputError
 from mpsearch.export.tflite.model import IDENTIFIER
-from mpsearch.export.tflite.write import MAP, TO_FIRST, TO_LAST
+from mpsearch.export.tflite.writer import MAP, TO_FIRST, TO_LAST
 
 
 class Interpreter:

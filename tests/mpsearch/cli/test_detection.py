@@ -123,7 +123,10 @@ def arguments(folder: Path, name: str, *more: object) -> tuple[object, ...]:
     return (*given, "--out", folder / f"out-{name}", *more)
 
 
-@pytest.mark.parametrize(("name", "bytes_"), [("net", 3500), ("retinanet", 20_000), ("faster", 20_000)])
+@pytest.mark.parametrize(
+    ("name", "bytes_"),
+    [("net", 3500), pytest.param("retinanet", 20_000, marks=pytest.mark.slow), ("faster", 20_000)],
+)
 def test_a_run_of_a_detector(folder: Path, command: Command, name: str, bytes_: int) -> None:
     more = ("--decode", f"{folder / 'net.py'}:decode") if name == "net" else ()
     done = command("run", *arguments(folder, name, *more, "--size-budget", bytes_, *BUDGET, "--json"))
@@ -141,6 +144,7 @@ def test_a_run_of_a_detector(folder: Path, command: Command, name: str, bytes_: 
     assert "model-budget.safetensors is current" in again.err
 
 
+@pytest.mark.slow
 def test_activations_of_a_two_stage_detector(folder: Path, command: Command) -> None:
     done = command(
         "reconstruct", *arguments(folder, "faster", "--bits", "W4A8", "--samples", 16, "--steps", 2, "--json")
@@ -240,7 +244,7 @@ def test_the_neural_part_and_its_selection_are_the_detector(folder: Path, name: 
         assert all(torch.equal(ours[key], theirs[key]) for key in ("boxes", "scores", "labels"))
 
 
-@pytest.mark.parametrize("name", ["retinanet", "faster"])
+@pytest.mark.parametrize("name", ["retinanet", pytest.param("faster", marks=pytest.mark.slow)])
 def test_a_torchvision_detector_in_memory(folder: Path, name: str) -> None:
     calibration = [(images(8, seed), truth(8)) for seed in range(2)]
     validation = [(images(4, 9), truth(4))]

@@ -178,6 +178,7 @@ def on(first: int, count: int | None = None) -> Channels:
             outputs(9, probabilities=True),
             Cells(on(5, 4), on(1, 4), on(0, 1), None, "exclusive", "probabilities", "probabilities"),
         ),
+        (yolox, outputs(6), Cells(on(5, 1), on(0, 4), on(4, 1))),
         (without_objectness, outputs(7), Cells(on(0, 3), on(3, 4), kind="exclusive")),
     ],
 )

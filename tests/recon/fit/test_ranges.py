@@ -55,3 +55,25 @@ def test_large_maps_teach_by_fewer_images() -> None:
     assert [count(size, True, 32) for size in (8, 32, 64, 96)] == [32, 32, 8, 8]
     assert count(96, False, 32) == 32  # a recipe as it was published
     assert count(96, True, 4) == 4
+
+
+def test_a_channel_in_the_dip_of_silu_is_worth_a_finer_step_than_the_squared_error_says() -> None:
+    torch.manual_seed(0)
+    network = of_images(nn.Sequential(nn.Conv2d(2, 2, 1, groups=2)), (2, 6, 6))
+    layer = network.layer("0")
+    layer.weight.data = torch.tensor([0.01, 20.0]).view(2, 1, 1, 1)
+    images = torch.stack([30 * torch.randn(64, 6, 6).abs(), -0.28 * torch.rand(64, 6, 6)], 1)
+    work = quantize_inputs(network, {"0": 8})
+    store = Store(2**30, torch.device("cpu"))
+    with torch.no_grad():
+        (task,) = walk(work, network, [images], Settings(), Fisher(), store)
+        quantizer = quantizer_of(task.layers["0"])
+        assert quantizer is not None
+        find_ranges(task.module, task.layers, task.x)
+        start, before = quantizer.freeze(), float(task.error(task.taught))
+        fit_ranges(task)
+        found, after = quantizer.freeze(), float(task.error(task.taught))
+    assert 0 < start.zero_point < 16
+    assert found.scale < start.scale / 2
+    assert found.scale * found.zero_point > 0.2  # the dip is still in the range
+    assert after < 0.1 * before
