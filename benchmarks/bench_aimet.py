@@ -20,7 +20,7 @@ import torch
 from machine import machine
 from torch import Tensor, nn
 
-from mpsearch.deploy.export import export_model
+from mpsearch.deploy.export import Choices, export_model
 from mpsearch.deploy.finished import finished_model
 from mpsearch.export.encodings import VERSIONS
 from mpsearch.run.summary import versions
@@ -60,7 +60,7 @@ def measured(folder: Path) -> dict[str, Any]:
     record = model.record
     with TemporaryDirectory() as place:
         path = Path(place) / "model.onnx"
-        export_model(model, "aimet", path, force=False, packed=False)
+        export_model(model, "aimet", path, Choices(), force=False)
         sample = model.network.leaves(model.loaded.calibration)[0][:1].contiguous()
         simulated = {
             name: model.loaded.judge.measure(Simulated(path, path.with_name(f"model-{name}.encodings"), sample))

@@ -60,6 +60,29 @@ class Reconstruction:
     reports: tuple[BlockReport, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What configurations with the same bits of inputs begin with: the float network in the basis that is rounded, the
+    network to round, the same but for equalized inputs, and the Fisher information. None of it is changed."""
+
+    network: Network
+    work: Network
+    fisher: Fisher
+
+
+def prepare(
+    network: Network, samples: Any, config: BitConfig, settings: Settings, likelihood: Likelihood = CLASSIFIER
+) -> Prepared:
+    """Prepares `network` for `reconstruct` with the same samples, settings and likelihood, at any configuration with
+    the bits of inputs of `config`."""
+    leaves, inputs, work = network.leaves(Samples.of(samples)), input_bits(config), network
+    if settings.basis == "balanced":
+        work, network = equalized(balanced(network), inputs, leaves)
+    truth = regroup(network, settings.granularity)
+    fisher = measure_fisher(truth, leaves, likelihood, settings) if settings.weighting == "fisher" else Fisher()
+    return Prepared(network, work, fisher)
+
+
 def reconstruct(
     network: Network,
     samples: Any,
@@ -69,13 +92,15 @@ def reconstruct(
     likelihood: Likelihood = CLASSIFIER,
     progress: Progress | None = None,
     coded_bytes: Mapping[str, float] | None = None,
+    prepared: Prepared | None = None,
     on_block: Callable[[BlockReport], None] = lambda report: None,
 ) -> Reconstruction:
     """Finishes `network` at the bits of `config` with calibration samples, as the network takes them; it is not
     changed. `likelihood` says what its outputs mean: by default the logits of one classifier.
 
     `progress` keeps finished units on disk, so that an interrupted call continues where it was. `coded_bytes` are what
-    entropy-coded layers may take together, by name, as the search counted them. `on_block` is called after every unit.
+    entropy-coded layers may take together, by name, as the search counted them. `prepared` is what `prepare` made for
+    these bits of inputs, where several configurations are finished. `on_block` is called after every unit.
     Raises InputError for too few samples, and where outputs do not fit the likelihood.
     """
     settings = settings or Settings()
@@ -84,15 +109,13 @@ def reconstruct(
         raise InputError(f"reconstruction needs at least {FEWEST_SAMPLES} calibration samples, got {len(leaves[0])}")
     with torch.no_grad():
         likelihood.check(network.outputs_of(*picked(leaves, slice(FEWEST_SAMPLES), network.device)))
-    inputs, work = input_bits(config), network
-    if settings.basis == "balanced":
-        work, network = equalized(balanced(network), inputs, leaves)
-    work = regroup(quantize_inputs(work, inputs), settings.granularity)
-    truth = regroup(network, settings.granularity)
-    fisher = measure_fisher(truth, leaves, likelihood, settings) if settings.weighting == "fisher" else Fisher()
+    inputs = input_bits(config)
+    ready = prepared or prepare(network, samples, config, settings, likelihood)
+    work = regroup(quantize_inputs(ready.work, inputs), settings.granularity)
+    truth, fisher = regroup(ready.network, settings.granularity), ready.fisher
     rate = control(coded_bytes, ((name, work.layer(name)) for name in work.table.names))
     reports: list[BlockReport] = []
-    store = Store(settings.memory_bytes, network.device)
+    store = Store(settings.memory_bytes, ready.network.device)
     for task in walk(work, truth, leaves, settings, fisher, store):
         report = progress.restore(task.name, task.layers) if progress else None
         if report is None:
@@ -109,7 +132,7 @@ def reconstruct(
         for task in walk(work, truth, leaves, settings, fisher, store):
             _fit_inputs(task, settings)
     if settings.early_stopping:
-        rescale_logits(work, network, [leaf[held_back(len(leaf))] for leaf in leaves], likelihood, store)
+        rescale_logits(work, ready.network, [leaf[held_back(len(leaf))] for leaf in leaves], likelihood, store)
     layers = {name: work.layer(name) for name in work.table.names}
     if rate:
         rate.trim(layers)

@@ -89,6 +89,14 @@ def _onnx(model: FinishedModel, path: Path, choices: Choices) -> Made:
     return Made({path: made.SerializeToString(deterministic=True)}, notes_of(plan))
 
 
+def _qonnx(model: FinishedModel, path: Path, choices: Choices) -> Made:
+    from mpsearch.export.onnx.qonnx import write_qonnx
+
+    made = write_qonnx(model.simulated_plan(), model.metadata(), numpy_dtypes(model))
+    note = "tensors that a layer reads are on its grid, all others stay float, as in the packed file"
+    return Made({path: made.SerializeToString(deterministic=True)}, (note,))
+
+
 def _aimet(model: FinishedModel, path: Path, choices: Choices) -> Made:
     """The float model with its weights on their grids, and the grids beside it, in both versions."""
     from mpsearch.export.encodings import as_json, encodings_of, inexpressible
@@ -163,6 +171,7 @@ def notes_of(plan: Plan) -> tuple[str, ...]:
 FORMATS = {
     "onnx": Format("onnx", "onnx", _onnx, ("packed",)),
     "tflite": Format("ai_edge_litert", "tflite", _tflite, ("int4",)),
+    "qonnx": Format("onnx", "onnx", _qonnx),
     "c": Format(None, "", _c, folder=True),
     "pt2e": Format(None, "", _pt2e),
     "aimet": Format("onnx", "onnx", _aimet, beside=_encodings),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hwmodel import BitConfig, InputError
 from mpsearch.export.packed import read_layers
-from mpsearch.export.plan.build import build_plan
+from mpsearch.export.plan.build import build_plan, simulated_plan
 from mpsearch.export.plan.records import Plan
 from mpsearch.files.folder import Json, RunFolder
 from mpsearch.request.compute import HERE, ComputeOptions
@@ -54,6 +54,10 @@ class FinishedModel:
         """Its integer plan."""
         leaves = self.network.leaves(self.loaded.calibration)
         return build_plan(self.network, self.layers, leaves, real_outputs=real_outputs, narrow=narrow)
+
+    def simulated_plan(self) -> Plan:
+        """Its plan in real arithmetic, as the packed file is simulated."""
+        return simulated_plan(self.network, self.layers)
 
     def metadata(self) -> dict[str, str]:
         """What an exported file says of itself: its bits by layer and its budgets as JSON, what it was made from."""

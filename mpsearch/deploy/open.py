@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 
 from hwmodel import InputError
 from mpsearch.deploy.check import Opened, Runner
@@ -73,11 +75,12 @@ def _c(path: Path) -> Opened:
     from mpsearch.export.c.program import Program, arena_bytes, build, read_metadata
 
     metadata = read_metadata(path)
-    place = TemporaryDirectory(prefix="mpsearch-c-")
-    program, said = build(path, Path(place.name))
+    place = mkdtemp(prefix="mpsearch-c-")
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    program, said = build(path, Path(place))
 
     def pair(model: FinishedModel, threads: int) -> tuple[Runner, Runner | None]:
-        return Program(program, model.plan(), place), None
+        return Program(program, model.plan()), None
 
     return Opened(metadata, "C99", {"real_outputs": False}, pair, None, None, {"arena_bytes": arena_bytes(path)}, said)
 

@@ -21,7 +21,7 @@ from recon.graph.samples import Samples
 from recon.likelihood.likelihood import Likelihood
 from recon.quantizers.coded import code_bits
 from recon.quantizers.quantized import plainly_rounded, quantized
-from recon.reconstruct import reconstruct
+from recon.reconstruct import Prepared, reconstruct
 from recon.settings import Settings
 
 
@@ -66,10 +66,12 @@ def finish(
     judge: Judge,
     on_block: Callable[[BlockReport], None],
     coded_bytes: Mapping[str, float],
+    prepared: Prepared,
 ) -> Finished:
     """Reconstructs `network` at `config`, writes it to `path`, and measures what the written file computes.
 
-    Entropy-coded layers together take no more than their `coded_bytes`, where these are known.
+    Entropy-coded layers together take no more than their `coded_bytes`, where these are known. `prepared` is the
+    network for these samples and bits of inputs.
     """
     started = time.perf_counter()
     result = reconstruct(
@@ -80,6 +82,7 @@ def finish(
         likelihood=likelihood,
         progress=progress,
         coded_bytes=coded_bytes,
+        prepared=prepared,
         on_block=on_block,
     )
     size = save_packed(path, network, reference, result.layers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from mpsearch.tasks.figure import read_figures
 from recon.likelihood.likelihood import Likelihood
 
 CACHE = "sensitivity.safetensors"
+BETWEEN_SECONDS = 0.5  # in which a search has written both of its files
 SEARCH = "search again: mpsearch search RUN"
 FORMAT = 2  # of run folders: 1 knew top-1 accuracy alone
 SEARCHED, GIVEN_BITS = "config.toml", "reconstruct.toml"  # the options of a run, and of `reconstruct`
@@ -209,12 +211,27 @@ def read_costs(folder: RunFolder) -> tuple[CostTable, dict[str, tuple[Precision,
 def read_problem(folder: RunFolder) -> BitProblem:
     """The problem that the folder's front answers. Raises InputError where the cache has been measured anew since."""
     front, (costs, allowed) = read_front(folder), read_costs(folder)
+    if not _same_search(front, costs):  # perhaps a search is just writing them
+        time.sleep(BETWEEN_SECONDS)
+        front, (costs, allowed) = read_front(folder), read_costs(folder)
+        if not _same_search(front, costs):
+            raise InputError(f"{folder.path}: front.json and costs.json are of different searches; {SEARCH}")
     sensitivity = read_sensitivity(folder)
     if sensitivity.fingerprint != front.fingerprint:
         raise InputError(
             f"{folder.path}: the front is of an older sensitivity cache; run `mpsearch search {folder.path}`"
         )
     return build_problem(read_layers(folder), costs, sensitivity, allowed, dict(front.budgets), front.names)
+
+
+def _same_search(front: ParetoFront, costs: CostTable) -> bool:
+    """Whether the first point has the size that the costs give it."""
+    config = front.config(0)
+    if "size_bytes" not in front.names or not set(config.precisions) <= set(costs.precisions):
+        return "size_bytes" not in front.names
+    at = [costs.precisions.index(precision) for precision in config.precisions]
+    size = costs.fixed_bytes + int(costs.weight_bytes[range(len(at)), at].sum())
+    return bool(abs(size - front.objectives[0, front.names.index("size_bytes")]) < 1)
 
 
 def read_sensitivity(folder: RunFolder) -> SensitivityTable:

@@ -12,7 +12,7 @@ import queue
 import signal
 import threading
 import time
-from collections import Counter
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -127,7 +127,9 @@ def _with_shared(call: Call, arguments: tuple[Any, ...]) -> Any:
 
 def _dask(engine: Engine, call: Call, shared: bytes, tasks: Mapping[str, tuple[Any, ...]]) -> Iterator[tuple[str, Any]]:
     distributed = _required("distributed", "dask")
-    _required("dask.config", "dask").set({"distributed.scheduler.allowed-failures": AGAIN})
+    _required("dask.config", "dask").set(
+        {"distributed.scheduler.allowed-failures": AGAIN, "distributed.scheduler.worker-saturation": 1.0}
+    )
     with ExitStack() as end:
         if engine.scheduler is None:
             here = {"n_workers": engine.workers, "threads_per_worker": 1, "dashboard_address": None}
@@ -138,23 +140,17 @@ def _dask(engine: Engine, call: Call, shared: bytes, tasks: Mapping[str, tuple[A
                 client = end.enter_context(distributed.Client(engine.scheduler, timeout=10))
             except (OSError, ValueError) as error:
                 raise _unreachable(engine, error) from None
-        waiting, cancelled = dict(tasks), Counter[str]()
-        while waiting:  # once, unless all machines are lost that hold what is shared: it is sent again then
-            sent = client.scatter(shared, broadcast=True, hash=False)
-            futures = {client.submit(call, sent, *rest, pure=False): name for name, rest in waiting.items()}
-            for future in distributed.as_completed(futures):
-                name = futures[future]
-                try:
-                    failure = future.exception()
-                    killed = isinstance(failure, distributed.scheduler.KilledWorker)
-                    result: Any = Lost(f"its worker {failure.last_worker.address} died") if killed else future.result()
-                except distributed.client.FutureCancelledError:
-                    cancelled[name] += 1
-                    if cancelled[name] <= AGAIN:
-                        continue
-                    result = Lost("all machines that could make it were lost")
-                del waiting[name]
-                yield name, result
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it says that what all calls share is large
+            # Made by a task of its own, and not scattered: where all machines that hold it are lost, it is made again.
+            sent = client.submit(bytes, shared, pure=False)
+        futures = {client.submit(call, sent, *rest, pure=False): name for name, rest in tasks.items()}
+        for future in distributed.as_completed(futures):
+            failure = future.exception()
+            if isinstance(failure, distributed.scheduler.KilledWorker):
+                yield futures[future], Lost(f"its worker {failure.last_worker.address} died")
+            else:
+                yield futures[future], future.result()
 
 
 def _ray(engine: Engine, call: Call, shared: bytes, tasks: Mapping[str, tuple[Any, ...]]) -> Iterator[tuple[str, Any]]:

@@ -49,6 +49,7 @@ def finalize_step(loaded: Loaded, config: BitConfig, name: str, coded_bytes: Map
             judge,
             watch.block,
             coded_bytes,
+            loaded.prepared(config),
         )
     data = {"key": key, "task": loaded.options.task, **finished.to_json()}
     folder.write_json(f"chosen/{name}.json", data)

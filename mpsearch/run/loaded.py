@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from hwmodel import InputError
+from hwmodel import BitConfig, InputError
 from mpsearch.files.folder import RunFolder
 from mpsearch.finish.evaluate import Judge
 from mpsearch.finish.examples import example_outputs, is_random, require_finite
@@ -34,6 +34,8 @@ from recon.compute.arithmetic import keep_freed_memory
 from recon.graph.network import Network, capture
 from recon.graph.samples import Samples
 from recon.likelihood.likelihood import Likelihood
+from recon.quantizers.quantized import input_bits
+from recon.reconstruct import Prepared, prepare
 from recon.settings import Settings
 
 EXAMPLE = 3  # samples that a network is captured with
@@ -124,6 +126,7 @@ class Loaded:
     given: Given | None = None
     settings: Settings = field(init=False)
     place: torch.device = field(init=False)
+    _prepared: tuple[dict[str, int], Prepared] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         options = self.options
@@ -251,6 +254,15 @@ class Loaded:
                 "same, and figures are those of single draws; is there a dropout that is always on?"
             )
         return found
+
+    def prepared(self, config: BitConfig) -> Prepared:
+        """The network prepared for reconstruction at the bits of inputs of `config`; the last one is kept, so that
+        points of a front share it."""
+        inputs = input_bits(config)
+        if self._prepared is None or self._prepared[0] != inputs:
+            made = prepare(self.network, self.calibration, config, self.settings, self.likelihood)
+            self._prepared = inputs, made
+        return self._prepared[1]
 
     @cached_property
     def judge(self) -> Judge:

@@ -25,7 +25,7 @@ from recon.quantizers.nearest import nearest
 from recon.quantizers.quantized import plainly_rounded, quantized
 from recon.quantizers.rounding import AdaRound, StraightThrough
 from recon.quantizers.weights import QuantizedWeight, decode, encode, search_grid
-from recon.reconstruct import CLASSIFIER, reconstruct
+from recon.reconstruct import CLASSIFIER, prepare, reconstruct
 from recon.settings import Settings
 
 
@@ -281,3 +281,17 @@ def test_bad_settings_and_too_few_images_are_refused(images: Tensor) -> None:
         net.layer(net.table.names[0]).bias.fill_(1e6)  # type: ignore[union-attr]
     with pytest.raises(InputError, match="half precision"):
         plainly_rounded(net, [images], at(net, 4))
+
+
+def test_configurations_share_what_they_begin_with() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 10), nn.ReLU(), nn.Linear(10, 4))
+    net, x, settings = of_images(model, (12,)), torch.randn(64, 12), Settings(steps=10)
+    configs = [BitConfig.uniform(net.table.names, Precision(bits)) for bits in (3, 2, 3)]
+    ready = prepare(net, x, configs[0], settings)
+    alone, *_ = [reconstruct(net, x, config, settings).layers for config in configs[:2]]
+    *_, shared = [reconstruct(net, x, config, settings, prepared=ready).layers for config in configs]
+    for name in net.table.names:  # the third finds everything as the first did
+        assert torch.equal(alone.weights[name].codes, shared.weights[name].codes)
+        assert torch.equal(alone.weights[name].grid.scale, shared.weights[name].grid.scale)
+        assert torch.equal(alone.biases[name], shared.biases[name])

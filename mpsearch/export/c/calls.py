@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from hwmodel.errors import InputError
 from mpsearch.export.c.arena import bytes_of
 from mpsearch.export.plan.arithmetic import mean_multiplier, multiplier, multipliers
-from mpsearch.export.plan.golden import ADD_SHIFT, function_table
+from mpsearch.export.plan.golden import ADD_SHIFT, average_factor, function_table
 from mpsearch.export.plan.records import Grid, Op, Plan, Tensor
 from mpsearch.export.plan.weights import is_halved
 
@@ -208,8 +208,12 @@ def _pool(calls: Calls, op: Op, name: str) -> None:
     pairs += [_pair(before, 0), _pair(settings["dilation"], 1)]
     numbers = [c, h, w, oh, ow, *(n for pair in pairs for n in pair)]
     calls.constants.append(f"static const mps_window {name} = {{{', '.join(map(str, numbers))}}};\n")
-    kernel = "mps_max_pool" if op.kind == "maxpool" else "mps_average_pool"
-    calls.statements.append(f"{kernel}(&{name}, {calls.at(op.inputs[0])}, {calls.at(op.output)}, {_ends(target)});")
+    read = f"&{name}, {calls.at(op.inputs[0])}, {calls.at(op.output)}"
+    if op.kind == "maxpool":
+        calls.statements.append(f"mps_max_pool({read}, {_ends(target)});")
+        return
+    factor = _factor(average_factor(math.prod(settings["kernel"]), grid_of(source), grid_of(target)))
+    calls.statements.append(f"mps_average_pool({read}, {_zeros(calls, op)}, {factor}, {_ends(target)});")
 
 
 def _table(calls: Calls, op: Op, name: str) -> None:

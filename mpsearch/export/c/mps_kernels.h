@@ -129,16 +129,16 @@ static inline void mps_max_pool(const mps_window *p, const int8_t *x, int8_t *y,
       }
 }
 
-static inline void mps_average_pool(const mps_window *p, const int8_t *x, int8_t *y, int low, int high) {
-  const int32_t count = p->kh * p->kw;
+static inline void mps_average_pool(const mps_window *p, const int8_t *x, int8_t *y, int zx, int zy, mps_factor f,
+                                    int low, int high) {
   for (int32_t c = 0; c < p->c; c++, x += (size_t)p->h * (size_t)p->w)
     for (int32_t i = 0; i < p->oh; i++)
       for (int32_t j = 0; j < p->ow; j++) {
         int32_t sum = 0;
         for (int32_t a = 0; a < p->kh; a++)
           for (int32_t b = 0; b < p->kw; b++)
-            sum += x[(size_t)(i * p->stride_h + a) * (size_t)p->w + (size_t)(j * p->stride_w + b)];
-        *y++ = mps_clamp(sum > 0 ? (sum + count / 2) / count : (sum - count / 2) / count, low, high);
+            sum += x[(size_t)(i * p->stride_h + a) * (size_t)p->w + (size_t)(j * p->stride_w + b)] - zx;
+        *y++ = mps_clamp(mps_multiply(sum, f.multiplier, f.shift) + zy, low, high);
       }
 }
 

@@ -53,10 +53,10 @@ def arena_bytes(folder: Path) -> int:
 
 
 class Program:
-    """The program of a plan; `place`, if given, is the temporary folder that it lies in."""
+    """The program of a plan."""
 
-    def __init__(self, path: Path, plan: Plan, place: object = None) -> None:
-        self.path, self.plan, self.place = path, plan, place
+    def __init__(self, path: Path, plan: Plan) -> None:
+        self.path, self.plan = path, plan
 
     def run(self, leaves: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         """The outputs as real numbers for the tensors (N, …) of a call."""

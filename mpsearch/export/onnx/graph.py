@@ -15,8 +15,10 @@ class Graph:
     """Nodes in order and initialisers of an ONNX graph that is being written.
 
     `names` are the graph's names of the plan's tensors, as readers find them: real numbers, behind DequantizeLinear
-    where there is a grid.
+    where there is a grid. `integers` says that what can be integer arithmetic is to be so.
     """
+
+    integers = True
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan

@@ -81,7 +81,7 @@ def _nearest(graph: Graph, op: Op, read: list[str]) -> str:
 
 def _table(graph: Graph, op: Op, read: list[str]) -> str:
     """SiLU of integers is a sigmoid that is a table, and a product; other functions are computed on real numbers."""
-    if graph.plan.is_integer(op) and op.settings["target"].overloadpacket is aten.silu:
+    if graph.integers and graph.plan.is_integer(op) and op.settings["target"].overloadpacket is aten.silu:
         gate = graph.node("Sigmoid", read, f"{op.output}.sigmoid")
         return graph.node("Mul", [read[0], graph.on_grid(gate, _SIGMOID, f"{op.output}.gate")], op.output)
     return translate(graph, op)

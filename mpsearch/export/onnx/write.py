@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from mpsearch.export.onnx.graph import Graph
 from mpsearch.export.onnx.layers import layer
 from mpsearch.export.onnx.operations import operation
 from mpsearch.export.onnx.packed import DOMAIN, PackedForm, functions
-from mpsearch.export.plan.records import LAYERS, Plan, Tensor
+from mpsearch.export.plan.records import LAYERS, SAME_GRID, Plan, Tensor
 
 OPSET, IR_VERSION = 21, 10
 OPSET_UINT2, IR_UINT2 = 25, 13
@@ -36,15 +36,30 @@ def write_onnx(plan: Plan, metadata: Mapping[str, str], dtypes: tuple[np.dtype[A
     return as_model(graph, metadata, dtypes, opset, version)
 
 
-def write_graph(plan: Plan, form: Form) -> Graph:
-    """The nodes of a plan, weights in the given form."""
-    graph = Graph(plan)
+def write_graph(plan: Plan, form: Form, graph: Graph | None = None) -> Graph:
+    """The nodes of a plan, weights in the given form, added to a graph where one is given."""
+    graph = graph or Graph(plan)
     for name in plan.inputs:
         graph.names[name] = _finished(graph, plan.tensors[name], name)
+    moved = _moved_only(plan)
     for op in plan.ops:
         result = layer(graph, op, form) if op.kind in LAYERS else operation(graph, op)
-        graph.names[op.output] = _finished(graph, plan.tensors[op.output], result)
+        graph.names[op.output] = result if op.output in moved else _finished(graph, plan.tensors[op.output], result)
     return graph
+
+
+def _moved_only(plan: Plan) -> set[str]:
+    """Tensors on the grid of what they were moved from, which are rounded to another grid and not read otherwise.
+
+    They need no rounding of their own, and onnxruntime makes float layers of what reads two pairs of Q and DQ in a row.
+    """
+    readers = plan.readers()
+    kinds = {op.output: op.kind for op in plan.ops}
+    return {
+        name
+        for name, found in readers.items()
+        if [op.kind for op in found] == ["rescale"] and kinds.get(name) in SAME_GRID and name not in plan.outputs
+    }
 
 
 def _finished(graph: Graph, tensor: Tensor, value: str) -> str:
@@ -66,17 +81,20 @@ def as_model(
     opset: int,
     version: int,
     short: bool = False,
+    batch: str | int = "N",
+    domains: Sequence[tuple[str, int]] = (),
 ) -> Any:
     """The ModelProto of a graph: outputs under the names of the network's, nodes that nothing reads left out.
 
-    Where `short`, what is neither input nor output is called as briefly as can be.
+    Where `short`, what is neither input nor output is called as briefly as can be. `batch` is how many samples there
+    are, `domains` where operations are from beside ONNX itself.
     """
     from onnx import helper
 
     plan = graph.plan
     kinds = [helper.np_dtype_to_tensor_dtype(dtype) for dtype in dtypes]
     inputs = [
-        helper.make_tensor_value_info(name, kind, _shape(plan.tensors[name]))
+        helper.make_tensor_value_info(name, kind, _shape(plan.tensors[name], batch))
         for name, kind in zip(plan.inputs, kinds, strict=True)
     ]
     outputs = []
@@ -84,7 +102,7 @@ def as_model(
         shown = graph.node("Identity", [graph.names[name]], path or "output")
         outputs.append(
             helper.make_tensor_value_info(
-                shown, helper.np_dtype_to_tensor_dtype(np.dtype(np.float32)), _shape(plan.tensors[name])
+                shown, helper.np_dtype_to_tensor_dtype(np.dtype(np.float32)), _shape(plan.tensors[name], batch)
             )
         )
     _drop_unread(graph, {output.name for output in outputs})
@@ -94,6 +112,7 @@ def as_model(
         _shorten(graph.nodes, initializers, {value.name for value in (*inputs, *outputs)})
     defined = functions(graph, opset)
     imports = [helper.make_opsetid("", opset), *([helper.make_opsetid(DOMAIN, 1)] if defined else [])]
+    imports += [helper.make_opsetid(*domain) for domain in domains]
     made = helper.make_graph(graph.nodes, "network", inputs, outputs, initializers)
     model = helper.make_model(
         made, functions=defined, opset_imports=imports, ir_version=version, producer_name=PRODUCER
@@ -102,8 +121,10 @@ def as_model(
     return model
 
 
-def _shape(tensor: Tensor) -> list[str | int]:
-    return ["N" if size == -1 else f"{-size}N" if size < 0 else size for size in tensor.shape]
+def _shape(tensor: Tensor, batch: str | int) -> list[str | int]:
+    if isinstance(batch, int):
+        return [-size * batch if size < 0 else size for size in tensor.shape]
+    return [batch if size == -1 else f"{-size}{batch}" if size < 0 else size for size in tensor.shape]
 
 
 def _drop_unread(graph: Graph, live: set[str]) -> None:

@@ -58,6 +58,19 @@ def build_plan(
     return plan
 
 
+def simulated_plan(network: Network, layers: QuantizedLayers) -> Plan:
+    """The plan of `network` as it is simulated: real arithmetic, tensors rounded where a layer asks for it alone."""
+    found = draft(quantized(network, layers))
+    tensors = {name: _tensor(name, value) for name, value in found.values.items()}
+    weights = {
+        op.output: layer_weight(layers.weights[op.name], layers.biases[op.name], None)
+        for op in found.ops
+        if op.kind in LAYERS
+    }
+    ops = tuple(_with_weight(op, weights) for op in found.ops)
+    return Plan(ops, tensors, tuple(found.inputs), tuple(found.outputs), network.names, found.constants, ())
+
+
 def float_plan(network: Network) -> Plan:
     """The plan of a float network: what a low-bit one is compared with in the same runtime."""
     found = draft(network)
@@ -87,7 +100,7 @@ def _tensor(name: str, value: Value) -> PlanTensor:
         low = max(low, zero)
         if math.isfinite(value.cap):
             high = min(high, int(np.rint(np.float32(value.cap) * np.float32(1 / scale))) + zero)
-    grid = Grid(scale, zero + LOWEST, low + LOWEST, high + LOWEST)
+    grid = Grid(scale, zero + LOWEST, low + LOWEST, high + LOWEST, bits)
     return PlanTensor(name, shape, grid, value.cap, floating)
 
 

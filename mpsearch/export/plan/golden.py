@@ -138,13 +138,16 @@ def _max_pool(op: Op, tensors: list[Tensor], read: list[Array], target: Tensor) 
     return pooled_maximum(op, torch.from_numpy(read[0].astype(np.float64)), LOWEST).numpy().astype(np.int8)
 
 
-def _average_pool(op: Op, tensors: list[Tensor], read: list[Array], target: Tensor) -> Array:
+def _average_pool(op: Op, tensors: list[Tensor], read: list[Array], target: Tensor) -> Int:
     count = int(np.prod(op.settings["kernel"]))
-    sums = (averaged(op, torch.from_numpy(read[0].astype(np.float64))) * count).round().numpy().astype(np.int64)
-    half = count // 2
-    means = np.where(sums > 0, (sums + half) // count, -((half - sums) // count))  # half away from zero
-    clipped: Array = np.clip(means, LOWEST, HIGHEST).astype(np.int8)
-    return clipped
+    means = averaged(op, torch.from_numpy(_centred(tensors[0], read[0]).astype(np.float64)))
+    sums = (means * count).round().numpy().astype(np.int64)
+    return multiply(sums, *multiplier(average_factor(count, _grid(tensors[0]), _grid(target))))
+
+
+def average_factor(count: int, source: Grid, target: Grid) -> float:
+    """What a sum over a window is multiplied by: that of a depthwise convolution with weights of 1 / count."""
+    return float(np.float32(source.scale)) * float(np.float32(1 / count)) / float(np.float32(target.scale))
 
 
 def _table(op: Op, tensors: list[Tensor], read: list[Array], target: Tensor) -> Array:

@@ -32,12 +32,23 @@ def fill_grids(draft: Draft, module: fx.GraphModule, leaves: Sequence[Tensor], r
 
 
 def _backward(draft: Draft) -> None:
+    """Hands grids to what values were moved from. Where a result has only some of the values, all who read the tensor
+    must agree: the others' values may lie beyond its grid."""
+    readers: dict[str, list[Op]] = {}
+    for op in draft.ops:
+        for name in op.inputs:
+            readers.setdefault(name, []).append(op)
     for op in reversed(draft.ops):
         result = draft.values[op.output]
         if op.kind not in (*SAME_GRID, "concat") or result.grid is None:
             continue
         for name in op.inputs:
-            if draft.values[name].grid is None:
+            others = [
+                draft.values[other.output].grid for other in readers[name] if other.kind in (*SAME_GRID, "concat")
+            ]
+            alone = len(others) == len(readers[name]) and all(grid == result.grid for grid in others)
+            whole = op.kind not in ("slice", "maxpool")
+            if draft.values[name].grid is None and (whole or alone) and name not in draft.outputs:
                 draft.values[name].grid = result.grid
 
 

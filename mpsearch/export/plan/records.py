@@ -25,17 +25,18 @@ Kind = Literal[
 ]  # fmt: skip
 LAYERS: frozenset[Kind] = frozenset({"conv", "transposed", "linear", "embedding"})
 VIEWS: frozenset[Kind] = frozenset({"reshape", "permute", "slice", "nearest"})  # move values, and change none
-SAME_GRID: frozenset[Kind] = VIEWS | {"maxpool", "avgpool"}  # integer form: the result on the grid of what is read
+SAME_GRID: frozenset[Kind] = VIEWS | {"maxpool"}  # integer form: the result on the grid of what is read
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """`scale · (q − zero)` for int8 q; its writer clamps q to `low` and `high`: ReLU, fewer bits."""
+    """`scale · (q − zero)` for int8 q; its writer clamps q to `low` and `high`: ReLU, fewer `bits`."""
 
     scale: float
     zero: int
     low: int = LOWEST
     high: int = HIGHEST
+    bits: int = 8
 
     @property
     def whole(self) -> bool:

@@ -107,11 +107,28 @@ def _pool(writer: Writer, op: Op, target: int) -> None:
         raise InputError(f"--format tflite pools maps of two dimensions without gaps; {op.name} is another kind")
     if any(map(any, settings["pads"])):
         source = padded(writer, op, source, "PADV2")
-    kind = "MAX_POOL_2D" if op.kind == "maxpool" else "AVERAGE_POOL_2D"
     values = {"padding": writer.model.schema.Padding.VALID}
     values |= {"strideH": settings["stride"][0], "strideW": settings["stride"][1]}
     values |= {"filterHeight": settings["kernel"][0], "filterWidth": settings["kernel"][1]}
-    writer.model.operator(kind, 2, [source], target, "Pool2DOptions", **values)
+    writer.model.operator("MAX_POOL_2D", 2, [source], target, "Pool2DOptions", **values)
+
+
+def _average_pool(writer: Writer, op: Op, target: int) -> None:
+    """A depthwise convolution with weights of 1 / count: TFLite's average has one grid for what it reads and writes."""
+    if len(op.settings["kernel"]) != 2:
+        raise InputError(f"--format tflite pools maps of two dimensions; {op.name} is another kind")
+    channels, kernel = writer.shape(op.inputs[0])[-1], op.settings["kernel"]
+    share = np.full(channels, 1 / (kernel[0] * kernel[1]), np.float32)
+    shape = (1, *kernel, channels)
+    ones = writer.model.weights(f"{op.output}.ones", shape, "INT8", np.ones(shape, np.int8).tobytes(), share, 3)
+    steps = np.float32(writer.grid(op.inputs[0]).scale) * share
+    nothing = np.zeros(channels, np.int32).tobytes()
+    bias = writer.model.weights(f"{op.output}.nothing", (channels,), "INT32", nothing, steps, 0)
+    values = {"padding": writer.model.schema.Padding.VALID, "depthMultiplier": 1}
+    values |= {"strideH": op.settings["stride"][0], "strideW": op.settings["stride"][1]}
+    values |= {"dilationHFactor": 1, "dilationWFactor": 1}
+    inputs = [writer.result(op.inputs[0]), ones, bias]
+    writer.model.operator("DEPTHWISE_CONV_2D", 3, inputs, target, "DepthwiseConv2DOptions", **values)
 
 
 def _table(writer: Writer, op: Op, target: int) -> None:
@@ -181,7 +198,7 @@ _WRITERS: dict[str, Callable[[Writer, Op, int], None]] = {
     "rescale": _rescale,
     "mean": _mean,
     "maxpool": _pool,
-    "avgpool": _pool,
+    "avgpool": _average_pool,
     "table": _table,
     "reshape": _reshape,
     "permute": _permute,

@@ -78,7 +78,24 @@ class Shuffled(nn.Module):
         return self.two(F.avg_pool2d(x, 2))
 
 
+class Split(nn.Module):
+    """A narrow half is read by a layer and the wide one by another; a map with a wide range is averaged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one, self.two = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.head = nn.Linear(32, 4)
+        with torch.no_grad():
+            self.stem.weight[4:] *= 10
+
+    def forward(self, x: Tensor) -> Tensor:
+        narrow, wide = self.stem(x).split(4, 1)
+        x = torch.cat((self.one(narrow), F.relu(self.two(wide))), 1)
+        return self.head(F.adaptive_avg_pool2d(x, 2).flatten(1))
+
+
 NETS = {
+    "split": (Split, (3, 12, 12)),
     "residual": (Residual, (3, 16, 16)),
     "neck": (Neck, (3, 16, 16)),
     "excited": (Excited, (3, 12, 12)),

@@ -80,8 +80,13 @@ def test_every_integer_operation_is_within_a_step_of_real_numbers(name: str, pre
         else:
             exact = compute(op, read, plan)
         expected = np.clip(exact.numpy() / target.grid.scale + target.grid.zero, target.grid.low, target.grid.high)
+        allowed = 1.6 if op.kind == "concat" else 1.02
+        if op.weight is not None:  # half a step of the bias, which is coarser than the result where bits are few
+            source = plan.tensors[op.inputs[0]].grid
+            assert source is not None
+            allowed += 0.5 * float(op.weight.scale.max()) * source.scale / target.grid.scale
         off = np.abs(values[op.output] - expected).max()
-        assert off <= (1.6 if op.kind == "concat" else 1.02), (op.kind, op.name, off)
+        assert off <= allowed, (op.kind, op.name, off)
 
 
 @pytest.mark.parametrize("name", NETS)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from captured import moments_of
+from captured import moments_of, of_images
 from torch import nn
 
-from hwmodel import Precision
+from hwmodel import BitConfig, Precision
 from recon.fit.start import second_order_rounding
 from recon.quantizers import weights
 from recon.quantizers.nearest import nearest
+from recon.quantizers.quantized import QuantizedLayers, plainly_rounded, quantized
 from recon.quantizers.weights import decode, search_grid
+from recon.reconstruct import reconstruct
+from recon.settings import Settings
 from recon.statistics import moments
 from recon.statistics.moments import BLOCK, WIDE, blocks_of
 
@@ -84,3 +87,24 @@ def test_a_grid_is_searched_by_parts(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.undo()
         assert torch.equal(whole.scale, parts.scale)
         assert torch.equal(whole.zero_point, parts.zero_point)
+
+
+@pytest.mark.parametrize("precision", [Precision(3), Precision(8, rate=3.0)])
+def test_a_network_with_a_wide_layer_is_finished(precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(192, 192), nn.ReLU(), nn.Linear(192, 10))
+    net, x, fresh = of_images(model, (192,)), inputs(128, 1), inputs(2000, 3)
+    config = BitConfig.uniform(net.table.names, precision)
+
+    def divergence(layers: QuantizedLayers) -> float:
+        with torch.no_grad():
+            p, q = (made.model(fresh).log_softmax(1) for made in (net, quantized(net, layers)))
+        return float((p.exp() * (p - q)).sum(1).mean())
+
+    def finished() -> float:
+        return divergence(reconstruct(net, x, config, Settings(steps=10)).layers)
+
+    whole, plain = finished(), divergence(plainly_rounded(net, (x,), config))
+    monkeypatch.setattr(moments, "WIDE", 100)
+    monkeypatch.setattr(moments, "BLOCK", 48)
+    assert finished() < min(1.5 * whole, plain)

@@ -1,0 +1,37 @@
+"""Every command of docs/deploy.md runs as it stands, on a small network in the place of MobileNetV2."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from commandline import Command
+
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "deploy.md"
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_run(
+    tiny: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("onnxruntime", "ai_edge_litert"):
+        pytest.importorskip(module, reason="the extras onnx and tflite are not installed")
+    monkeypatch.chdir(tmp_path)
+    small = f"--model {tiny / 'net.py'}:net --data {tiny / 'data'} --steps 2 --generations 5 --samples 48"
+    lines = re.findall(r"^    ((?:mpsearch|make) .*?)(?: +#.*)?$", PAGE.read_text("utf-8"), re.MULTILINE)
+    assert len(lines) == 13
+    for line in lines:
+        program, *arguments = shlex.split(
+            line.replace("--model mobilenetv2 --size-budget 1.5MB", f"{small} --size-budget 9kB")
+        )
+        if program == "mpsearch":
+            done = command(*arguments)
+            assert done.code == 0, (line, done.err)
+        elif shutil.which("cc") and shutil.which("make"):
+            assert subprocess.run([program, *arguments], capture_output=True).returncode == 0, line
+    for name in ("model.onnx", "packed.onnx", "model.tflite", "c/selftest", "model.pt2", "qonnx.onnx", "aimet.onnx"):
+        assert (tmp_path / name).exists() or not shutil.which("cc")

@@ -1,0 +1,36 @@
+"""The tables of docs/coding.md and docs/performance.md are those that were measured."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs"
+
+
+def test_coding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    bench = importlib.import_module("bench_coding")
+    text, results = (
+        (DOCS / "coding.md").read_text("utf-8"),
+        json.loads((RESULTS / "bench_coding.json").read_text("utf-8")),
+    )
+    assert bench.page(text, results) == text
+    by_rate = {row["asked"]: row for row in results["layer"] if row["coding"] == "entropy"}
+    fixed = {row["asked"]: row for row in results["layer"] if row["coding"] == "fixed"}
+    for bits, share in ((3, 0.61), (4, 0.49)):  # what the page's first words say of normal weights
+        assert by_rate[bits]["normal_error"] < share * fixed[bits]["normal_error"]
+        assert by_rate[bits]["layer_bits"] <= bits
+    for row in results["networks"]:
+        assert row["size_bytes"] <= row["predicted_bytes"] < 1.01 * row["size_bytes"]
+
+
+def test_performance(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    bench = importlib.import_module("bench_scores")
+    results = json.loads((RESULTS / "bench_scores.json").read_text("utf-8"))
+    assert bench.table(results["rows"]) in (DOCS / "performance.md").read_text("utf-8")
