@@ -29,6 +29,7 @@ from recon.graph.passes import drop_checks, drop_identities, products_as_linear,
 from recon.graph.refusal import first_line, quiet_export, why_not
 from recon.graph.samples import Call, Samples, path_name
 
+_BOTH = "compute both ways and choose with torch.where"
 _QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torchao.quantization")
 
 
@@ -62,6 +63,8 @@ def export_graph(model: nn.Module, example: Samples, name: str) -> Captured:
     args, kwargs = example.call
     program = _export(model, (args, kwargs), name)
     signature = program.graph_signature
+    if any(node.op == "get_attr" for node in program.graph.nodes):  # of graphs inside the graph
+        raise InputError(f"{name} decides by values what it computes (torch.cond or a loop): {_BOTH}")
     module = _with_parameters(program)
     mutated = [spec.kind != OutputKind.USER_OUTPUT for spec in signature.output_specs]
     (output,) = (node for node in module.graph.nodes if node.op == "output")
@@ -71,8 +74,9 @@ def export_graph(model: nn.Module, example: Samples, name: str) -> Captured:
     read = [str(node.target) for node in module.graph.nodes if node.op == "get_attr"]
     used = frozenset(path for target in read for path in shared.get(target, (target,)))
     note_samples(module.graph)
-    for tidy in (drop_checks, drop_identities, without_backward, views_of_any_layout, products_as_linear):
+    for tidy in (drop_checks, drop_identities, views_of_any_layout, products_as_linear):
         tidy(module)
+    without_backward(module, example.leaves)
     layers_as_modules(module, shared)
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
@@ -104,9 +108,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
 
     Raises InputError for lazy, scripted or meta models, and where the model cannot be copied.
     """
-    while isinstance(model, nn.DataParallel) or hasattr(model, "_orig_mod"):
-        inner: Any = model.module if isinstance(model, nn.DataParallel) else model._orig_mod
-        model = inner
+    model = _unwrapped(model)
     kind = type(model).__name__
     if isinstance(model, torch.jit.ScriptModule):
         raise InputError(f"{kind} is a scripted model, which cannot be exported: give the nn.Module it was made from")
@@ -121,15 +123,31 @@ def plain_copy(model: nn.Module) -> nn.Module:
     for key, module in model.named_modules():
         if type(module).__module__.startswith(_QUANTIZED):
             raise InputError(f"{key or kind} is quantized already: give the float model")
+        if isinstance(module, torch.jit.ScriptModule):
+            raise InputError(
+                f"{key} is a scripted model, which cannot be exported: give the nn.Module it was made from"
+            )
     try:
         model = copy.deepcopy(model, _computed_tensors(model))
     except Exception as error:  # a model may hold anything: locks, files, tensors of a graph
         raise InputError(f"{kind} cannot be copied ({first_line(error)}); give a model without open handles") from error
     with contextlib.suppress(NotImplementedError):  # an exported module is in the mode that it was exported in
         model = model.eval()
+    for module in list(model.modules()):
+        module._compiled_call_impl = None  # of `module.compile()`
+        for key, child in module.named_children():
+            setattr(module, key, _unwrapped(child))
     if isinstance(model, fx.GraphModule):
         _without_guards(model)
     return model.float().requires_grad_(False)
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """What DataParallel or torch.compile have wrapped."""
+    while isinstance(model, nn.DataParallel) or hasattr(model, "_orig_mod"):
+        inner: Any = model.module if isinstance(model, nn.DataParallel) else model._orig_mod
+        model = inner
+    return model
 
 
 def _without_guards(model: fx.GraphModule) -> None:

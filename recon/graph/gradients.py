@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
-from recon.graph.nodes import aten, packet_of
+from recon.graph.nodes import aten, constant_nodes, packet_of
 from recon.graph.units import is_layer
 
 _STEPS = (aten.round, aten.floor, aten.ceil, aten.trunc, aten.sign, aten.sgn, aten.heaviside, aten.floor_divide)
-_OURS = ("aten", "prims", "prim", "_operator", "math")
-_KEYS = ("Autograd", "AutogradCPU", "AutogradCUDA", "CompositeImplicitAutograd")
 
 
 def apart(operation: Any, *args: Any, **kwargs: Any) -> Any:
@@ -22,22 +22,51 @@ def apart(operation: Any, *args: Any, **kwargs: Any) -> Any:
         return tree_map(lambda z: z.detach() if isinstance(z, Tensor) else z, operation(*args, **kwargs))
 
 
-def without_backward(module: fx.GraphModule) -> None:
-    """Operations of libraries that cannot be differentiated are called by `apart`."""
+def without_backward(module: fx.GraphModule, leaves: Sequence[Tensor]) -> None:
+    """Operations that raise where a gradient is asked of them are called by `apart`: found by asking, once each, on
+    samples, whose tensors are (N, …)."""
+    found = _Trial(module)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found.run(*leaves)
     for node in module.graph.nodes:
-        if node.op == "call_function" and not _differentiable(node.target):
+        if node.op == "call_function" and not found.differentiable.get(node.target, True):
             node.args = (node.target, *node.args)
             node.target = apart
 
 
-def _differentiable(target: Any) -> bool:
-    if not isinstance(target, torch._ops.OpOverload) or target.namespace in _OURS:
-        return True
-    name = str(target.name())  # type: ignore[no-untyped-call]
-    custom = torch._library.custom_ops.OPDEFS.get(name.partition(".")[0])
-    if custom is not None:
-        return custom._backward_fn is not None
-    return any(torch._C._dispatch_has_kernel_for_dispatch_key(name, key) for key in _KEYS)
+class _Trial(fx.Interpreter):
+    """Runs a graph, and a backward pass of every operation by what of its arguments depends on the samples."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.differentiable: dict[Any, bool] = {}
+        self.constants = constant_nodes(module.graph)
+
+    def run_node(self, n: fx.Node) -> Any:
+        if isinstance(n.target, torch._ops.OpOverload) and n.target not in self.differentiable:
+            fixed = {id(self.env[node]) for node in n.all_input_nodes if node in self.constants}
+            self.differentiable[n.target] = _has_backward(n.target, *self.fetch_args_kwargs_from_env(n), fixed)
+        with torch.no_grad():
+            return super().run_node(n)
+
+
+def _has_backward(target: Any, args: Any, kwargs: Any, fixed: set[int]) -> bool:
+    def probed(z: Any) -> Any:
+        real = isinstance(z, Tensor) and (z.is_floating_point() or z.is_complex())
+        return z.detach().clone().requires_grad_() if real and id(z) not in fixed else z
+
+    args, kwargs = tree_map(probed, (args, kwargs))
+    inputs = [z for z in tree_leaves((args, kwargs)) if isinstance(z, Tensor) and z.requires_grad]
+    try:
+        with torch.enable_grad():
+            results = [z for z in tree_leaves(target(*args, **kwargs)) if isinstance(z, Tensor) and z.requires_grad]
+            if inputs and results:
+                total = sum(torch.view_as_real(z).sum() if z.is_complex() else z.sum() for z in results)
+                torch.autograd.grad(total, inputs, allow_unused=True)  # type: ignore[arg-type]
+    except (NotImplementedError, RuntimeError):
+        return False
+    return True
 
 
 def without_gradient(module: fx.GraphModule) -> set[str]:

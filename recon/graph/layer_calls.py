@@ -95,6 +95,7 @@ def _add(module: fx.GraphModule, name: str, layer: Layer, read: Container[str]) 
         holder = holder._modules[part]  # type: ignore[assignment]
     old = holder._modules.pop(leaf, None)
     holder._parameters.pop(leaf, None)
+    holder._buffers.pop(leaf, None)  # a tensor that the code holds without registering it
     if old is not None:
         for key, child in old._modules.items():
             layer.add_module(key, child)

@@ -246,6 +246,53 @@ def half_plainly() -> nn.Module:
     return half().float()
 
 
+class Wraps(nn.Module):
+    def __init__(self, wrap: Callable[[nn.Module], Any]) -> None:
+        super().__init__()
+        self.net = wrap(made())
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.net(x)
+        return result
+
+
+def wraps_parallel() -> nn.Module:
+    return Wraps(nn.DataParallel).eval()
+
+
+def wraps_compiled() -> nn.Module:
+    return Wraps(torch.compile).eval()
+
+
+def wraps_scripted() -> nn.Module:
+    return Wraps(torch.jit.script).eval()
+
+
+class Held(Small):
+    """A weight that is a plain attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.k = torch.eye(8)
+
+    def features(self, x: Tensor) -> Tensor:
+        return super().features(x) @ self.k
+
+
+def held_tensor() -> nn.Module:
+    return made(Held)
+
+
+class Conditional(Small):
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = torch.cond(x.sum() > 0, super().forward, lambda x: 2 * self.fc(self.features(x)), (x,))
+        return found
+
+
+def conditional() -> nn.Module:
+    return made(Conditional)
+
+
 class InPlace(Small):
     """Normalises its input in place, as much inference code does."""
 

@@ -27,6 +27,7 @@ ALIKE = {
     "tf_same": "tf_same_plainly", "no_grad_forward": "base", "inference_forward": "base", "frozen_backbone": "base",
     "grad_switched_off": "base", "autocast_inside": "base", "five_dims": "base", "inf_mask": "base", "prints": "base",
     "unused_head": "base", "data_parallel": "base", "compiled": "base", "exported": "base", "exported_program": "base",
+    "wraps_parallel": "base", "wraps_compiled": "base",
     "half": "half_plainly", "inplace_input": "outofplace_input", "lazy": "lazy_run",
 }  # fmt: skip
 
@@ -36,6 +37,8 @@ REFUSED = {
     "branch": ("cannot be exported", "brought.py:"),
     "two_outputs": ("classification expects one tensor", "--task"),
     "locked": ("cannot be copied", "_thread.lock"),
+    "wraps_scripted": ("net is a scripted model",),
+    "conditional": ("decides by values", "torch.where"),
     "scripted": ("scripted model", "give the nn.Module"),
     "meta": ("meta device", "weights"),
     "quantized": ("quantized already", "give the float model"),
@@ -71,6 +74,14 @@ def test_it_is_the_plain_network(name: str, plain: dict[str, tuple[torch.Tensor,
     assert nats > 1e-5
     assert weights == expected_weights
     assert torch.is_grad_enabled()
+
+
+def test_a_weight_that_is_a_plain_attribute_is_a_layer() -> None:
+    truth, nats, weights = figures("held_tensor")
+    expected, expected_nats, expected_weights = figures("base")
+    torch.testing.assert_close(truth, expected, rtol=1e-4, atol=1e-4)
+    assert weights == expected_weights + 64
+    assert nats == pytest.approx(expected_nats, rel=1e-2)  # a matrix of zeros and ones loses nothing
 
 
 @pytest.fixture(scope="module")

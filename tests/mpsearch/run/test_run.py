@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,12 +19,14 @@ from commandline import Command, Result, refused
 from PIL import Image
 
 import mpsearch
-from hwmodel import BitConfig, InputError, LayerTable
+import recon
+from hwmodel import BitConfig, InputError, LayerTable, Precision
 from mpsearch.optimization.build import build_problem
 from mpsearch.optimization.front import ParetoFront
 from mpsearch.sensitivity.cache import load_table
 from mpsearch.sources.split import Normalization
 from recon.fit.checkpoint import Progress
+from recon.quantizers.quantized import plainly_rounded
 
 QUICK = ("--steps", 40, "--population", 40, "--generations", 30)
 BUDGET = 5_200
@@ -81,6 +84,41 @@ def test_the_summary_says_what_is_true(finished: Path, tiny: Path) -> None:
     assert f"{summary['size_bytes']:,} bytes of {BUDGET:,}" in report
     assert "…" not in report  # nothing is cut off
     assert max(map(len, report.splitlines())) <= 110
+
+
+def test_the_tight_end_is_that_of_the_front_and_measured(finished: Path, tiny: Path) -> None:
+    tight = json.loads((finished / "tight.json").read_text())
+    front = ParetoFront.from_json((finished / "front.json").read_text())
+    sensitivity = load_table(finished / "sensitivity.safetensors")
+    costs = [row["cost"] for row in tight["rows"]]
+    assert costs == sorted(costs)
+    assert 0 < len(costs) <= 3
+    for row in tight["rows"]:
+        bits = sensitivity.precisions.index(Precision.parse(row["bits"]))
+        edge = sensitivity.precisions.index(Precision(8))
+        choices = np.full(len(front.layers), bits)
+        choices[[0, -1]] = edge
+        assert row["loss"] == pytest.approx(sensitivity.loss(choices))
+        assert row["cost"] <= BUDGET
+        assert row["point"] == front.best({"size_bytes": row["cost"]})
+        assert [row["point_loss"], row["point_cost"]] == front.objectives[row["point"]].tolist()
+    at = tight["rows"][tight["at"]]
+    assert at["point_loss"] < at["loss"] or tight["at"] == 0
+    space: dict[str, Any] = {}
+    exec(compile((tiny / "net.py").read_text(), "net.py", "exec"), space)
+    archives = [np.load(tiny / "data" / f"{name}.npz") for name in ("calib", "val")]
+    calib, val = (Normalization((0.5,) * 3, (0.25,) * 3)(torch.from_numpy(archive["x"])) for archive in archives)
+    network = recon.capture(space["net"](), calib[:3])
+    width, names = Precision.parse(at["bits"]), network.table.names
+    config = BitConfig(names, tuple(Precision(8) if name in (names[0], names[-1]) else width for name in names))
+    rounded = recon.quantized(network, plainly_rounded(network, (calib,), config)).model
+    with torch.inference_mode():
+        top1 = 100 * float((rounded(val).argmax(1).numpy() == archives[1]["y"]).mean())
+    assert tight["measured"]["plain"]["top1"] == pytest.approx(top1)
+    assert tight["measured"]["float"]["top1"] == 100
+    assert tight["samples"] == len(val)
+    report = (finished / "report.txt").read_text()
+    assert f"everywhere, rounded plainly, keeps top-1 {top1:.2f} % of 100.00 %" in report
 
 
 def test_the_front_is_one(finished: Path) -> None:

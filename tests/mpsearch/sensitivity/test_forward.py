@@ -79,6 +79,7 @@ BLOCKING: dict[str, Callable[[Tensor], Tensor]] = {
     "autograd.Function": Steep.apply,  # type: ignore[dict-item]
     "straight through": straight_through,
     "no backward": lambda x: squashed(x),
+    "half a derivative": lambda x: torch.igamma(x.exp(), x.exp()),
     "comparison": lambda x: (x > 0).float(),
     "index": looked_up,
     "integers": lambda x: (4 * x).int().float() / 4,
