@@ -231,7 +231,7 @@ def _same_search(front: ParetoFront, costs: CostTable) -> bool:
         return "size_bytes" not in front.names
     at = [costs.precisions.index(precision) for precision in config.precisions]
     size = costs.fixed_bytes + int(costs.weight_bytes[range(len(at)), at].sum())
-    return bool(size == front.objectives[0, front.names.index("size_bytes")])
+    return bool(abs(size - front.objectives[0, front.names.index("size_bytes")]) < 1)
 
 
 def read_sensitivity(folder: RunFolder) -> SensitivityTable:

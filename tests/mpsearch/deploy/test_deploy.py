@@ -41,7 +41,7 @@ def export(command: Command, run: Path, form: str, out: Path, *more: object) -> 
     assert str(out) in result.out
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("packed", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_onnx_keeps_what_the_packed_file_computes(run: Path, tmp_path: Path, command: Command, packed: bool) -> None:
     out = tmp_path / "model.onnx"
     export(command, run, "onnx", out, *(["--packed"] if packed else []))
@@ -176,6 +176,7 @@ def test_check_refuses_what_it_cannot_check(run: Path, tiny: Path, tmp_path: Pat
     refused(command("check", out, "--run", moved), "nowhere")
 
 
+@pytest.mark.slow
 def test_check_refuses_another_models_file(run: Path, tiny: Path, tmp_path: Path, command: Command) -> None:
     out, other = tmp_path / "model.onnx", tmp_path / "other"
     export(command, run, "onnx", out)

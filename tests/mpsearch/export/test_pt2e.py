@@ -7,7 +7,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from runtime_nets import NETS, low_bit
+from runtime_nets import low_bit
 
 from hwmodel import Precision
 from mpsearch.export.plan import golden
@@ -16,7 +16,7 @@ from mpsearch.export.torch.module import exported_program, program_bytes
 from recon.quantizers.quantized import quantized
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", ["neck", "shuffled"])
 def test_the_program_computes_what_the_plan_says(name: str) -> None:
     network, layers, leaves = low_bit(name, Precision(8, 8))
     plan = build_plan(network, layers, leaves, real_outputs=False)

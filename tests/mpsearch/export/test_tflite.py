@@ -18,7 +18,7 @@ from mpsearch.export.tflite.writer import laid_out
 
 pytest.importorskip("ai_edge_litert", reason="the extra tflite is not installed")
 
-PRECISIONS = ["W8A8", "W4A8", "W4A4"]
+PRECISIONS = ["W8A8", "W4A4"]
 
 
 def samples(name: str) -> NDArray[np.float32]:
