@@ -25,7 +25,13 @@ from recon.compute.arithmetic import single_precision
 from recon.graph.gradients import without_backward
 from recon.graph.layer_calls import layers_as_modules
 from recon.graph.nodes import STACK, note_samples
-from recon.graph.passes import drop_checks, drop_identities, products_as_linear, views_of_any_layout
+from recon.graph.passes import (
+    drop_checks,
+    drop_identities,
+    in_single_precision,
+    products_as_linear,
+    views_of_any_layout,
+)
 from recon.graph.refusal import first_line, quiet_export, why_not
 from recon.graph.samples import Call, Samples, path_name
 
@@ -76,7 +82,7 @@ def export_graph(model: nn.Module, example: Samples, name: str) -> Captured:
     read = [str(node.target) for node in module.graph.nodes if node.op == "get_attr"]
     used = frozenset(path for target in read for path in shared.get(target, (target,)))
     note_samples(module.graph)
-    for tidy in (drop_checks, drop_identities, views_of_any_layout, products_as_linear):
+    for tidy in (drop_checks, drop_identities, views_of_any_layout, products_as_linear, in_single_precision):
         tidy(module)
     without_backward(module, example.leaves)
     layers_as_modules(module, shared)

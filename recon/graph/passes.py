@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import fx
 
 from recon.graph.nodes import aten, constant_nodes, packet_of
@@ -9,6 +10,10 @@ from recon.graph.nodes import aten, constant_nodes, packet_of
 _IDENTITIES = (aten.alias, aten.detach, aten.lift_fresh_copy, aten.dropout, aten.feature_dropout, aten.detach_)
 _VIEWS = (aten.view, aten._unsafe_view, aten.reshape)
 _PRODUCTS = (aten.matmul, aten.mm)
+_OF_ONE_TYPE = (
+    *(aten.bilinear, aten.dot, aten.mv, aten.addmv, aten.lerp, aten.index_put, aten.index_add, aten.masked_scatter),
+    *(aten.scatter, aten.scatter_add, aten.scatter_reduce, aten.embedding_bag, aten._embedding_bag),
+)
 _CHECKS = ("_assert", "sym_constrain_range", "_guards_fn")
 
 
@@ -39,6 +44,20 @@ def views_of_any_layout(module: fx.GraphModule) -> None:
         if len(open_sizes) == 1:
             node.args = (source, [-1 if at in open_sizes else size for at, size in enumerate(shape)])
     module.graph.eliminate_dead_code()
+
+
+def in_single_precision(module: fx.GraphModule) -> None:
+    """Operations that take tensors of one type alone read float32: in bfloat16 arithmetic, layers write another."""
+    graph, constants = module.graph, constant_nodes(module.graph)
+    for node in list(graph.nodes):
+        picky = packet_of(node) in _OF_ONE_TYPE or "deform_conv2d" in str(node.target)
+        for source in node.all_input_nodes if picky else ():
+            if source in constants or not source.meta.get("floating"):
+                continue
+            with graph.inserting_before(node):
+                single = graph.call_function(aten._to_copy.default, (source,), {"dtype": torch.float32})
+            single.meta = dict(source.meta)
+            node.replace_input_with(source, single)
 
 
 def products_as_linear(module: fx.GraphModule) -> None:
