@@ -82,8 +82,8 @@ BITS = st.lists(st.sampled_from([2, 3, 4, 5, 6, 8]), min_size=1, max_size=4, uni
 @given(
     st.builds(
         RunOptions,
-        model=st.text(min_size=1),
-        data=st.none() | st.text(),
+        model=st.text("abcxyz:_", min_size=1),
+        data=st.none() | st.text("abcxyz", min_size=1),
         size_budget_bytes=st.integers(1, 2**50),
         mean_bits_budget=st.none() | st.floats(0.1, 32),
         wbits=BITS.map(tuple),
