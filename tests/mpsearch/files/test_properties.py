@@ -137,7 +137,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Network, bytes, Pa
     network = capture(net, torch.rand(3, 2, 4, 4))
     config = BitConfig.uniform(network.table.names, Precision(3))
     path = tmp_path_factory.mktemp("packed") / "model.safetensors"
-    save_packed(path, network, "net", plainly_rounded(network, (torch.rand(16, 2, 4, 4),), config, False))
+    save_packed(path, network, "net", plainly_rounded(network, (torch.rand(16, 2, 4, 4),), config))
     return network, path.read_bytes(), path
 
 
