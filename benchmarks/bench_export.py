@@ -14,7 +14,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -104,9 +104,8 @@ def exporters(network: Network, layers: QuantizedLayers, leaves: tuple[torch.Ten
     }
 
 
-def network_rows() -> list[dict[str, Any]]:
+def network_rows() -> Iterator[dict[str, Any]]:
     """Every network at W8A8 and W4A8 (ends at 8 bits): exporters, integer layers, speed."""
-    rows = []
     for name, (make, shape) in NETWORKS.items():
         samples = Samples.noise(shape, count=SAMPLES)
         network = capture(make(), samples, name)
@@ -134,9 +133,7 @@ def network_rows() -> list[dict[str, Any]]:
                 "ratio": round(speed["float"].median_ms / speed["integer"].median_ms, 2),
                 "bytes": exporters(network, layers, leaves) if bits == 4 else {},
             }
-            print(row, flush=True)
-            rows.append(row)
-    return rows
+            yield row
 
 
 def mpsearch(*arguments: object) -> str:
@@ -144,9 +141,8 @@ def mpsearch(*arguments: object) -> str:
     return done.stdout.decode()
 
 
-def run_rows(work: Path) -> list[dict[str, Any]]:
+def run_rows(work: Path) -> Iterator[dict[str, Any]]:
     """What checks find of the exports of finished runs at 1.5 MB."""
-    rows = []
     for name, more in RUNS.items():
         folder = work / name.replace(", ", "-").replace(" ", "-")
         model: tuple[object, ...] = ("--model", "mobilenetv2")
@@ -186,23 +182,21 @@ def run_rows(work: Path) -> list[dict[str, Any]]:
                     else {}
                 ),
             }
-            print(row, flush=True)
-            rows.append(row)
-    return rows
+            yield row
 
 
 def main() -> None:
+    path = ROOT / "benchmarks" / "results" / "bench_export.json"
+    packages = ("onnx", "onnxruntime", "ai-edge-litert", "torch")
+    result: dict[str, Any] = {"machine": machine(), "versions": {name: version(name) for name in packages}}
     with TemporaryDirectory() as folder:
         work = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(folder)
-        packages = ("onnx", "onnxruntime", "ai-edge-litert", "torch")
-        result = {
-            "machine": machine(),
-            "versions": {name: version(name) for name in packages},
-            "networks": network_rows(),
-            "runs": run_rows(work),
-        }
-    path = ROOT / "benchmarks" / "results" / "bench_export.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+        for key, found in (("networks", network_rows()), ("runs", run_rows(work))):
+            result[key] = []
+            for row in found:  # what is measured is kept, whatever becomes of the rest
+                print(row, flush=True)
+                result[key].append(row)
+                path.write_text(json.dumps(result, indent=1) + "\n")
     print(f"wrote {path}")
 
 

@@ -14,8 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodel.errors import InputError
+from mpsearch.export.c.write import fixed_files
 from mpsearch.export.plan.real import quantize, real
 from mpsearch.export.plan.records import Plan
+
+WRITTEN = ("model.h", "golden.h")  # of a network; all else is the same for each
 
 
 def read_metadata(folder: Path) -> dict[str, str]:
@@ -30,15 +33,23 @@ def read_metadata(folder: Path) -> dict[str, str]:
 def build(folder: Path, into: Path) -> tuple[Path, str]:
     """The program, built in another folder, and what its self-test says.
 
-    Raises InputError where there is no compiler, and where the code does not build or its outputs are not the golden
-    ones.
+    Raises InputError where there is no compiler, where the Makefile, the kernels or the self-test are not ours, and
+    where the code does not build or its outputs are not the golden ones.
     """
     for tool in ("make", "cc"):
         if shutil.which(tool) is None:
             raise InputError(f"checking C needs {tool}: install a C compiler and make")
-    for file in folder.iterdir():
-        if file.suffix in (".c", ".h") or file.name == "Makefile":
-            shutil.copy(file, into / file.name)
+    fixed = fixed_files()
+    for name in (*fixed, *WRITTEN):
+        try:
+            text = (folder / name).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{folder / name} cannot be read ({error}); export it again") from None
+        if name in fixed and text != fixed[name]:
+            raise InputError(
+                f"{folder / name} is not what this version of mpsearch writes: it is not run; export it again"
+            )
+        (into / name).write_text(text, encoding="utf-8")
     done = subprocess.run(["make", "-s"], cwd=into, capture_output=True, text=True)
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines()

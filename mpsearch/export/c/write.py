@@ -76,14 +76,18 @@ def write_c(plan: Plan, samples: Sequence[NDArray[Any]], metadata: Mapping[str, 
     count = len(samples[0])
     return {
         "model.h": _model(plan, calls, tensors_bytes, metadata),
-        KERNELS: resources.files("mpsearch.export.c").joinpath(KERNELS).read_text("utf-8"),
         "golden.h": f"#define MPS_GOLDEN_SAMPLES {count}\n"
         + _vectors("mps_golden_inputs", [values[name] for name in plan.inputs], count)
         + _vectors("mps_golden_outputs", [values[name] for name in plan.outputs], count),
-        "selftest.c": _SELFTEST,
-        "Makefile": _MAKEFILE,
+        **fixed_files(),
         "model.json": json.dumps(dict(metadata), indent=1) + "\n",
     }
+
+
+def fixed_files() -> dict[str, str]:
+    """The files that are the same for every network."""
+    kernels = resources.files("mpsearch.export.c").joinpath(KERNELS).read_text("utf-8")
+    return {KERNELS: kernels, "selftest.c": _SELFTEST, "Makefile": _MAKEFILE}
 
 
 def _model(plan: Plan, calls: Calls, tensors_bytes: int, metadata: Mapping[str, str]) -> str:

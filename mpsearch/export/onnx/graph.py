@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,15 +29,13 @@ class Graph:
         self._taken: set[str] = set()
         self._constants: dict[str, str] = {}
 
-    def node(
-        self, kind: str, inputs: Sequence[str], name: str, *, domain: str = "", outputs: int = 1, **attributes: Any
-    ) -> str:
-        """Adds a node; its (first) output, called `name` or nearly so."""
+    def node(self, kind: str, inputs: Sequence[str], name: str, *, domain: str = "", **attributes: Any) -> str:
+        """Adds a node; its output, called `name` or nearly so."""
         from onnx import helper
 
-        made = [self._free(name) for _ in range(outputs)]
-        self.nodes.append(helper.make_node(kind, list(inputs), made, domain=domain or None, **attributes))
-        return made[0]
+        made = self._free(name)
+        self.nodes.append(helper.make_node(kind, list(inputs), [made], domain=domain or None, **attributes))
+        return made
 
     def constant(self, values: ArrayLike, name: str, dtype: Any = None) -> str:
         """The initialiser that holds the values; equal ones are stored once."""
@@ -91,6 +89,3 @@ class Graph:
 def shape_of(sizes: Sequence[int]) -> NDArray[np.int64]:
     """A shape for Reshape: what grows with the samples is found from the rest."""
     return np.array([-1 if size < 0 else size for size in sizes], np.int64)
-
-
-Attributes = Mapping[str, Any]

@@ -25,10 +25,14 @@ def layer(graph: Graph, op: Op, form: Form) -> str:
         return _linear(graph, op, x, w, b)
     settings = op.settings
     pads = [before for before, _ in settings["pads"]] + [behind for _, behind in settings["pads"]]
-    attributes = {"strides": settings["stride"], "dilations": settings["dilation"], "group": settings["groups"]}
+    given = {"strides": settings["stride"], "dilations": settings["dilation"], "pads": pads}
+    # What is the default need not be stored.
+    attributes = {key: value for key, value in given.items() if any(size != (key != "pads") for size in value)}
+    if settings["groups"] > 1:
+        attributes["group"] = settings["groups"]
     if op.kind == "conv":
-        return graph.node("Conv", [x, w, b], op.output, pads=pads, **attributes)
-    return _transposed(graph, op, [x, w, b], {**attributes, "pads": pads})
+        return graph.node("Conv", [x, w, b], op.output, **attributes)
+    return _transposed(graph, op, [x, w, b], attributes)
 
 
 def _dequantized(graph: Graph, op: Op, form: Form) -> tuple[str, str]:

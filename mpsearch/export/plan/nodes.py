@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import fx
 
 from mpsearch.export.plan.records import Kind
@@ -262,13 +260,3 @@ _READERS: dict[Any, Callable[[fx.Node, set[fx.Node]], Step | None]] = {
     **dict.fromkeys((aten.max_pool1d, aten.max_pool2d), _max_pool),
     **dict.fromkeys((aten.upsample_nearest1d, aten.upsample_nearest2d), _nearest),
 }
-
-
-def cut_off(node: fx.Node) -> tuple[float, float] | None:
-    """Where a clamp between numbers cuts off; None of anything else."""
-    given = arguments(node)
-    low = given.get("min_val", given.get("min"))
-    high = given.get("max_val", given.get("max"))
-    if any(isinstance(end, fx.Node | torch.Tensor) for end in (low, high)):
-        return None
-    return (-math.inf if low is None else float(low)), (math.inf if high is None else float(high))

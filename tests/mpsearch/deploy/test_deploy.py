@@ -85,6 +85,9 @@ def test_c_is_golden(run: Path, tmp_path: Path, command: Command) -> None:
     assert found["kernels"]["arena_bytes"] > 0
     (out / "golden.h").write_text((out / "golden.h").read_text().replace(",1", ",2"))
     refused(command("check", out, "--run", run), "self-test")
+    (out / "Makefile").write_text("check:\n\ttouch ran\n")
+    refused(command("check", out, "--run", run), "Makefile is not what this version of mpsearch writes")
+    assert not (out / "ran").exists()
 
 
 @pytest.mark.parametrize("form", ["qonnx", "pt2e"])

@@ -85,3 +85,15 @@ def test_the_same_model_is_the_same_bytes() -> None:
         network, layers, leaves = low_bit("neck", Precision(4, 8))
         files.append(made(build_plan(network, layers, leaves)).SerializeToString(deterministic=True))
     assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("precision", ["W3A8", "W2A32", "W5A4"])
+@pytest.mark.parametrize("name", ["residual", "shuffled"])
+def test_packed_files_compute_the_same(name: str, precision: str) -> None:
+    network, layers, leaves = low_bit(name, Precision.parse(precision))
+    plan = build_plan(network, layers, leaves)
+    packed = write_onnx(plan, {}, (np.dtype(np.float32),), packed=True)
+    onnx.checker.check_model(packed)
+    x = {"x": leaves[0].numpy()}
+    for ours, theirs in zip(session(packed).run(None, x), session(made(plan)).run(None, x), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
