@@ -35,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
+import torch
 from faults import Faults, killed, refused, slow
 from machine import machine
 
@@ -298,14 +299,9 @@ def main() -> None:
     try:
         make_tiny(work / "tiny")
         # Loaded once, so that forked processes need not; no gradient, after which torch lets no fork compute one.
-        for name in (
-            "mpsearch.run.steps",
-            "mpsearch.run.finalize",
-            "mpsearch.run.picture",
-            "mpsearch.hardware.profile",
-        ):
-            import_module(name)
-        in_process(("layers", "--model", "{tiny}/net.py:net", "--data", "{tiny}/data"), work / "tiny", work)
+        for name in ("run.steps", "run.finalize", "run.picture", "hardware.profile", "cli.commands"):
+            import_module(f"mpsearch.{name}")
+        torch.export.export(torch.nn.Linear(2, 2).eval(), (torch.zeros(3, 2),), strict=False)
         only = {name for name in given.only.split(",") if name}
         tallies = try_all(
             given.fault, given.trials, only, given.seed, work / "tiny", work, lambda line: print(line, flush=True)
