@@ -39,8 +39,13 @@ def test_the_commands_of_the_page_run(
 
 
 def test_the_table_is_the_measured_one() -> None:
-    rows = json.loads((PAGE.parents[1] / "benchmarks" / "results" / "bench_export.json").read_text("utf-8"))["networks"]
-    page = PAGE.read_text("utf-8")
+    stored = json.loads((PAGE.parents[1] / "benchmarks" / "results" / "bench_export.json").read_text("utf-8"))
+    rows, page = stored["networks"], PAGE.read_text("utf-8")
+    for run in stored["runs"]:
+        figures = (
+            f"{run['kl_exported']:.4f}, {run['kl_packed']:.4f} | {run['top1_exported']:.2f}, {run['top1_packed']:.2f}"
+        )
+        assert f"| {figures} | {run['ratio']:.2f} |" in page
     for name in {row["network"] for row in rows}:
         high, low = (next(r for r in rows if (r["network"], r["bits"]) == (name, bits)) for bits in ("W8A8", "W4A8"))
         more = 100 * (low["bytes"]["onnx --packed"] / low["bytes"]["packed file"] - 1)
