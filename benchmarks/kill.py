@@ -166,7 +166,7 @@ def contents(folder: Path) -> dict[str, Any]:
         if path.name in MEASURED:
             rows = json.loads(data)["rows"]
             found[name] = sorted(str({k: v for k, v in row.items() if k not in ("seconds", "spread")}) for row in rows)
-        elif path.name == "front.html":
+        elif path.suffix in (".html", ".toml"):  # which say where the folder is
             found[name] = data.replace(str(folder).encode(), b"")
         elif path.name == "report.txt":
             found[name] = [line for line in data.splitlines() if not line.startswith((b"seconds", b"peak memory"))]

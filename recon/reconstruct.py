@@ -22,7 +22,7 @@ from recon.compute.store import Store
 from recon.fit.checkpoint import Progress
 from recon.fit.optimizer import Annealed, weight_parameters
 from recon.fit.ranges import fit_ranges
-from recon.fit.rate import control
+from recon.fit.rate import RateControl, control
 from recon.fit.report import BlockReport
 from recon.fit.rescale import rescale_logits
 from recon.fit.start import nearest_start, second_order_start
@@ -119,7 +119,7 @@ def reconstruct(
     for task in walk(work, truth, leaves, settings, fisher, store):
         report = progress.restore(task.name, task.layers) if progress else None
         if report is None:
-            report = _fit_unit(task, config, settings, rate.widened() if rate else {})
+            report = _fit_unit(task, config, settings, rate)
             if progress:
                 progress.save(report, task.layers)
         elif settings.order == "weights first":
@@ -139,8 +139,8 @@ def reconstruct(
     return Reconstruction(stored_layers(layers), tuple(reports))
 
 
-def _fit_unit(task: UnitTask, config: BitConfig, settings: Settings, widened: Mapping[str, float]) -> BlockReport:
-    """Roundings on the layers of the unit, steps of entropy-coded ones `widened` by so many octaves. Early stopping
+def _fit_unit(task: UnitTask, config: BitConfig, settings: Settings, rate: RateControl | None) -> BlockReport:
+    """Roundings on the layers of the unit, steps of entropy-coded ones by `rate`, where there is one. Early stopping
     keeps the candidate with the lowest held-out loss: of plain rounding, the start, and every cycle of descent."""
     started = time.perf_counter()
     bits = tuple(config[name].stored for name in task.layers)
@@ -154,12 +154,18 @@ def _fit_unit(task: UnitTask, config: BitConfig, settings: Settings, widened: Ma
     if settings.early_stopping and before < NEGLIGIBLE:
         return BlockReport(task.name, bits, before, before, 0, time.perf_counter() - started, "enough")
 
-    for name, layer in task.layers.items():
-        set_weight(layer, floats[name])
-    if settings.start == "second-order":
-        second_order_start(task, config, settings, widened)
-    else:
-        nearest_start(task, config, settings)
+    widened: dict[str, float] | None = rate.widened() if rate else {}
+    for _ in range(2):  # the second time with steps that take the bytes wanted
+        for name, layer in task.layers.items():
+            set_weight(layer, floats[name])
+            bias_of(layer).data = plain[name][1].clone()
+        if settings.start == "second-order":
+            second_order_start(task, config, settings, widened)
+        else:
+            nearest_start(task, config, settings)
+        widened = rate.corrected(task.layers, widened or {}) if rate else None
+        if widened is None:
+            break
     state = _states(task.layers)
     learned, after = _decided(task)
     most = settings.steps

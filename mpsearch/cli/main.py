@@ -111,7 +111,7 @@ def _said(error: Exception) -> tuple[str, int]:
             "here; to need less, lower --samples, --val-samples, --cache-memory or --workers"
         ), 2
     if isinstance(error, OSError):
-        where = error.filename or "a file or stdout"
+        where = _one_line(str(error.filename or "a file or stdout"))
         return f"the system refuses {where} ({error.strerror or text}); nothing is lost, the same command goes on", 2
     return f"internal fault: {type(error).__name__}: {text} (--debug shows where)", 1
 

@@ -16,6 +16,8 @@ from recon.graph.layers import Layer
 from recon.quantizers.coded import ZERO, coded_bytes
 from recon.quantizers.learned import bias_of, rounding_of
 
+AIM, MOST = 0.999, 0.9999  # of what is wanted: where steps aim, and what the coder leaves nothing of
+CLOSE = 0.002  # of a unit's bytes: nearer to them it is not rounded again
 MOST_OCTAVES = 0.5  # by which a step may change: where little is left to make up for it, the end does
 HALVINGS = 20  # of the interval that a dead zone's width is looked for in
 
@@ -36,9 +38,20 @@ class RateControl:
     def widened(self) -> dict[str, float]:
         """By how many octaves the steps of the layers that are left are to be wider: a bit of every code for each."""
         left = [name for name in self.wanted if name not in self.spent]
-        excess = 8 * sum(self.spent[name] - self.wanted[name] for name in self.spent)
+        excess = 8 * sum(self.spent[name] - AIM * self.wanted[name] for name in self.spent)
         octaves = excess / max(sum(self.counts[name] for name in left), 1)
         return dict.fromkeys(left, max(-MOST_OCTAVES, min(octaves, MOST_OCTAVES)))
+
+    def corrected(self, layers: Mapping[str, Layer], widened: Mapping[str, float]) -> dict[str, float] | None:
+        """By how many octaves the steps of rounded layers should have been wider, to take what is wanted when they are
+        `widened`; None where they nearly do."""
+        names = [name for name in layers if name in self.wanted]
+        count = sum(self.counts[name] for name in names)
+        aim = sum(AIM * self.wanted[name] - widened[name] * self.counts[name] / 8 for name in names)
+        excess = sum(stored_bytes(layers[name]) for name in names) - aim
+        if not names or abs(excess) <= CLOSE * aim:
+            return None
+        return {name: widened[name] + max(-MOST_OCTAVES, min(8 * excess / count, MOST_OCTAVES)) for name in names}
 
     @torch.no_grad()
     def trim(self, layers: Mapping[str, Layer]) -> None:
@@ -53,7 +66,7 @@ class RateControl:
                 code.data = _with_dead_zone(places[name], width)
             return sum(map(stored_bytes, layers.values()))
 
-        most = sum(self.wanted.values())
+        most = MOST * sum(self.wanted.values())
         if put(0.0) <= most:
             return
         low, high = 0.0, 1.0

@@ -108,7 +108,9 @@ def shared_out(grid: Grid, importance: Tensor, weight: Tensor) -> Grid:
     Of a thousand classes a few hundred images do not show most: there is nothing to trust.
     """
     cost = (importance * grid.scale.square()).clamp_min(1e-30).log2()
-    octaves = (TRUSTED / 2 * (cost.mean() - cost)).clamp(-MOST_SHARED, MOST_SHARED)
+    reach = 2 * MOST_SHARED / TRUSTED
+    cost = cost.clamp(cost.median() - reach, cost.median() + reach)  # channels that are dead cost nothing
+    octaves = TRUSTED / 2 * (cost.mean() - cost)
     return replace(grid, scale=to_log_grid(grid.scale * octaves.exp2(), weight.abs().amax(1)))
 
 

@@ -29,7 +29,6 @@ from recon.graph.passes import drop_checks, drop_identities, products_as_linear,
 from recon.graph.refusal import first_line, quiet_export, why_not
 from recon.graph.samples import Call, Samples, path_name
 
-_BOTH = "compute both ways and choose with torch.where"
 _QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torchao.quantization")
 
 
@@ -64,7 +63,10 @@ def export_graph(model: nn.Module, example: Samples, name: str) -> Captured:
     program = _export(model, (args, kwargs), name)
     signature = program.graph_signature
     if any(node.op == "get_attr" for node in program.graph.nodes):  # of graphs inside the graph
-        raise InputError(f"{name} decides by values what it computes (torch.cond or a loop): {_BOTH}")
+        raise InputError(
+            f"{name} decides by values what it computes (torch.cond or a loop): compute both ways and choose with "
+            "torch.where"
+        )
     module = _with_parameters(program)
     mutated = [spec.kind != OutputKind.USER_OUTPUT for spec in signature.output_specs]
     (output,) = (node for node in module.graph.nodes if node.op == "output")

@@ -118,8 +118,10 @@ def entropy(codes: Tensor) -> float:
 
 
 def to_log_grid(scale: Tensor, farthest: Tensor | None = None) -> Tensor:
-    """Scales (O,) at the nearest powers of 2^(1/32), float32; the next higher where codes of values up to `farthest`
-    (O,) would go beyond the ends."""
+    """Scales (O,) at the nearest powers of 2^(1/32), float32; as much higher as it takes for codes of values up to
+    `farthest` (O,) not to go beyond the ends."""
+    if farthest is not None:
+        scale = torch.maximum(scale, farthest / FARTHEST)
     steps = torch.round(PER_OCTAVE * scale.double().clamp_min(SMALLEST_SCALE).log2())
     if farthest is not None:
         steps += (torch.exp2(steps / PER_OCTAVE) * (FARTHEST + 0.49) < farthest).double()

@@ -58,6 +58,12 @@ def test_a_run_ends_within_its_budget(asked: tuple[object, ...], tmp_path: Path,
     assert json.loads(exported.out)["budget"] == record["config"]
     page = command("front", tmp_path, "--plot")
     assert page.code == 0, page.err
+    fixed = [part for part in asked if part not in ("--coding", "entropy")]
+    assert command("sensitivity", *fixed, "--size-budget", "2300B", "--out", tmp_path / "fixed").code == 0
+    assert command("search", tmp_path / "fixed").code == 0
+    both = command("compare", tmp_path, tmp_path / "fixed", "--plot", tmp_path / "both.png")
+    assert both.code == 0, both.err
+    assert (tmp_path / "both.png").is_file()
 
 
 def test_other_runtimes_get_the_decoded_weights(tiny: Path, tmp_path: Path, command: Command) -> None:

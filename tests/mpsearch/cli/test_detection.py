@@ -137,7 +137,8 @@ def test_a_run_of_a_detector(folder: Path, command: Command, name: str, bytes_: 
         assert list(summary["metrics"][state]) == ["map", "ap50", "ap75", "kl"]
         assert all(0 <= summary["metrics"][state][one] <= 100 for one in ("map", "ap50", "ap75"))
     assert summary["metrics"]["float"]["kl"] == 0 <= summary["metrics"]["finished"]["kl"]
-    assert Image.open(folder / f"out-{name}" / "boxes-budget.png").size[0] > 500
+    with Image.open(folder / f"out-{name}" / "boxes-budget.png") as page:
+        assert page.size[0] > 500
     assert (summary["confidence"], summary["nms"]) == ((0.001, 0.65) if name == "net" else (0.001, 0.5))
     again = command("run", *arguments(folder, name, *more, "--size-budget", bytes_, *BUDGET, "--json"))
     assert json.loads(again.out)["metrics"] == summary["metrics"]

@@ -18,7 +18,7 @@ import pytest
 from commandline import Command
 
 from hwmodel import InputError
-from mpsearch.request.options import SpreadOptions
+from mpsearch.request.compute import SpreadOptions
 from mpsearch.run.engines import AGAIN, Engine, Lost
 from mpsearch.run.spread import engine_of
 

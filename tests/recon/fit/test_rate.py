@@ -8,7 +8,7 @@ from captured import of_images
 from torch import nn
 
 from hwmodel import BitConfig, Precision
-from recon.fit.rate import MOST_OCTAVES, RateControl, control, stored_bytes
+from recon.fit.rate import AIM, MOST, MOST_OCTAVES, RateControl, control, stored_bytes
 from recon.graph.layers import Layer
 from recon.quantizers.coded import FARTHEST, ZERO, coded_bytes
 from recon.quantizers.learned import learn_rounding, rounding_of
@@ -48,7 +48,7 @@ def test_the_cheapest_codes_are_trimmed(share: float, layers: dict[str, Layer]) 
 
 
 def test_what_fits_stays(layers: dict[str, Layer]) -> None:
-    wanted = {name: stored_bytes(layer) for name, layer in layers.items()}
+    wanted = {name: stored_bytes(layer) / MOST for name, layer in layers.items()}
     before = {name: rounding_of(layer).integer() for name, layer in layers.items()}
     rate = RateControl(wanted, dict.fromkeys(wanted, 1))
     rate.trim(layers)
@@ -59,8 +59,11 @@ def test_what_fits_stays(layers: dict[str, Layer]) -> None:
 def test_steps_make_up_for_what_was_spent(layers: dict[str, Layer]) -> None:
     first, second = layers
     counts = {name: layer.weight.numel() for name, layer in layers.items()}
-    rate = RateControl({first: stored_bytes(layers[first]) - 24, second: 600.0}, counts)
+    rate = RateControl({first: (stored_bytes(layers[first]) - 24) / AIM, second: 600.0}, counts)
     assert rate.widened() == {first: 0.0, second: 0.0}
+    wider = rate.corrected({first: layers[first]}, rate.widened())
+    assert wider == {first: pytest.approx(8 * 24 / counts[first])}
+    assert rate.corrected({first: layers[first]}, {first: -8 * 24 / counts[first]}) is None
     rate.spend({first: layers[first]})
     assert rate.widened() == {second: pytest.approx(8 * 24 / counts[second])}  # a bit of every code for an octave
     rate = RateControl({first: 1.0, second: 600.0}, counts)

@@ -11,7 +11,7 @@ from captured import moments_of
 
 from hwmodel import InputError, Precision
 from recon.fit.obq import descend, output_error, place_obq
-from recon.fit.start import second_order_rounding, shared_out, shrunk
+from recon.fit.start import second_order_rounding, shared_out, shrunk, widen
 from recon.quantizers.coded import (
     FARTHEST,
     ZERO,
@@ -166,3 +166,14 @@ def test_importance_counts_where_it_is_known() -> None:
 
     assert spread(8 * 40) > 0.3
     assert spread(8 * 40 - 1) < 0.1  # of refitted scales alone
+
+
+def test_finer_steps_clip_nothing_and_dead_channels_decide_nothing() -> None:
+    weight, importance = normal(64, 32), torch.ones(64)
+    importance[:6] = 0  # channels that nothing depends on
+    for rate in (3.0, 8.0):
+        grid = coded_grid(weight, rate)
+        found = shared_out(grid, importance, weight)
+        assert (weight.abs().amax(1) / found.scale).max() <= FARTHEST + 0.5
+        assert (found.scale[6:] / grid.scale[6:]).log2().min() > -0.3
+        assert widen(grid, -2.0, weight).scale.min() >= (weight.abs().amax(1) / (FARTHEST + 0.5)).min()
