@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -35,3 +36,18 @@ def test_the_commands_of_the_page_run(
             assert subprocess.run([program, *arguments], capture_output=True).returncode == 0, line
     for name in ("model.onnx", "packed.onnx", "model.tflite", "c/selftest", "model.pt2", "qonnx.onnx", "aimet.onnx"):
         assert (tmp_path / name).exists() or not shutil.which("cc")
+
+
+def test_the_table_is_the_measured_one() -> None:
+    stored = json.loads((PAGE.parents[1] / "benchmarks" / "results" / "bench_export.json").read_text("utf-8"))
+    rows, page = stored["networks"], PAGE.read_text("utf-8")
+    for run in stored["runs"]:
+        figures = (
+            f"{run['kl_exported']:.4f}, {run['kl_packed']:.4f} | {run['top1_exported']:.2f}, {run['top1_packed']:.2f}"
+        )
+        assert f"| {figures} | {run['ratio']:.2f} |" in page
+    for name in {row["network"] for row in rows}:
+        high, low = (next(r for r in rows if (r["network"], r["bits"]) == (name, bits)) for bits in ("W8A8", "W4A8"))
+        more = 100 * (low["bytes"]["onnx --packed"] / low["bytes"]["packed file"] - 1)
+        layers = f"{low['integer_layers']} of {low['layers']}"
+        assert f"| {name} | {layers} | {high['ratio']:.2f} | {low['ratio']:.2f} | {more:+.1f} % |" in page
