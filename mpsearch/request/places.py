@@ -47,7 +47,7 @@ def _with_path(text: object, places: Place, change: Callable[[str, Place], str])
 
 def _relative(text: str, folder: Path) -> str:
     path = Path(text).expanduser()
-    if not path.exists():
+    if not text or not path.exists():
         return text
     try:
         return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
@@ -58,7 +58,7 @@ def _relative(text: str, folder: Path) -> str:
 def _found(text: str, bases: Sequence[Path]) -> str:
     """The path as one would type it here: relative where it lies below, else absolute; as it is where it is nowhere."""
     here = Path.cwd().resolve()
-    for base in () if Path(text).is_absolute() else bases:
+    for base in () if not text or Path(text).is_absolute() else bases:
         path = Path(os.path.normpath(base / text))  # the folder that `..` leaves need not be there any more
         if path.exists():
             return str(path.relative_to(here) if path.is_relative_to(here) else path)

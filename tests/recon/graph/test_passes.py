@@ -23,7 +23,9 @@ class OfOneType(nn.Module):
         z = torch.zeros_like(x)[:, :6].clone()
         z[:, torch.tensor([0, 2])] = h[:, :2]
         z = torch.lerp(z, h, 0.5) + torch.mv(h, self.scale)[:, None]
-        z = z.index_add(1, torch.tensor([1, 3]), h[:, :2]).scatter_add(1, torch.zeros(h.shape[0], 1, dtype=torch.long), h)
+        z = z.index_add(1, torch.tensor([1, 3]), h[:, :2]).scatter_add(
+            1, torch.zeros(h.shape[0], 1, dtype=torch.long), h
+        )
         maps = z.reshape(-1, 1, 3, 2)
         z = z + deform_conv2d(maps, self.offset.expand(maps.shape[0], -1, -1, -1), self.kernel, padding=1).flatten(1)
         return self.last(self.bilinear(z, h))
