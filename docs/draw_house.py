@@ -39,7 +39,10 @@ def read() -> tuple[Graph, dict[str, list[str]]]:
             if path.name in ("__init__.py", "__main__.py"):
                 continue
             room = room_of(module)
-            files[room].append(path.stem)
+            inside = module.split(".")[room.count(".") + 1 :]
+            name = f"{inside[0]}/" if len(inside) > 1 else path.stem  # a folder in the folder, or a file
+            if name not in files[room]:
+                files[room].append(name)
             imports[room] |= set()
             for node in ast.walk(ast.parse(path.read_text("utf-8"))):
                 names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
