@@ -79,7 +79,10 @@ def _precision(rule: Rule, bits: float, activation: int, edge: Precision) -> Pre
     if edge.rate:
         return replace(edge, a=activation, rate=bits)
     if bits not in WEIGHT_BITS:
-        raise InputError(f"--fix {rule}: {bits:g} bits are a rate, for codes that are entropy-coded (--coding entropy)")
+        raise InputError(
+            f"--fix {rule}: codes of a fixed width have {min(WEIGHT_BITS)} to {max(WEIGHT_BITS)} bits, got {bits:g}; "
+            "as a rate it needs --coding entropy"
+        )
     return Precision(int(bits), activation)
 
 

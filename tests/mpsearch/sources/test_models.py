@@ -297,7 +297,7 @@ def test_masks_may_be_infinite(plain: str) -> None:
         ('{"mean": [0.5, 0.5]}', "mobile.json: mean must be 3 numbers, one for each channel"),
         ('{"mean": 0.5}', "mean must be a list of numbers, got 0.5"),
         ('{"std": [0.5, 0.5, 0]}', "std must be above zero"),
-        ('{"std": [0.5, 0.5, NaN]}', "std must be a list of numbers"),
+        ('{"std": [0.5, 0.5, NaN]}', "NaN where a number is expected"),
         ('{"input_size": [3, 2, 2], "mean": ["a", 0, 0]}', "mean must be a list of numbers"),
     ],
 )

@@ -11,6 +11,7 @@ from families import small
 from torch import Tensor, nn
 
 from hwmodel import BitConfig, InputError, Precision
+from recon.compute import store as store_module
 from recon.compute.store import Store
 from recon.graph.granularity import regroup
 from recon.reconstruct import reconstruct
@@ -75,11 +76,15 @@ def test_files_and_memory_give_the_same_bits() -> None:
     assert found[0].inputs == found[1].inputs
 
 
-def test_a_store_keeps_large_tensors_in_files_that_go_away() -> None:
+def test_a_store_keeps_large_tensors_in_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_files: list[int] = []
+    mapped = store_module._mapped
+    monkeypatch.setattr(store_module, "_mapped", lambda size: in_files.append(size) or mapped(size))
     store = Store(4 * 1000, torch.device("cpu"))
-    small, large = store.empty((250,), torch.float32), store.empty((251,), torch.float32)
-    assert not small.is_shared()
-    assert large.is_shared()  # mapped from a file
+    store.empty((250,), torch.float32)
+    assert in_files == []
+    large = store.empty((251,), torch.float32)
+    assert in_files == [4 * 251]
     large.fill_(3)
     assert float(large.sum()) == 753
     doubled, ids = store.map(lambda batch, ids: (2 * batch, ids + 1), [torch.arange(300.0)[:, None], torch.arange(300)])
