@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -163,3 +165,26 @@ def test_it_runs_to_the_end(name: str, data: Path, tmp_path: Path, command: Comm
     assert (tmp_path / "model-budget.safetensors").stat().st_size == found["size_bytes"] <= 1400
     assert found["metrics"]["finished"]["kl"] <= found["metrics"]["plain"]["kl"] or name == "mc_dropout"
     assert ("random in eval mode" in result.err) == (name == "mc_dropout")
+
+
+FLATTEN = """
+from torch import nn
+
+def net():
+    features = (nn.Conv2d(3, 256, 5, 5), nn.ReLU(), nn.Flatten(), nn.Linear(9216, 64), nn.ReLU(), nn.Linear(64, 10))
+    return nn.Sequential(*features).eval()
+"""
+PEAK = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True); " + (
+    "print('peak', resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)"
+)
+
+
+@pytest.mark.slow
+def test_a_classifier_of_thousands_of_inputs_takes_bounded_memory(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(FLATTEN)
+    (tmp_path / "net.json").write_text('{"input_size": [3, 32, 32], "mean": [0, 0, 0], "std": [1, 1, 1]}')
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).integers(0, 256, (96, 32, 32, 3)).astype(np.uint8))
+    line = ("run", "--model", f"{tmp_path}/net.py:net", "--data", tmp_path / "x.npz", "--size-budget", "300kB", *QUICK)
+    command = [sys.executable, "-m", "mpsearch", *map(str, line), "--out", str(tmp_path / "out")]
+    done = subprocess.run([sys.executable, "-c", PEAK, *command], capture_output=True, text=True, check=True)
+    assert int(done.stdout.rsplit("peak", 1)[1]) < 2.5e9  # 4.2 GB where the covariance is one matrix
