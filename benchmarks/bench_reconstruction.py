@@ -139,9 +139,8 @@ def measure_steps(network: str) -> dict[str, Any]:
     for bits in ("W4A32", "W4A4"):
         asked = config(job.table, bits)
         work = quantize_inputs(job.loaded.network, input_bits(asked))
-        with Store(2**40, work.device) as store:
-            tasks = walk(work, job.loaded.network, leaves, how, Fisher(), store)
-            ratios[bits] = {task.name: step_ratio(task, asked, how) for task in tasks}
+        tasks = walk(work, job.loaded.network, leaves, how, Fisher(), Store(2**40, work.device))
+        ratios[bits] = {task.name: step_ratio(task, asked, how) for task in tasks}
     return {"ratios": ratios}
 
 

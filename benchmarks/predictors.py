@@ -100,42 +100,35 @@ def brecq(
     n_choices = len(table.precisions)
     place = {name: index for index, name in enumerate(table.layers)}
     intra, inter = np.zeros_like(table.intra), np.zeros_like(table.inter)
-    with Walk(network, images) as walk:
-        for index, unit in enumerate(network.units):
-            truth, weights = walk.written(index), fisher[unit.name]
+    walk = Walk(network, images)
+    for index, unit in enumerate(network.units):
+        truth, weights = walk.written(index), fisher[unit.name]
 
-            def loss(choice: dict[str, int], index=index, weights=weights, truth=truth) -> float:  # type: ignore[no-untyped-def]
-                with Changed(network, errors, choice):
-                    moved = walk.written(index)
-                parts = zip(weights, moved, truth, strict=True)
-                total = sum(float((f * (a.float() - b.float()).square()).sum()) for f, a, b in parts)
-                return 0.5 * total / len(images[0])
+        def loss(choice: dict[str, int], index=index, weights=weights, truth=truth) -> float:  # type: ignore[no-untyped-def]
+            with Changed(network, errors, choice):
+                moved = walk.written(index)
+            parts = zip(weights, moved, truth, strict=True)
+            total = sum(float((f * (a.float() - b.float()).square()).sum()) for f, a, b in parts)
+            return 0.5 * total / len(images[0])
 
-            for name in unit.layers:
-                intra[place[name]] = [loss({name: choice}) for choice in range(n_choices)]
-            for one, two in combinations(unit.layers, 2):
-                at = place[one] * n_choices, place[two] * n_choices
-                pair = loss({one: 0, two: 0}) - intra[place[one], 0] - intra[place[two], 0]
-                inter[at] = inter[at[::-1]] = pair / 2
-            walk.take(index, truth)
+        for name in unit.layers:
+            intra[place[name]] = [loss({name: choice}) for choice in range(n_choices)]
+        for one, two in combinations(unit.layers, 2):
+            at = place[one] * n_choices, place[two] * n_choices
+            pair = loss({one: 0, two: 0}) - intra[place[one], 0] - intra[place[two], 0]
+            inter[at] = inter[at[::-1]] = pair / 2
+        walk.take(index, truth)
     return replace(table, intra=intra, inter=inter)
 
 
 class Walk:
-    """What passes between the units of a network for samples, whose tensors are (N, …), in fast arithmetic; a context
-    manager."""
+    """What passes between the units of a network for samples, whose tensors are (N, …), in fast arithmetic."""
 
     def __init__(self, network: Network, leaves: Sequence[Tensor]) -> None:
         self.units, self.store = network.units, Store(2**34, network.device)
         (self.result,) = Passing(network, leaves).order
         inputs = [node.name for node in network.module.graph.nodes if node.op == "placeholder"]
         self.values = dict(zip(inputs, leaves, strict=True))
-
-    def __enter__(self) -> Walk:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.store.__exit__()
 
     def written(self, index: int, values: dict[str, Tensor] | None = None) -> tuple[Tensor, ...]:
         """What a unit makes of the values, of those that were taken where none are given."""
@@ -162,14 +155,14 @@ def one_at_a_time(network: Network, images: Sequence[Tensor], errors: dict[str, 
     The part of the network before the layer's unit is run once for all.
     """
     changes = []
-    with Walk(network, images) as walk:
-        reference = walk.end(0)
-        for index, unit in enumerate(network.units):
-            for name in unit.layers:
-                for choice in range(len(errors[name])):
-                    with Changed(network, errors, {name: choice}):
-                        changes.append(walk.end(index) - reference)
-            walk.take(index, walk.written(index))
+    walk = Walk(network, images)
+    reference = walk.end(0)
+    for index, unit in enumerate(network.units):
+        for name in unit.layers:
+            for choice in range(len(errors[name])):
+                with Changed(network, errors, {name: choice}):
+                    changes.append(walk.end(index) - reference)
+        walk.take(index, walk.written(index))
     assert [name for unit in network.units for name in unit.layers] == list(network.table.names)
     return reference, torch.stack(changes).view(len(errors), -1, *reference.shape)
 
