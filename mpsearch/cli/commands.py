@@ -155,11 +155,12 @@ def finalize(
 ) -> None:
     """Finishes points of a run folder's front: low-bit models with measured accuracy."""
     from mpsearch.files.folder import RunFolder
-    from mpsearch.optimization.picks import picked
+    from mpsearch.optimization.picks import picked, require_pick
     from mpsearch.run.spread import finalize_points
     from mpsearch.run.steps import Run
     from mpsearch.tasks.figure import finished_text
 
+    require_pick(pick)
     asked = RunOptions.from_toml(folder / "config.toml", options)
     job = Run(asked, hold(RunFolder(folder), wait), console())
     job.layers_step()

@@ -121,7 +121,7 @@ class ParetoFront:
                 objectives=np.array([values for values, _ in data["points"]], dtype=np.float64),
                 budgets=tuple(data["budgets"].items()),
                 evaluations=data["evaluations"],
-                hypervolume=tuple(data["hypervolume"]),
+                hypervolume=tuple(map(float, data["hypervolume"])),
                 seed=data["seed"],
                 fingerprint=data["fingerprint"],
             )
