@@ -17,6 +17,8 @@ from hwmodel.precision import BitConfig, Precision
 
 LOSS = "loss"
 
+LARGEST = 1e30  # objective: no cost is so large, and pages keep them in single precision
+
 
 @dataclass(frozen=True, slots=True)
 class ParetoFront:
@@ -48,8 +50,8 @@ class ParetoFront:
             raise InputError(f"front: objectives must be loss and costs, got {', '.join(map(str, self.names))}")
         if self.choices.min() < 0 or self.choices.max() >= len(self.precisions):
             raise InputError(f"front: choices must be among {len(self.precisions)} precisions, from 0")
-        if not np.isfinite(self.objectives).all():
-            raise InputError("front: objectives must be finite")
+        if not (np.abs(self.objectives) < LARGEST).all():
+            raise InputError(f"front: objectives must be numbers below {LARGEST:g}")
 
     def __len__(self) -> int:
         return len(self.choices)
