@@ -3,7 +3,7 @@
     python benchmarks/train_bccd.py [retinanet] [fasterrcnn]
 
 Images and boxes of ../shared/data/bccd (MIT), mirrored at random; AdamW with a rate that falls like a cosine. The batch
-norms of the backbone stay as ImageNet left them, and so do its first blocks.
+norms of the backbone stay as ImageNet left them, and so do its first blocks, which see each mirror image once.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from recon.compute.arithmetic import fast
 
-EPOCHS, BATCH, RATE = 10, 8, 3e-4
+EPOCHS, BATCH, RATE = 40, 8, 3e-4
 FROZEN = 11  # blocks of the backbone
+MIRRORS = ((), (2,), (1,), (1, 2))  # the axes of an image (3, height, width) that are turned
 
 Example = tuple[Tensor, dict[str, Tensor]]
 
@@ -43,38 +44,64 @@ def examples() -> list[Example]:
     return found
 
 
-def mirrored(example: Example, generator: torch.Generator) -> Example:
-    """Left and right, and top and bottom, exchanged with even chances."""
+def mirrored(example: Example, axes: tuple[int, ...]) -> Example:
+    """An image with left and right, or top and bottom, exchanged."""
     image, target = example
     boxes = target["boxes"].clone()
-    for axis in (0, 1):
-        if torch.rand((), generator=generator) < 0.5:
-            side = image.shape[2 - axis]
-            image = image.flip(2 - axis)
-            boxes[:, [axis, axis + 2]] = side - boxes[:, [axis + 2, axis]]
-    return image, {**target, "boxes": boxes}
+    for axis in axes:
+        low, side = 2 - axis, image.shape[axis]
+        boxes[:, [low, low + 2]] = side - boxes[:, [low + 2, low]]
+    return image.flip(axes) if axes else image, {**target, "boxes": boxes}
+
+
+class Seen(nn.Module):
+    """Stands for the frozen blocks: gives the maps that they made of the images of this step, set beforehand."""
+
+    maps: Tensor
+
+    def forward(self, _: Tensor) -> Tensor:
+        """The maps (n, c, h, w)."""
+        return self.maps
+
+
+def frozen_maps(model: nn.Module, known: list[Example]) -> list[Tensor]:
+    """What the frozen blocks make of each image (c, h, w); these blocks make room for `Seen`."""
+    body = model.backbone.body
+    first = [str(index) for index in range(FROZEN)]
+    frozen, maps = nn.Sequential(*(body[key] for key in first)), []
+    with torch.no_grad():
+        for part in range(0, len(known), BATCH):
+            images, _ = model.transform([image for image, _ in known[part : part + BATCH]])
+            maps += list(frozen(images.tensors))
+    for key in first:
+        body[key] = nn.Identity()
+    body["0"] = Seen()
+    return maps
 
 
 def train(name: str, epochs: int = EPOCHS, seed: int = 0) -> None:
     """Trains a detector and writes its weights."""
     torch.manual_seed(seed)
-    generator, known = torch.Generator().manual_seed(seed), examples()
-    model = build(name, pretrained=True).train().to(memory_format=torch.channels_last)
-    for index, block in enumerate(model.backbone.body.children()):
-        block.requires_grad_(index >= FROZEN)
+    began, generator = time.perf_counter(), torch.Generator().manual_seed(seed)
+    known = [mirrored(example, axes) for axes in MIRRORS for example in examples()]
+    model = build(name, pretrained=True).train()
     for module in model.backbone.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
-    steps = epochs * -(-len(known) // BATCH)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], RATE, weight_decay=1e-4)
+    whole = dict(model.backbone.body.items())
+    maps, seen = frozen_maps(model, known), model.backbone.body["0"]
+    images = len(known) // len(MIRRORS)
+    steps = epochs * -(-images // BATCH)
+    optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.1)
-    began = time.perf_counter()
     for epoch in range(epochs):
         total, count = 0.0, 0
-        for part in torch.randperm(len(known), generator=generator).split(BATCH):
-            images, targets = zip(*(mirrored(known[index], generator) for index in part), strict=True)
+        turned = torch.randint(len(MIRRORS), (images,), generator=generator) * images
+        for part in (torch.randperm(images, generator=generator) + turned).split(BATCH):
+            seen.maps = torch.stack([maps[index] for index in part])
+            pictures, targets = zip(*(known[index] for index in part), strict=True)
             with fast(torch.device("cpu")):
-                losses = model(list(images), list(targets))
+                losses = model(list(pictures), list(targets))
             loss = torch.stack(list(losses.values())).sum()
             optimizer.zero_grad()
             loss.backward()
@@ -83,6 +110,8 @@ def train(name: str, epochs: int = EPOCHS, seed: int = 0) -> None:
             schedule.step()
             total, count = total + float(loss.detach()), count + 1
         print(f"{name}, epoch {epoch + 1}: loss {total / count:.3f}, {time.perf_counter() - began:.0f} s", flush=True)
+    for key, block in whole.items():
+        model.backbone.body[key] = block
     weights_of(name).parent.mkdir(parents=True, exist_ok=True)
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, str(weights_of(name)))
 
