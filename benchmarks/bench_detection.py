@@ -164,7 +164,7 @@ def searched(network: str, kind: str, limit: int, seed: int, folder: Path) -> di
     if kind != "file":
         n_weights = loaded_with(network, seed).network.table.n_weights
         limits = {"mean_bits_budget": limit if kind == "mean" else 8 * limit / n_weights}
-    job, began = started(network, seed, folder / "run", **limits), time.perf_counter()
+    job, began = started(network, seed, folder, **limits), time.perf_counter()
     job.layers_step()
     front = job.search_step(job.problem(job.sensitivity_step()))
     done = finalize_step(job.loaded, front.config(front.best()), "budget")

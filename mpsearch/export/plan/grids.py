@@ -24,11 +24,33 @@ def fill_grids(draft: Draft, module: fx.GraphModule, leaves: Sequence[Tensor], r
     What only moves values has one grid on both sides. Where `real_outputs`, what a linear map writes as an output of
     the network stays real.
     """
+    _stay_real(draft)
     _backward(draft)
     missing = _forward(draft, real_outputs)
     _calibrate(draft, module, leaves, missing)
     _forward(draft, real_outputs)
     return missing
+
+
+def _stay_real(draft: Draft) -> None:
+    """Nobody rounds what leads to the multiplication of a tensor's channels, and to nothing else, before it is done:
+    what has only some of its channels near zero would lose them."""
+    readers: dict[str, list[Op]] = {}
+    for op in draft.ops:
+        for name in op.inputs:
+            readers.setdefault(name, []).append(op)
+    for op in reversed(draft.ops):
+        value, others = draft.values[op.output], readers.get(op.output, [])
+        leads = [_multiplies_channels(draft, other) or _passes(draft, other) for other in others]
+        value.real = bool(leads) and all(leads) and value.grid is None and op.output not in draft.outputs
+
+
+def _multiplies_channels(draft: Draft, op: Op) -> bool:
+    return op.kind == "float" and f"{op.output}_factors" in draft.constants
+
+
+def _passes(draft: Draft, op: Op) -> bool:
+    return op.kind in ("table", "add", "mul") and draft.values[op.output].real
 
 
 def _backward(draft: Draft) -> None:
@@ -59,7 +81,7 @@ def _forward(draft: Draft, real_outputs: bool) -> list[str]:
     read = {name for op in draft.ops for name in op.inputs}
     for op in draft.ops:
         result = draft.values[op.output]
-        if op.output in known or not known.issuperset(op.inputs) or op.kind in ("float", "embedding"):
+        if result.real or op.output in known or not known.issuperset(op.inputs) or op.kind in ("float", "embedding"):
             continue
         if real_outputs and op.kind == "linear" and op.output in draft.outputs and op.output not in read:
             continue
