@@ -22,7 +22,7 @@ import numpy as np
 
 from hwmodel.cost import CostTable
 from hwmodel.layer import LayerSpec, LayerTable
-from hwmodel.precision import FLOAT_BITS, HALVED_BITS, WEIGHT_BITS, BitConfig, Precision
+from hwmodel.precision import FLOAT_BITS, HALVED_BITS, HALVING_BITS, WEIGHT_BITS, BitConfig, Precision
 
 HALF_BYTES = 2
 HEADER_LENGTH_BYTES = 8
@@ -30,7 +30,6 @@ ALIGNMENT = 8  # safetensors pads its header to this
 FORMAT = "mpsearch-packed-3"
 CODED = "coded"  # the tensor of the entropy-coded layers
 HALVINGS = "input_halvings"  # the tensor of how often each channel's step is half of the scale of a layer's inputs
-HALVING_BITS = 4
 CHANNEL_BYTES = 2  # about: scale and bias of an output channel of an entropy-coded layer
 STREAM_BYTES = 16  # at most: the end of the stream of entropy-coded codes
 VALUE_BYTES = {"F32": 4, "F16": HALF_BYTES, "U8": 1}

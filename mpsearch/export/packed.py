@@ -22,11 +22,10 @@ from torch import Tensor, nn
 
 from hwmodel import InputError, LayerSpec, LayerTable
 from hwmodel.files import write_whole
-from hwmodel.precision import CODED_BITS
+from hwmodel.precision import CODED_BITS, HALVING_BITS
 from hwmodel.size import (
     ALIGNMENT,
     CODED,
-    HALVING_BITS,
     HALVINGS,
     HEADER_LENGTH_BYTES,
     Digests,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hwmodel.layer import LayerSpec
-from hwmodel.size import HALVING_BITS
+from hwmodel.precision import HALVING_BITS
 from recon.quantizers.inputs import InputGrid, round_to_grid
 from recon.quantizers.weights import to_half_grid
 
