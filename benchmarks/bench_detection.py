@@ -140,7 +140,7 @@ def measured(name: str, folder: Path) -> dict[str, Any]:
     loaded = loaded_with(network, int(seed))
     judge, net = loaded.judge, loaded.network
     config, leaves = uniform(net, what[0]), net.leaves(loaded.calibration)
-    began, likelihood = time.perf_counter(), loaded.likelihood
+    likelihood, began, cpu = loaded.likelihood, time.perf_counter(), time.process_time()
     if method == "plain":
         layers = plainly_rounded(net, leaves, config)
     elif method == "bias-corrected":
@@ -152,10 +152,10 @@ def measured(name: str, folder: Path) -> dict[str, Any]:
             "ours": Settings(seed=int(seed)),
         }[method]
         layers = reconstruct(net, loaded.calibration, config, settings, likelihood=likelihood).layers
-    seconds = time.perf_counter() - began
+    seconds = {"seconds": round(time.perf_counter() - began, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
     weights = sum(layer.n_weights * config[layer.name].w for layer in net.table) / 8
     metrics = judge.measure(quantized(net, layers).model)
-    return {"weights_only_bytes": weights, "metrics": metrics, "seconds": round(seconds, 1)}
+    return {"weights_only_bytes": weights, "metrics": metrics, **seconds}
 
 
 def searched(network: str, kind: str, limit: int, seed: int, folder: Path) -> dict[str, Any]:
@@ -164,14 +164,14 @@ def searched(network: str, kind: str, limit: int, seed: int, folder: Path) -> di
     if kind != "file":
         n_weights = loaded_with(network, seed).network.table.n_weights
         limits = {"mean_bits_budget": limit if kind == "mean" else 8 * limit / n_weights}
-    job, began = started(network, seed, folder, **limits), time.perf_counter()
+    job, began, cpu = started(network, seed, folder, **limits), time.perf_counter(), time.process_time()
     job.layers_step()
     front = job.search_step(job.problem(job.sensitivity_step()))
     done = finalize_step(job.loaded, front.config(front.best()), "budget")
     keys = ("size_bytes", "weights_only_bytes", "mean_weight_bits")
     found = {"metrics": done["metrics"]["finished"], "plain": done["metrics"]["plain"], **{k: done[k] for k in keys}}
-    seconds = {"seconds": round(time.perf_counter() - began, 1), "steps": job.clock.seconds}
-    return {**found, **seconds}
+    seconds = {"seconds": round(time.perf_counter() - began, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
+    return {**found, **seconds, "steps": job.clock.seconds}
 
 
 def table(results: dict[str, Any]) -> str:

@@ -299,3 +299,14 @@ def test_a_detector_of_ones_own_in_memory(folder: Path) -> None:
     assert front.finish().metrics["float"]["map"] >= 0
     with pytest.raises(InputError, match="a detector's task depends on how its outputs are decoded"):
         mpsearch.search(scope["net"](), [images(16)], "3500B", task="detection", **options)
+
+
+def test_a_latency_and_an_energy_budget_of_a_detector(folder: Path, command: Command) -> None:
+    more = "--decode", f"{folder / 'net.py'}:decode", "--device", "bitfusion"
+    limits = "--latency-budget", "9ms", "--energy-budget", "9mJ"
+    done = command("run", *arguments(folder, "net", *more, *limits, *BUDGET, "--abits", 8, "--json"))
+    assert done.code == 0, done.err
+    assert "not counted: relu (2)" in done.err
+    summary = json.loads(done.out)
+    assert 0 < summary["latency_s"] <= 9e-3
+    assert 0 < summary["energy_j"] <= 9e-3
