@@ -17,6 +17,7 @@ from mpsearch.export.plan.records import Tensor as PlanTensor
 from mpsearch.export.plan.weights import float_weight, layer_weight
 from recon.graph.network import Network
 from recon.quantizers.quantized import QuantizedLayers, quantized
+from recon.quantizers.weights import QuantizedWeight
 
 
 def build_plan(
@@ -100,11 +101,15 @@ def _rescaled(layers: QuantizedLayers, halvings: Mapping[str, Sequence[int]]) ->
     """The layers, weights divided by what the channels of their inputs are multiplied by: powers of two."""
     weights = dict(layers.weights)
     for name, times in halvings.items():
-        grid = weights[name].grid
-        factors = torch.exp2(torch.tensor(times, dtype=torch.float32)).repeat_interleave(len(grid.scale) // len(times))
-        scaled = replace(grid, scale=grid.scale / factors.to(grid.scale.device))
-        weights[name] = replace(weights[name], grid=scaled)
+        scale = weights[name].grid.scale
+        factors = torch.exp2(-torch.tensor(times, dtype=torch.float32, device=scale.device))
+        weights[name] = _scaled(weights[name], factors.repeat_interleave(len(scale) // len(times)))
     return replace(layers, weights=weights)
+
+
+def _scaled(weight: QuantizedWeight, factors: Tensor) -> QuantizedWeight:
+    """A weight whose output channels are multiplied (O,)."""
+    return replace(weight, grid=replace(weight.grid, scale=weight.grid.scale * factors))
 
 
 def _some(names: Sequence[str]) -> str:
@@ -137,8 +142,11 @@ def _weights(
             grid = tensors[op.inputs[0]].grid
             scale = None if grid is None or op.kind == "embedding" else grid.scale
             weight, bias = layers.weights[op.name], layers.biases[op.name]
-            weights[op.name, op.inputs] = layer_weight(weight, bias, scale, narrow)
-    return {op.output: weights[op.name, op.inputs] for op in found.ops if op.kind in LAYERS}
+            if op.output in found.doublings:
+                factors = torch.exp2(torch.tensor(found.doublings[op.output], dtype=torch.float32, device=bias.device))
+                weight, bias = _scaled(weight, factors), bias * factors
+            weights[op.output] = layer_weight(weight, bias, scale, narrow)
+    return weights
 
 
 def _with_weight(op: Op, weights: Mapping[str, Weight]) -> Op:

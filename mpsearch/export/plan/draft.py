@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -33,7 +34,8 @@ class Value:
 @dataclass(slots=True)
 class Draft:
     """Operations in order, without weights, and the tensors by name. `halvings` are those of the inputs of layers that
-    read tensors whose channels are multiplied."""
+    read tensors whose channels are multiplied, `doublings` how often weights and biases of calls that write such
+    tensors are doubled, by output."""
 
     ops: list[Op] = field(default_factory=list)
     values: dict[str, Value] = field(default_factory=dict)
@@ -41,6 +43,19 @@ class Draft:
     outputs: list[str] = field(default_factory=list)
     constants: dict[str, NDArray[Any]] = field(default_factory=dict)
     halvings: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    doublings: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def product(self, source: str, result: str, factors: NDArray[np.float32]) -> Op:
+        """What multiplies the channels of a tensor."""
+        constant = f"{result}_factors"
+        self.constants[constant] = factors
+        settings = {"target": aten.mul.Tensor, "args": (Ref(source), Ref(constant)), "kwargs": {}}
+        return Op("float", result, (source,), result, settings)
+
+
+def channel_products(halvings: Sequence[int], rank: int) -> NDArray[np.float32]:
+    """What the channels of maps (N, C, …) of a rank are multiplied by, so that one step serves all (C, 1, …)."""
+    return np.exp2(np.array(halvings, np.float32)).reshape(-1, *(1,) * (rank - 2))
 
 
 def draft(network: Network, channel_steps: bool = True) -> Draft:
@@ -120,9 +135,7 @@ class _Writer:
         if not self.channel_steps:
             return
         layer = str(node.target).rpartition(".")[0]
-        factors: NDArray[np.float32] = np.exp2(np.array(grid.halvings, np.float32)).reshape(
-            -1, *(1,) * (len(node.meta["shape"]) - 2)
-        )
+        factors = channel_products(grid.halvings, len(node.meta["shape"]))
         self.scaled[layer] = scaled = f"{node.name}_scaled"
         self._product(node, read, scaled, factors)
         self.result.values[scaled].grid = replace(grid, halvings=())
@@ -132,12 +145,8 @@ class _Writer:
             self._product(node, scaled, self.names[node], np.float32(1) / factors)
 
     def _product(self, node: fx.Node, source: str, result: str, factors: NDArray[np.float32]) -> None:
-        """A tensor with its channels multiplied."""
-        constant = f"{result}_factors"
-        self.result.constants[constant] = factors
         self.result.values[result] = Value(node)
-        settings = {"target": aten.mul.Tensor, "args": (Ref(source), Ref(constant)), "kwargs": {}}
-        self._append(Op("float", result, (source,), result, settings))
+        self._append(self.result.product(source, result, factors))
 
     def _again(self, node: fx.Node, source: str, cap: float | None, grid: InputGrid) -> None:
         self._value(node)

@@ -135,6 +135,8 @@ def test_a_step_for_every_channel_is_a_product_before_it_is_rounded(precision: s
         product = ops[layer.inputs[0]]
         assert product.kind == "float"
         assert plan.tensors[product.inputs[0]].grid is None, "nothing rounds it before"
+    stem = next(op for op in plan.ops if op.name == "stem")
+    assert plan.is_integer(stem), "it writes its channels multiplied"
     with torch.no_grad():
         (expected,) = quantized(network, layers).module(*leaves)
     (found,) = golden.outputs(plan, golden.execute(plan, leaves[0].numpy()))
