@@ -178,6 +178,7 @@ def searched(network: str, kind: str, limit: int, seed: int, folder: Path) -> di
     if kind != "file":
         n_weights = loaded_with(network, seed).network.table.n_weights
         limits = {"mean_bits_budget": limit if kind == "mean" else 8 * limit / n_weights}
+    (folder / "chosen").mkdir()
     job, began, cpu = started(network, seed, folder, **limits), time.perf_counter(), time.process_time()
     job.layers_step()
     front = job.search_step(job.problem(job.sensitivity_step()))
