@@ -121,8 +121,8 @@ def _maps_are_large(layer: Layer, z: Tensor, axis: int | None, count: int) -> bo
 
 def _by_weight(layer: Layer, errors: LayerErrors, inputs: Tensor, gradient: Tensor, axis: int, count: int) -> Tensor:
     """⟨g, Δ⟩ (n, S) of n samples, which `axis` of inputs and outputs counts, or windows of them one after another."""
-    inputs = inputs.detach().to(torch.float32 if layer.exact else gradient.dtype)
-    gradient = gradient.to(inputs)
+    gradient = gradient.float() if layer.exact else gradient
+    inputs = inputs.detach().to(gradient) if inputs.is_floating_point() else inputs
     by_weight, by_bias = weight_gradients(layer, inputs, gradient, axis, count).float(), None
     if layer.bias.numel():
         by_bias = gradient.movedim((axis, layer.channel_axis), (0, -1)).reshape(count, -1, len(layer.bias))

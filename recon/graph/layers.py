@@ -59,8 +59,8 @@ class Layer(nn.Module):
 
     def weight_gradient(self, x: Tensor, slope: Tensor) -> Tensor:
         """The gradient of the weight (O, I / G, *kernel) for inputs x (N, …) and the gradient of the outputs (N, …),
-        both of one type, and in that."""
-        weight, bias = (tensor.detach().to(x).requires_grad_() for tensor in (self.weight, self.bias))
+        of one type where both are real, and in that."""
+        weight, bias = (tensor.detach().to(slope).requires_grad_() for tensor in (self.weight, self.bias))
         with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
             return torch.autograd.grad(self.compute(x, weight, bias), weight, slope)[0]
 
