@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,10 +39,11 @@ class LayerErrors:
         """Those of the T changes of a layer; None changes nothing."""
         pairs = {at: change for at, change in enumerate(row) if isinstance(change, tuple)}
         grids = {at: change for at, change in enumerate(row) if isinstance(change, InputGrid)}
-        weights = [weight.flatten() for weight, _ in pairs.values()]
-        biases = [bias for _, bias in pairs.values()]
-        none = layer.weight.new_zeros(0)
-        return cls(list(pairs), torch.stack(weights or [none]), torch.stack(biases or [none]), grids)
+        sizes = layer.weight.numel(), layer.bias.numel()
+        weights, biases = (layer.weight.new_zeros(len(pairs), size) for size in sizes)
+        for row_of, (weight, bias) in enumerate(pairs.values()):
+            weights[row_of], biases[row_of] = weight.flatten(), bias
+        return cls(list(pairs), weights, biases, grids)
 
     def part(self, terms: Sequence[int]) -> LayerErrors:
         """Of these terms alone, counted anew."""
@@ -88,27 +89,22 @@ def batch_terms(
     score = torch.zeros(count, len(wanted), len(terms), device=network.device)
     square = torch.zeros_like(score) if squares else torch.full_like(score, math.nan)
 
-    def add(own: int, at: int, product: Tensor, axis: int | None, *, counts: bool = True) -> None:
-        total, power = sums_by_sample(product, axis, count)
-        score[:, own, at] += total if counts else 0
-        square[:, own, at] += power
+    def add(own: int, at: int, sums: tuple[Tensor, Tensor], *, counts: bool = True) -> None:
+        score[:, own, at] += sums[0] if counts else 0
+        square[:, own, at] += sums[1]
 
     for (name, inputs, _), gradient in zip(calls, gradients, strict=False):
         layer, found, axis, own = layers[name], wanted[name], axes[name], index[name]
         by_weight = bool(found.at) and _maps_are_large(layer, gradient, axis, count)
         if by_weight and axis is not None:
-            score[:, own, found.at] += _by_weight(layer, found, inputs, gradient, axis, count)
+            score[:, own, found.at] += score_by_weight(layer, found, inputs, gradient, axis, count)
         if squares or not by_weight:
-            for at, weight, bias in zip(found.at, found.weights, found.biases, strict=True):
-                with torch.no_grad(), fast(network.device):
-                    product = (
-                        layer.apply_weight(inputs, weight.view_as(layer.weight), bias).float().mul_(gradient.float())
-                    )
-                add(own, at, product, axis, counts=not by_weight)
+            for at, sums in zip(found.at, score_by_outputs(layer, found, inputs, gradient, axis, count), strict=True):
+                add(own, at, sums, counts=not by_weight)
         if id(inputs) in read:
             exact, share = inputs.detach().float(), of_read[id(inputs)].float() / readers[id(inputs)]
             for at, grid in found.grids.items():
-                add(own, at, (round_to_grid(exact, grid) - exact).mul_(share), axis)
+                add(own, at, sums_by_sample((round_to_grid(exact, grid) - exact).mul_(share), axis, count))
     return score.cpu().numpy(), square.cpu().numpy()
 
 
@@ -119,7 +115,20 @@ def _maps_are_large(layer: Layer, z: Tensor, axis: int | None, count: int) -> bo
     return LARGE * z.numel() // count >= layer.weight.numel()
 
 
-def _by_weight(layer: Layer, errors: LayerErrors, inputs: Tensor, gradient: Tensor, axis: int, count: int) -> Tensor:
+@torch.no_grad()
+def score_by_outputs(
+    layer: Layer, errors: LayerErrors, inputs: Tensor, gradient: Tensor, axis: int | None, count: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """⟨g, Δ⟩ and Σ g² Δ² (n,) at every width, from the error of the outputs there."""
+    for weight, bias in zip(errors.weights, errors.biases, strict=True):
+        with fast(inputs.device):
+            moved = layer.apply_weight(inputs, weight.view_as(layer.weight), bias)
+        yield sums_by_sample(moved.float().mul_(gradient.float()), axis, count)
+
+
+def score_by_weight(
+    layer: Layer, errors: LayerErrors, inputs: Tensor, gradient: Tensor, axis: int, count: int
+) -> Tensor:
     """⟨g, Δ⟩ (n, S) of n samples, which `axis` of inputs and outputs counts, or windows of them one after another."""
     gradient = gradient.float() if layer.exact else gradient
     inputs = inputs.detach().to(gradient) if inputs.is_floating_point() else inputs
