@@ -19,8 +19,9 @@ class TargetSpec:
     """A runtime by name.
 
     It runs weights of `weight_bits` with activations of `activation_bits`. Weights of `symmetric_bits` have their
-    zero-point in the middle, because it has signed integers without one for them. `formats` are what `mpsearch export`
-    writes for it; `source` says where these rules are from.
+    zero-point in the middle, because it has signed integers without one for them. `channel_steps` says whether it
+    multiplies the channels of a tensor before it rounds it, so that each has a step of its own. `formats` are what
+    `mpsearch export` writes for it; `source` says where these rules are from.
     """
 
     name: str
@@ -29,6 +30,7 @@ class TargetSpec:
     weight_bits: tuple[int, ...]
     activation_bits: tuple[int, ...]
     symmetric_bits: tuple[int, ...]
+    channel_steps: bool
     source: str
 
     @property
@@ -90,7 +92,10 @@ def parse_target(text: str, where: str) -> TargetSpec:
     )
     if not weights or not activations:
         raise InputError(f"{where}: weight_bits and activation_bits must not be empty")
-    return TargetSpec(name, title, tuple(formats), weights, activations, symmetric, source)
+    steps = data["channel_steps"]
+    if not isinstance(steps, bool):
+        raise InputError(f"{where}: channel_steps must be true or false, got {steps!r}")
+    return TargetSpec(name, title, tuple(formats), weights, activations, symmetric, steps, source)
 
 
 def _text(value: Any, where: str) -> str:

@@ -84,7 +84,7 @@ def export_model(model: FinishedModel, form: str, path: Path, choices: Choices, 
 def _onnx(model: FinishedModel, path: Path, choices: Choices) -> Made:
     from mpsearch.export.onnx.write import write_onnx
 
-    plan = model.plan(real_outputs=True)
+    plan = model.plan(real_outputs=True, channel_steps=True)
     made = write_onnx(plan, model.metadata(), numpy_dtypes(model), choices.packed)
     return Made({path: made.SerializeToString(deterministic=True)}, notes_of(plan))
 
@@ -102,7 +102,7 @@ def _aimet(model: FinishedModel, path: Path, choices: Choices) -> Made:
     from mpsearch.export.encodings import as_json, encodings_of, inexpressible
     from mpsearch.export.onnx.real import write_real
 
-    plan = model.plan(real_outputs=True)
+    plan = model.plan(real_outputs=True, channel_steps=True)
     made = write_real(plan, model.metadata(), numpy_dtypes(model))
     activations, weights = encodings_of(plan, made.tensors, made.weights)
     beside = _encodings(path)

@@ -50,10 +50,17 @@ class FinishedModel:
         """Its bits."""
         return BitConfig.from_json(self.record["config"])
 
-    def plan(self, *, real_outputs: bool = False, narrow: bool = False) -> Plan:
+    def plan(self, *, real_outputs: bool = False, narrow: bool = False, channel_steps: bool = False) -> Plan:
         """Its integer plan."""
         leaves = self.network.leaves(self.loaded.calibration)
-        return build_plan(self.network, self.layers, leaves, real_outputs=real_outputs, narrow=narrow)
+        return build_plan(
+            self.network,
+            self.layers,
+            leaves,
+            real_outputs=real_outputs,
+            narrow=narrow,
+            channel_steps=channel_steps,
+        )
 
     def simulated_plan(self) -> Plan:
         """Its plan in real arithmetic, as the packed file is simulated."""

@@ -52,7 +52,8 @@ def _onnx(path: Path) -> Opened:
     integers = sum(counts[kind] for kind in INTEGER_LAYERS)
     layers = integers + sum(counts[kind] for kind in FLOAT_LAYERS)
     runtime = f"onnxruntime {onnxruntime.__version__}"
-    return Opened(metadata, runtime, {"real_outputs": True}, pair, integers, layers, dict(counts), remark)
+    how = {"real_outputs": True, "channel_steps": True}
+    return Opened(metadata, runtime, how, pair, integers, layers, dict(counts), remark)
 
 
 def _tflite(path: Path) -> Opened:

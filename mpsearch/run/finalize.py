@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from hwmodel import BitConfig, LayerTable
+from hwmodel.files import write_whole
 from hwmodel.size import input_bytes
 from mpsearch.files.folder import Json, RunFolder
 from mpsearch.finish.finalize import finish
-from mpsearch.run.artifacts import read_costs
+from mpsearch.run.artifacts import boxes_file, read_costs
 from mpsearch.run.keys import finished_key
 from mpsearch.run.loaded import Loaded
 from mpsearch.show.boxes import draw_boxes
@@ -52,12 +53,11 @@ def finalize_step(loaded: Loaded, config: BitConfig, name: str, coded_bytes: Map
             loaded.prepared(config),
         )
     data = {"key": key, "task": loaded.options.task, **finished.to_json()}
-    folder.write_json(f"chosen/{name}.json", data)
     if finished.shown and loaded.validation.normalization is not None:
         images = loaded.validation.stored.leaves[0][: len(finished.shown["float"])]
-        draw_boxes(
-            images.numpy(), finished.shown, model_title(loaded.model.reference), folder.file(f"boxes-{name}.png")
-        )
+        picture = draw_boxes(images.numpy(), finished.shown, model_title(loaded.model.reference))
+        write_whole(boxes_file(folder, name), picture)
+    folder.write_json(f"chosen/{name}.json", data)
     return data
 
 

@@ -149,7 +149,8 @@ class Loaded:
     @cached_property
     def network(self) -> Network:
         """The captured model, on the compute device."""
-        return captured(self.model, next(self.data.calib.batches(EXAMPLE))[0])
+        network = captured(self.model, next(self.data.calib.batches(EXAMPLE))[0])
+        return network if self.options.channel_steps else network.with_one_step()
 
     @cached_property
     def data(self) -> DataSource:

@@ -18,6 +18,7 @@ from hwmodel.files import write_whole
 from mpsearch.files.folder import Json, RunFolder
 from mpsearch.request.compute import SpreadOptions
 from mpsearch.request.options import FinishOptions
+from mpsearch.run.artifacts import boxes_file
 from mpsearch.run.engines import Engine, Lost
 from mpsearch.run.finalize import bytes_of_coded, current_finished, finalize_step
 from mpsearch.run.keys import finished_key
@@ -54,7 +55,7 @@ def finalize_points(
     if not tasks:
         return
     engine = engine_of(where, len(tasks))
-    shared = _shared(loaded, engine.threads)
+    shared = shared_state(loaded, engine.threads)
     loaded.console.note(
         f"finalize: {len(tasks)} points by {engine.workers} workers ({engine.backend}) of {engine.threads} threads; "
         f"each is sent {len(shared):,} bytes once"
@@ -67,13 +68,14 @@ def finalize_points(
                 lost.append(name)
                 loaded.console.note(f"{name} is given up: {result.reason}")
                 continue
-            record, packed = result
+            record, files = result
             if record["key"] != keys[name]:
                 raise InputError(
                     f"{name} was finished by workers with another version of mpsearch; install the same one"
                 )
-            if packed is not None:
-                write_whole(loaded.folder.file(f"model-{name}.safetensors"), packed)
+            if files:
+                for file, content in files.items():
+                    write_whole(loaded.folder.file(file), content)
                 loaded.folder.write_json(f"chosen/{name}.json", record)
             loaded.console.note(f"{name} is done, {number} of {len(tasks)}")
             yield name, record
@@ -92,7 +94,7 @@ def engine_of(where: SpreadOptions, tasks: int) -> Engine:
     return Engine(where.backend, workers, where.threads or max(1, cores // workers), where.scheduler)
 
 
-def _shared(loaded: Loaded, threads: int) -> bytes:
+def shared_state(loaded: Loaded, threads: int) -> bytes:
     """Model, samples, task and options for workers, which load nothing themselves. Raises InputError where they cannot
     be sent."""
     for name, module in list(sys.modules.items()):
@@ -108,17 +110,18 @@ def _shared(loaded: Loaded, threads: int) -> bytes:
 
 def finish_point(
     shared: bytes, name: str, given: Mapping[str, str], coded: Mapping[str, float], folder: str | None
-) -> tuple[Json, bytes | None]:
+) -> tuple[Json, dict[str, bytes]]:
     """In a worker: one finished point, its configuration `given` as JSON and what its entropy-coded layers may take, in
-    the run `folder` where that is on this machine; else the packed file comes along with the record."""
+    the run `folder` where that is on this machine; else its files come along with the record."""
     config = BitConfig.from_json(given)
     if folder is not None:
-        return finalize_step(_received(shared, RunFolder(Path(folder)), name), config, name, coded), None
+        return finalize_step(_received(shared, RunFolder(Path(folder)), name), config, name, coded), {}
     with tempfile.TemporaryDirectory(prefix="mpsearch-") as temporary:
         place = RunFolder(Path(temporary))
         place.file("chosen").mkdir()
         record = finalize_step(_received(shared, place, name), config, name, coded)
-        return record, place.file(f"model-{name}.safetensors").read_bytes()
+        made = (place.file(f"model-{name}.safetensors"), boxes_file(place, name))
+        return record, {path.name: path.read_bytes() for path in made if path.is_file()}
 
 
 def _received(shared: bytes, folder: RunFolder, name: str) -> Loaded:

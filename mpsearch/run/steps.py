@@ -30,7 +30,9 @@ from mpsearch.sensitivity.cache import load_scores, load_table, save_cache
 from mpsearch.sensitivity.measure import measure, split
 from mpsearch.sensitivity.table import SensitivityTable
 from mpsearch.show.console import Console
+from mpsearch.show.tables import not_counted
 from mpsearch.tasks.detection import NAME as DETECTION
+from recon.graph.beside import operations_beside
 from recon.graph.gradients import without_gradient
 
 ROUGHLY = 0.8  # of what entropy-coded layers are thought to take before they are coded, they may take as little
@@ -187,6 +189,8 @@ class Run:
         """Writes options and layer table, once it is clear that the folder is free and the budgets can be met."""
         require_same_model(self.folder, self.loaded.model)
         self._note_refused(self._choices.precisions)  # there are no choices where the budgets cannot be met
+        if self.device is not None and (said := not_counted(operations_beside(self.loaded.network.module))):
+            self.console.note(said)
         origin = self.origin
         self.folder.write("config.toml", self.options.to_toml(self.folder.path))
         self.folder.write_json("layers.json", origin.to_json())
@@ -198,6 +202,8 @@ class Run:
         refused = [str(precision) for precision in self.options.precisions if precision not in self.candidates.offered]
         if refused:
             self.console.note(f"device {self.device.name} does not run {', '.join(refused)}: not offered to the search")
+        if said := not_counted(operations_beside(self.loaded.network.module)):
+            self.console.note(said)
         missing = [] if self.device.table is None else self.device.table.missing(self.table, precisions)
         if missing:
             self.console.note(

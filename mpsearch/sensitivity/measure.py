@@ -36,7 +36,7 @@ from recon.graph.samples import Samples
 from recon.likelihood.likelihood import CLASSIFIER, Likelihood
 from recon.quantizers.coded import coded_bytes
 from recon.quantizers.inputs import InputGrid
-from recon.quantizers.insert import input_histograms
+from recon.quantizers.insert import watch_inputs
 from recon.quantizers.nearest import nearest
 from recon.quantizers.weights import QuantizedWeight
 from recon.statistics.fisher import output_metrics
@@ -164,7 +164,7 @@ def _roundings(
         rounded |= {term: {name: found[term] for name, found in of_layers.items()} for term in weights}
     if inputs:
         reading = {name: layer for name, layer in layers.items() if not isinstance(layer, Embedding)}
-        seen = input_histograms(network.module, reading, leaves)
+        seen = watch_inputs(network.module, reading, leaves)
         for term in inputs:
             rounded[term] = {name: seen[name].grid(term.a) for name in reading}
     return rounded

@@ -33,6 +33,7 @@ def target_lines(target: TargetSpec) -> Iterator[str]:
         if target.symmetric_bits
         else "any zero-point"
     )
+    yield f"a step for every channel of what depthwise layers read: {'yes' if target.channel_steps else 'no'}"
     yield f"mpsearch export --format {' or '.join(target.formats)}"
     yield f"source: {target.source}"
 

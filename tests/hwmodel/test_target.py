@@ -17,6 +17,7 @@ formats = ["onnx"]
 weight_bits = [8, 4]
 activation_bits = [8]
 symmetric_bits = [4]
+channel_steps = true
 source = "assumed: for a test"
 """
 

@@ -97,3 +97,14 @@ def test_packed_files_compute_the_same(name: str, precision: str) -> None:
     x = {"x": leaves[0].numpy()}
     for ours, theirs in zip(session(packed).run(None, x), session(made(plan)).run(None, x), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_a_step_for_every_channel_in_the_runtime() -> None:
+    network, layers, leaves = low_bit("smooth", Precision(4, 8))
+    plan = build_plan(network, layers, leaves)
+    (found,) = session(made(plan)).run(None, {"x": leaves[0].numpy()})
+    (golden_answer,) = golden.outputs(plan, golden.execute(plan, leaves[0].numpy()))
+    assert np.sqrt(np.mean((found - golden_answer) ** 2)) < 0.05 * golden_answer.std()
+    with torch.no_grad():
+        (expected,) = quantized(network, layers).module(*leaves)
+    assert np.sqrt(np.mean((found - expected.numpy()) ** 2)) < 0.05 * float(expected.std())
