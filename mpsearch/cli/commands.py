@@ -19,6 +19,7 @@ from mpsearch.request.options import FinishOptions, RunOptions, edge_precision
 def run(options: RunOptions, out: Out = None, wait: Wait = False, as_json: Json = False) -> None:
     """The main job: sensitivity, search, and the finished model at the budget. Any number of budgets may be given."""
     from mpsearch.optimization.baselines import answers
+    from mpsearch.run.expected import Stage
     from mpsearch.run.finalize import finalize_step
     from mpsearch.run.page import explored, write_page
     from mpsearch.run.picture import draw
@@ -28,7 +29,7 @@ def run(options: RunOptions, out: Out = None, wait: Wait = False, as_json: Json 
     from mpsearch.show.columns import as_text
     from mpsearch.show.summary import summary_rows, tight_rows
 
-    job = Run(options, hold(run_folder(out, options.model), wait), console())
+    job = Run(options, hold(run_folder(out, options.model), wait), console(), ahead=(Stage.FINALIZE,))
     table = job.layers_step()
     sensitivity = job.sensitivity_step()
     problem = job.problem(sensitivity)

@@ -19,6 +19,7 @@ from mpsearch.files.folder import Json, RunFolder
 from mpsearch.request.compute import SpreadOptions
 from mpsearch.request.options import FinishOptions
 from mpsearch.run.engines import Engine, Lost
+from mpsearch.run.expected import Stage
 from mpsearch.run.finalize import bytes_of_coded, current_finished, finalize_step
 from mpsearch.run.keys import finished_key
 from mpsearch.run.loaded import Given, Loaded
@@ -54,6 +55,7 @@ def finalize_points(
     if not tasks:
         return
     engine = engine_of(where, len(tasks))
+    loaded.require_memory(Stage.FINALIZE, workers=engine.workers if engine.scheduler is None else 0)
     shared = _shared(loaded, engine.threads)
     loaded.console.note(
         f"finalize: {len(tasks)} points by {engine.workers} workers ({engine.backend}) of {engine.threads} threads; "

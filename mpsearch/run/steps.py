@@ -22,12 +22,14 @@ from mpsearch.request.options import RunOptions
 from mpsearch.request.rules import parse_tie, tied
 from mpsearch.run.artifacts import CACHE, Origin, costs_json, heads_json, read_front, read_origin, require_same_model
 from mpsearch.run.clock import Clock
+from mpsearch.run.expected import Stage
 from mpsearch.run.keys import front_key, graph_digest, origin_key, scores_key, sensitivity_key
 from mpsearch.run.loaded import Given, Loaded
 from mpsearch.run.memory import peak_rss_bytes
 from mpsearch.run.summary import summarize
 from mpsearch.sensitivity.cache import load_scores, load_table, save_cache
 from mpsearch.sensitivity.measure import measure, split
+from mpsearch.sensitivity.scores import widths
 from mpsearch.sensitivity.table import SensitivityTable
 from mpsearch.show.console import Console
 from mpsearch.tasks.detection import NAME as DETECTION
@@ -57,7 +59,8 @@ def resume(options: RunOptions, folder: RunFolder, console: Console) -> Run:
 class Run:
     """One run: its options, its folder, and what its steps share.
 
-    With `stored`, what the folder says of the network and the images is believed; without, they are loaded.
+    With `stored`, what the folder says of the network and the images is believed; without, they are loaded. `ahead` is
+    what is to follow sensitivity, so that its need of memory is known before that.
     """
 
     options: RunOptions
@@ -66,6 +69,7 @@ class Run:
     stored: Origin | None = None
     clock: Clock = field(default_factory=Clock)
     given: Given | None = None
+    ahead: tuple[Stage, ...] = ()
     loaded: Loaded = field(init=False)
 
     def __post_init__(self) -> None:
@@ -222,6 +226,7 @@ class Run:
             self.console.current("sensitivity", "cache is current")
             return current
         path, loaded, options = self.folder.file(CACHE), self.loaded, self.options
+        loaded.require_memory(Stage.SENSITIVITY, *self.ahead, terms=len(widths(*self.candidates.precisions)))
         if loaded.data.val is not None:
             _ = loaded.judge  # its doubts about the float network are worth knowing before anything else is done
         precisions = self.candidates.precisions

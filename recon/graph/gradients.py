@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves, tree_map
 
-from hwmodel import InputError
+from hwmodel.errors import InputError, no_memory
 from recon.graph.nodes import aten, constant_nodes, packet_of
 from recon.graph.units import is_layer
 
@@ -76,6 +76,8 @@ def _has_backward(target: Any, args: Any, kwargs: Any, fixed: set[int]) -> bool:
                 "torch computes no gradients in a process that was forked after gradients had been computed: start "
                 "processes anew instead (multiprocessing's spawn, or --workers)"
             ) from None
+        if no_memory(error):  # which says nothing of the operation
+            raise
         return False
     return True
 

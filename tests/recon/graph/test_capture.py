@@ -551,10 +551,10 @@ import torch
 from torch import nn
 from recon.graph.network import capture
 
-torch.ones(1, requires_grad=True).sum().backward()
+capture(nn.Conv2d(3, 4, 3).eval(), torch.zeros(3, 3, 8, 8))
 if os.fork() == 0:
     try:
-        print(len(capture(nn.Linear(4, 2).eval(), torch.zeros(3, 4)).table))
+        print(len(capture(nn.Conv2d(3, 4, 3).eval(), torch.zeros(3, 3, 8, 8)).table))
     except Exception as error:
         print(type(error).__name__, error)
     os._exit(0)
