@@ -23,7 +23,7 @@ class BudgetError(InputError):
 # How torch, oneDNN and the system say it in a RuntimeError; a thread needs memory for its stack.
 _NO_MEMORY = (
     "alloc", "out of memory", "not enough memory", "could not create a primitive", "could not execute a primitive",
-    "can't start new thread",
+    "can't start new thread", "resource temporarily unavailable",
 )  # fmt: skip
 
 

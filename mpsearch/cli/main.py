@@ -16,6 +16,7 @@ from mpsearch.cli import commands, deploy, hardware, inspect
 from mpsearch.cli.common import results_apart
 from mpsearch.cli.examples import epilog
 from mpsearch.cli.interrupts import Stop, interruptible
+from mpsearch.cli.limits import require_address_space
 from mpsearch.cli.streams import ready_streams
 
 INTERRUPTED = 130
@@ -69,6 +70,7 @@ def main() -> None:
     debug = "--debug" in sys.argv[1:]
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     with interruptible() as stop, _errors(debug, stop):
+        require_address_space()
         code = application()(arguments, standalone_mode=False)
         if code == INTERRUPTED:  # typer makes this of a KeyboardInterrupt
             raise KeyboardInterrupt
