@@ -10,6 +10,7 @@ import importlib
 import os
 import queue
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -110,7 +111,11 @@ def _loky(engine: Engine, call: Call, shared: bytes, tasks: Mapping[str, tuple[A
 
 def _begin(shared: bytes, parent: int) -> None:
     """In a new worker: keeps what all calls share, leaves Ctrl-C to the parent, and ends when that is gone."""
+    from joblib.externals.loky import process_executor
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Loky takes more than 300 MB since the first call for a leak and starts another process, which would begin anew.
+    process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
     _shared[:] = [shared]
 
     def watch() -> None:

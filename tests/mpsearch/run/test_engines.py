@@ -20,7 +20,7 @@ from commandline import Command
 from hwmodel import InputError
 from mpsearch.request.compute import SpreadOptions
 from mpsearch.run.engines import AGAIN, Engine, Lost
-from mpsearch.run.spread import engine_of
+from mpsearch.run.sent import engine_of
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +86,17 @@ def test_workers_are_kept_and_the_shared_part_is_sent_once() -> None:
     workers = {pid for _, pid in found.values()}
     assert 1 <= len(workers) <= 2
     assert os.getpid() not in workers
+
+
+def grows(shared: bytes, number: int) -> int:
+    sys.modules["kept"] = [sys.modules.get("kept"), bytearray(b"x") * 400_000_000 if number == 1 else b""]  # type: ignore[assignment]
+    time.sleep(1.1)  # loky looks once a second
+    return os.getpid()
+
+
+def test_a_worker_that_has_grown_is_kept() -> None:
+    found = results(Engine("loky", 1, 1), grows, {str(i): (i,) for i in range(4)})
+    assert len(set(found.values())) == 1
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -182,3 +193,17 @@ def test_finished_points_are_the_same_bytes_whoever_finishes_them(
         assert (tmp_path / "many" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
     again = command("finalize", tmp_path / "many", "--pick", "all:4", *spread)
     assert "workers" not in again.err  # all are current
+
+
+@pytest.mark.slow
+def test_sensitivity_is_the_same_bytes_whoever_measures_it(tiny: Path, tmp_path: Path, command: Command) -> None:
+    quick = ("--samples", 40, "--threads", 1, "--wbits", "2,4,8", "--size-budget", 5200)
+    source = ("--model", f"{tiny / 'net.py'}:net", "--data", tiny / "data")
+    found = set()
+    for workers in (0, 1, 3):
+        out = tmp_path / str(workers)
+        done = command("sensitivity", *source, *quick, "--out", out, "--workers", workers)
+        assert done.code == 0, done.err
+        assert ("batches by" in done.err) == (workers > 0)
+        found.add((out / "sensitivity.safetensors").read_bytes())
+    assert len(found) == 1

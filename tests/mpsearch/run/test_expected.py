@@ -19,8 +19,6 @@ from recon.graph.footprint import alive_values, kept_values
 from recon.graph.network import Network, capture
 from recon.settings import Settings
 
-DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
-
 
 class Skip(nn.Module):
     """3 × 8 × 8 → a (4 × 8 × 8) → b (4 × 8 × 8) → a + b → means → 2."""
@@ -144,18 +142,16 @@ def net():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("network", ["embedded", "resnet18", "mobilenet_v2"])
-def test_the_peak_is_what_was_expected_within_30_percent(network: str, tmp_path: Path) -> None:
-    if network != "embedded" and not (DATA / "imagenet").is_dir():
-        pytest.skip("no images in ../shared/data/imagenet")
+def test_the_peak_is_what_was_expected_within_30_percent(network: str, data: Path, tmp_path: Path) -> None:
     (tmp_path / "resnet.py").write_text(RESNET)
-    images = ("--data", str(DATA / "imagenet"), "--input", "3x224x224", "--val-samples", "64")
+    images = ("--data", str(data / "imagenet"), "--input", "3x224x224", "--val-samples", "64")
     budget = ("--size-budget", "12MB", "--wbits", "8", "--population", "8", "--generations", "1")
     commands: dict[str, tuple[str, ...]] = {
         "embedded": ("run", "--samples", "64", "--val-samples", "64", "--steps", "2", *budget),
         "resnet18": ("sensitivity", "--model", f"{tmp_path / 'resnet.py'}:net", "--samples", "32", *images, *budget),
         "mobilenet_v2": (
             "reconstruct", "--bits", "W8", "--model", "mobilenet_v2", "--samples", "64", "--steps", "2", *images,
-            "--weights", str(DATA / "models" / "mobilenet_v2_imagenet.safetensors"),
+            "--weights", str(data / "models" / "mobilenet_v2_imagenet.safetensors"),
         ),
     }  # fmt: skip
     line = (sys.executable, "-c", WATCHED, *commands[network], "--out", str(tmp_path / "run"))
