@@ -70,7 +70,8 @@ def main() -> None:
     debug = "--debug" in sys.argv[1:]
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     with interruptible() as stop, _errors(debug, stop):
-        require_address_space()
+        if arguments and not {"--help", "--version"} & set(arguments):
+            require_address_space()
         code = application()(arguments, standalone_mode=False)
         if code == INTERRUPTED:  # typer makes this of a KeyboardInterrupt
             raise KeyboardInterrupt

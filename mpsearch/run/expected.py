@@ -18,6 +18,7 @@ from mpsearch.sensitivity.measure import SENSITIVITY_BATCH
 from recon.compute.arithmetic import BATCH, fast_dtype
 from recon.compute.store import ALIVE
 from recon.graph.footprint import alive_values, kept_values, values_of
+from recon.graph.granularity import regroup
 from recon.graph.layers import Embedding
 from recon.graph.network import Network
 from recon.graph.units import Unit
@@ -42,14 +43,15 @@ class Stage(StrEnum):
 
 
 # What may take most, and with which options less.
+_NONE = "no option lessens that: raise the limit, or take a machine that has more"
 REMEDIES = {
-    "samples": "fewer --samples",
-    "maps of a batch": "a smaller --input",
-    "second moments of layer inputs": "no option: they are those of its widest layers",
-    "errors of weights": "fewer candidate bits (--wbits)",
-    "inputs and outputs of blocks": "less --cache-memory, which keeps them in files, or fewer --samples",
-    "one block that learns": "--granularity layer",
-    "copies of the network": "no option: it is as large as it is",
+    "samples": "take fewer --samples",
+    "maps of a batch": f"{_NONE}, or a smaller --input",
+    "second moments of layer inputs": _NONE,
+    "errors of weights": "take fewer candidate bits (--wbits)",
+    "inputs and outputs of blocks": "give a smaller --cache-memory, which keeps them in files, or fewer --samples",
+    "one block that learns": "give --granularity layer",
+    "copies of the network": _NONE,
 }
 Parts = dict[str, float]
 
@@ -104,7 +106,7 @@ def require_room(need: Expected, rooms: tuple[Room, ...], workers: int = 0) -> s
         who = f"{workers} workers need" if workers and not room.own else "this needs"
         text = (
             f"{who} about {wanted / MB:,.0f} MB more memory, and {room.bytes / MB:,.0f} MB are left of {room.limit}; "
-            f"most is for {need.most}; to need less: {'fewer --workers, or ' if workers else ''}{REMEDIES[need.most]}"
+            f"most is for {need.most}: {'take fewer --workers; ' if workers else ''}{REMEDIES[need.most]}"
         )
         if room.bytes < SURE * wanted:
             raise InputError(text)
@@ -130,7 +132,7 @@ def _of_finalize(network: Network, work: Work) -> Iterator[Parts]:
     copies: Parts = {"copies of the network": COPIES * network.table.n_weights * FLOAT}
     yield copies | {"maps of a batch": JUDGED * alive_values(network.module) * FLOAT}
     yield copies | _backward(network)
-    for unit in network.units:
+    for unit in regroup(network, work.settings.granularity).units:
         yield copies | _of_unit(network, unit, work)
 
 

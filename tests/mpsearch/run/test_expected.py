@@ -70,7 +70,7 @@ def test_what_is_not_there_is_refused_and_what_may_be_is_noted() -> None:
     said = require_room(need, (Room(round(900 * MB), "x"), Room(10**15, "y")))
     assert said is not None
     assert "1,000 MB more memory, and 900 MB are left of x" in said
-    with pytest.raises(InputError, match=r"600 MB are left of x; most is for samples; .* fewer --samples") as refused:
+    with pytest.raises(InputError, match=r"600 MB are left of x; most is for samples: take fewer --samples") as refused:
         require_room(need, (Room(10**15, "y"), Room(round(600 * MB), "x")))
     assert "\n" not in str(refused.value)
     with pytest.raises(InputError, match=r"4 workers need about 6,000 MB more .*fewer --workers"):
