@@ -164,10 +164,13 @@ def test_wrong_options_are_refused(options: dict[str, Any], part: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_scheduler_that_does_not_answer_is_named() -> None:
-    needs("dask")
-    with pytest.raises(InputError, match=r"no dask scheduler answers at tcp://127.0.0.1:9"):
-        results(Engine("dask", 1, 1, "tcp://127.0.0.1:9"), fails, {"0": (0,)})
+@pytest.mark.parametrize(
+    ("backend", "address"), [("dask", "tcp://127.0.0.1:9"), ("ray", "127.0.0.1:9"), ("ray", "nonsense")]
+)
+def test_a_scheduler_that_does_not_answer_is_named(backend: str, address: str) -> None:
+    needs(backend)
+    with pytest.raises(InputError, match=rf"no {backend} scheduler answers at {address} "):
+        results(Engine(backend, 1, 1, address), fails, {"0": (0,)})
 
 
 @pytest.mark.slow
