@@ -16,8 +16,6 @@ ignores that a layer's output errors act together, and so judges most layers of 
 from __future__ import annotations
 
 import hashlib
-import math
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,26 +28,28 @@ from torch import Tensor
 from hwmodel import FLOAT_BITS, Precision
 from mpsearch.sensitivity.forward import Change, measured_scores
 from mpsearch.sensitivity.scores import Rounded, RoundedWeight, Scores, widths
-from recon.compute.arithmetic import fast, picked
-from recon.fit.start import second_order_rounding
+from mpsearch.sensitivity.terms import LayerErrors, batch_terms
+from recon.compute.arithmetic import picked
+from recon.fit.start import second_order_rounding, second_order_roundings
 from recon.graph.gradients import without_gradient
-from recon.graph.layers import Embedding, keep_outputs
+from recon.graph.layers import Embedding, Layer
 from recon.graph.network import Network
 from recon.graph.samples import Samples
 from recon.likelihood.likelihood import CLASSIFIER, Likelihood
 from recon.quantizers.coded import coded_bytes
-from recon.quantizers.inputs import InputGrid, round_to_grid
+from recon.quantizers.inputs import InputGrid
 from recon.quantizers.insert import input_histograms
 from recon.quantizers.nearest import nearest
 from recon.quantizers.weights import QuantizedWeight
 from recon.statistics.fisher import output_metrics
-from recon.statistics.moments import gather_moments
+from recon.statistics.moments import InputMoments, gather_moments
 from recon.statistics.slopes import activations
 from recon.transforms.basis import balanced
 
 Terms = tuple[np.ndarray, np.ndarray]  # (n, L, T) each
 Spread = Callable[["Scored", Sequence["Part"]], Iterator[tuple["Part", Terms]]]
 SENSITIVITY_BATCH = 4
+SQUARED = 8  # one batch of so many is measured for the diagonal Fisher, which a few images tell
 ROUNDING_SAMPLES = 128  # the first ones, half of them at most, so that the roundings stay when more images come
 
 
@@ -140,28 +140,36 @@ class Scored:
         """The samples of a part."""
         return min(SENSITIVITY_BATCH, len(self.leaves[0]) - part.start)
 
+    def _changes(self, names: Sequence[str]) -> dict[str, list[Change | None]]:
+        return {name: [change(self.network, name, row) for row in self.rounded.values()] for name in names}
+
     @cached_property
-    def _changes(self) -> dict[Precision, dict[str, Change | None]]:
-        names = self.network.table.names
-        return {term: {name: change(self.network, name, row) for name in names} for term, row in self.rounded.items()}
+    def _measured(self) -> dict[str, list[Change | None]]:
+        return self._changes(self.alone)
+
+    @cached_property
+    def _errors(self) -> dict[str, LayerErrors]:
+        names = [name for name in self.network.table.names if name not in self.alone]
+        changes = self._changes(names)
+        return {name: LayerErrors.of(self.network.layer(name), changes[name]) for name in names}
 
     def of(self, part: Part) -> Terms:
         """⟨g, Δ⟩ and Σ g² Δ² (n, L, T) of one part: nothing in it depends on any other."""
-        names = self.network.table.names
-        changes = {name: [self._changes[term][name] for term in part.terms] for name in names}
-        score, square = np.zeros((2, self.size(part), len(names), len(part.terms)), np.float32)
+        names, terms = self.network.table.names, tuple(self.rounded)
+        at = [terms.index(term) for term in part.terms]
+        score, square = np.zeros((2, self.size(part), len(names), len(at)), np.float32)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + part.start)
         x = picked(self.leaves, slice(part.start, part.start + SENSITIVITY_BATCH), self.network.device)
-        by_gradient = [name not in self.alone for name in names]
-        if any(by_gradient):
-            rows = {name: row for name, row in changes.items() if name not in self.alone}
-            score[:, by_gradient], square[:, by_gradient] = _batch_terms(
-                self.network, x, self.likelihood, rows, generator
+        if self._errors:
+            of = [names.index(name) for name in self._errors]
+            squares = part.start // SENSITIVITY_BATCH % SQUARED == 0
+            score[:, of], square[:, of] = batch_terms(
+                self.network, x, self.likelihood, self._errors, at, generator, squares
             )
         if self.alone:
-            rows = {name: changes[name] for name in names if name in self.alone}
-            measured = [name in self.alone for name in names]
-            score[:, measured] = measured_scores(self.network, x, self.likelihood, rows)
+            missing = {name: [row[index] for index in at] for name, row in self._measured.items()}
+            of = [names.index(name) for name in self.alone]
+            score[:, of] = measured_scores(self.network, x, self.likelihood, missing)
         return score, square
 
 
@@ -206,25 +214,40 @@ def _roundings(
         mapping = {name: layer for name, layer in layers.items() if not isinstance(layer, Embedding)}
         moments = gather_moments(network.module, mapping, leaves, activations(network))
         metrics = output_metrics(network, leaves, likelihood, seed)
-        for term in weights:
-            found: dict[str, RoundedWeight] = {}
-            for name, layer in layers.items():
-                weight = layer.weight.detach()
-                if name not in mapping:
-                    rounding, bias = nearest(weight, term, term.w in symmetric), layer.bias.detach()
-                else:
-                    what = weight, term, moments[name], term.w in symmetric, metrics.get(name)
-                    grid, place, bias = second_order_rounding(*what)
-                    rounding = QuantizedWeight(grid, place.round().to(torch.uint8))
-                size = coded_bytes(rounding, layer.bias.detach() + bias) if term.rate else 0.0
-                found[name] = RoundedWeight(rounding, bias, size)
-            rounded[term] = found
+        of_layers = {
+            name: _rounded(layer, weights, moments.get(name), symmetric, metrics.get(name))
+            for name, layer in layers.items()
+        }
+        rounded |= {term: {name: found[term] for name, found in of_layers.items()} for term in weights}
     if inputs:
         reading = {name: layer for name, layer in layers.items() if not isinstance(layer, Embedding)}
         seen = input_histograms(network.module, reading, leaves)
         for term in inputs:
             rounded[term] = {name: seen[name].grid(term.a) for name in reading}
     return rounded
+
+
+def _rounded(
+    layer: Layer,
+    terms: Sequence[Precision],
+    moments: InputMoments | None,
+    symmetric: Collection[int],
+    metric: Tensor | None,
+) -> dict[Precision, RoundedWeight]:
+    """A layer's quantized weight at every width: the nearest one of an embedding, whose inputs have no moments."""
+    weight, bias, found = layer.weight.detach(), layer.bias.detach(), {}
+    if moments is None:
+        return {term: _sized(term, nearest(weight, term, term.w in symmetric), bias, bias) for term in terms}
+    fixed, rates = [term for term in terms if not term.rate], [term for term in terms if term.rate]
+    places = second_order_roundings(weight, fixed, moments, symmetric, metric) if fixed else []
+    places += [second_order_rounding(weight, term, moments, term.w in symmetric, metric) for term in rates]
+    for term, (grid, place, added) in zip((*fixed, *rates), places, strict=True):
+        found[term] = _sized(term, QuantizedWeight(grid, place.round().to(torch.uint8)), added, bias + added)
+    return found
+
+
+def _sized(term: Precision, weight: QuantizedWeight, added: Tensor, bias: Tensor) -> RoundedWeight:
+    return RoundedWeight(weight, added, coded_bytes(weight, bias) if term.rate else 0.0)
 
 
 def change(network: Network, name: str, rounded: Rounded) -> Change | None:
@@ -235,64 +258,3 @@ def change(network: Network, name: str, rounded: Rounded) -> Change | None:
         return found
     weight = network.layer(name).weight.detach()
     return found.weight.dequantize().to(weight.device) - weight, found.bias.to(weight.device)
-
-
-def _batch_terms(
-    network: Network,
-    leaves: Sequence[Tensor],
-    likelihood: Likelihood,
-    changes: Mapping[str, Sequence[Change | None]],
-    generator: torch.Generator,
-) -> tuple[np.ndarray, np.ndarray]:
-    """⟨g, Δ⟩ and Σ g² Δ² (n, L, T) of samples, whose tensors are (n, …), Δ the error of a layer's output, or of its
-    input."""
-    of_inputs = any(isinstance(change, InputGrid) for row in changes.values() for change in row)
-    layers = {name: network.layer(name) for name in changes}
-    leaves = [x.requires_grad_(of_inputs) if x.is_floating_point() else x for x in leaves]
-    with keep_outputs(layers) as calls, torch.enable_grad(), fast(network.device):
-        probe = likelihood.probe(network.outputs_of(*leaves), generator)
-    read = {id(inputs): inputs for _, inputs, _ in calls if inputs.requires_grad} if of_inputs else {}
-    wanted = [z for *_, z in calls] + list(read.values())
-    gradients = [
-        torch.zeros_like(z) if gradient is None else gradient
-        for z, gradient in zip(wanted, torch.autograd.grad(probe, wanted, allow_unused=True), strict=True)
-    ]
-    input_gradients = dict(zip(read, gradients[len(calls) :], strict=True))
-    readers = Counter(id(inputs) for _, inputs, _ in calls)
-    index = {name: position for position, name in enumerate(changes)}
-    axes = network.sample_axes()
-    count = len(leaves[0])
-    score = torch.zeros(count, len(changes), len(next(iter(changes.values()))), device=network.device)
-    square = torch.zeros_like(score)
-    with torch.no_grad(), fast(network.device):
-        for (name, inputs, _), gradient in zip(calls, gradients, strict=False):
-            slope = gradient.float()
-            for term, change in enumerate(changes[name]):
-                if isinstance(change, InputGrid) and id(inputs) in read:
-                    exact = inputs.float()
-                    share = input_gradients[id(inputs)].float() / readers[id(inputs)]
-                    product = (round_to_grid(exact, change) - exact).mul_(share)
-                elif isinstance(change, tuple):
-                    product = layers[name].apply_weight(inputs, *change).float().mul_(slope)
-                else:
-                    continue
-                total, power = sums_by_sample(product, axes[name], count)
-                score[:, index[name], term] += total
-                square[:, index[name], term] += power
-    return score.cpu().numpy(), square.cpu().numpy()
-
-
-def sums_by_sample(product: Tensor, axis: int | None, count: int) -> tuple[Tensor, Tensor]:
-    """The sums (n,) over a tensor, and over its square, whose `axis` counts the samples, or windows of them one sample
-    after another.
-
-    A layer that reads constants alone (None) gives one tensor for all samples: what they add up to is shared out so
-    that its square is right on average, samples being independent. Maps are large, and passes over memory cost more
-    than the convolution: nothing is copied where samples come first.
-    """
-    if axis is None:
-        return (product.sum() / math.sqrt(count)).expand(count), (product.square().sum() / count).expand(count)
-    if axis or len(product) != count or product.dim() == 1:
-        product = product.movedim(axis, 0).reshape(count, -1)
-    within = tuple(range(1, product.dim()))
-    return product.sum(within), torch.linalg.vector_norm(product, dim=within).square()
