@@ -56,10 +56,15 @@ class Rounding(nn.Module):
 
 
 class StraightThrough(Rounding):
-    """A continuous code, rounded in the forward pass; starts at `place` (O, …)."""
+    """A continuous code, rounded in the forward pass; starts at `place` (O, …).
+
+    Where codes are entropy-coded, scales stay as they are: files hold few of them, and to move one to the nearest
+    would be an error of all weights of its channel at once.
+    """
 
     def __init__(self, place: Tensor, grid: Grid) -> None:
         super().__init__(grid)
+        self.log_scale.requires_grad_(not grid.rate)
         self.code = nn.Parameter(place.detach().clone())
 
     def integer(self) -> Tensor:
