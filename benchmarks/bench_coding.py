@@ -5,7 +5,7 @@
 Without arguments all of it: the layer, and every network and budget of BUDGETS with seeds 0, 1 and 2, in both codings.
 With some, what they name is measured again, and the rest of benchmarks/results/bench_coding.json stays. Several budgets
 are points of one front, which ends at the largest of them. Needs ../shared/data (or MPSEARCH_DATA). Accuracy and KL are
-of `val`, on which a run chooses nothing, and of every other image of it, at which nobody looked while this was
+of `val`, on which a run chooses nothing, and of every other image of it, by which nothing was decided while this was
 made; seconds are those of a machine that may have been shared.
 """
 
