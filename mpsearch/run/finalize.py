@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from hwmodel import BitConfig, LayerTable
 from hwmodel.files import write_whole
@@ -11,6 +10,7 @@ from hwmodel.size import input_bytes
 from mpsearch.files.folder import Json, RunFolder
 from mpsearch.finish.finalize import finish
 from mpsearch.run.artifacts import boxes_file, read_costs
+from mpsearch.run.expected import Stage
 from mpsearch.run.keys import finished_key
 from mpsearch.run.loaded import Loaded
 from mpsearch.show.boxes import draw_boxes
@@ -28,11 +28,12 @@ def finalize_step(loaded: Loaded, config: BitConfig, name: str, coded_bytes: Map
     if coded_bytes is None:
         coded_bytes = bytes_of_coded(folder, loaded.network.table, config)
     key = finished_key(loaded, config, coded_bytes)
-    settings = replace(loaded.settings, memory_bytes=loaded.options.cache_memory_bytes)
+    settings = loaded.within_memory
     path = folder.file(f"model-{name}.safetensors")
     done = current_finished(loaded, name, key)
     if done is not None:
         return done
+    loaded.require_memory(Stage.FINALIZE)
     judge = loaded.judge  # before anything is fitted: it says where the float network is in doubt
     work = Progress(folder.file(f"finalize-{name}.partial"), key)
     count = len(regroup(loaded.network, settings.granularity).units)
