@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,7 +34,7 @@ class Runner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """An exported file: its metadata, the `runtime` with its version, and how the golden plan for it is made.
+    """An exported file: its metadata, the `runtime` with its version, and the `form` that its golden plan is for.
 
     `pair` gives the file and, where that is there, the float network with so many threads, 0 for all;
     `integer_layers` and `layers` count what the runtime computes in integers and in all, `kernels` its operations by
@@ -43,7 +43,7 @@ class Opened:
 
     metadata: dict[str, str]
     runtime: str
-    how: Mapping[str, bool]
+    form: str
     pair: Callable[[FinishedModel, int], tuple[Runner, Runner | None]]
     integer_layers: int | None
     layers: int | None
@@ -114,7 +114,7 @@ def check(path: Path, folder: Path, opened: Opened, console: Console, seconds: f
         model.record["size_bytes"],
         metrics,
         len(judge.split),
-        _agreement(model, runner, opened.how),
+        _agreement(model, runner, opened.form),
         opened.integer_layers,
         opened.layers,
         opened.kernels,
@@ -160,8 +160,8 @@ class _AsModule(nn.Module):
         return tree_unflatten(shaped, self.outputs)
 
 
-def _agreement(model: FinishedModel, runner: Runner, how: Mapping[str, bool]) -> Agreement:
-    plan = model.plan(**how)
+def _agreement(model: FinishedModel, runner: Runner, form: str) -> Agreement:
+    plan = model.plan(form)
     same = equal = count = values = 0
     squared = spread = 0.0
     for samples, _ in model.loaded.judge.split.batches(GOLDEN_BATCH):

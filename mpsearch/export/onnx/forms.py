@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from mpsearch.export.onnx.graph import Graph
 from mpsearch.export.plan.records import Op, Weight
 from mpsearch.export.plan.weights import is_halved
+from recon.quantizers.weights import QuantizedWeight
 
 UINT2_BITS, UINT4_BITS = 2, 4
 
@@ -47,10 +48,10 @@ class CastForm:
         from onnx import TensorProto
 
         weight = weight_of(op)
-        if not self._narrow(weight):
+        if weight.kept is None or weight.kept.grid.bits > UINT4_BITS:
             return graph.constant(weight.codes, f"{op.name}.codes")
-        centred = self._centred(graph, op, weight)
-        if weight.stored is not None and is_halved(weight.stored):
+        centred = self._centred(graph, op, weight.kept)
+        if is_halved(weight.kept):
             centred = graph.node("Mul", [centred, graph.constant(np.float32(2), "two")], f"{op.name}.doubled")
         return graph.node("Cast", [centred], f"{op.name}.int8", to=TensorProto.INT8)
 
@@ -72,27 +73,23 @@ class CastForm:
             return graph.constant(weight.values, f"{op.name}.weight")
         scale = weight.stored.grid.scale.cpu().numpy().astype(np.float32)
         steps = graph.constant(column(scale, weight.values.ndim), f"{op.name}.scale")
-        return graph.node("Mul", [self._centred(graph, op, weight), steps], f"{op.name}.weight")
+        return graph.node("Mul", [self._centred(graph, op, weight.stored), steps], f"{op.name}.weight")
 
     def real_bias(self, graph: Graph, op: Op) -> str:
         return graph.constant(weight_of(op).bias, f"{op.name}.bias")
 
-    def _narrow(self, weight: Weight) -> bool:
-        return weight.exact and weight.stored is not None and weight.stored.grid.bits <= UINT4_BITS
-
-    def _centred(self, graph: Graph, op: Op, weight: Weight) -> str:
+    def _centred(self, graph: Graph, op: Op, weight: QuantizedWeight) -> str:
         """Codes less their zero-point as real numbers."""
         from onnx import TensorProto
 
-        assert weight.stored is not None
-        bits, codes = weight.stored.grid.bits, weight.stored.codes.cpu().numpy()
+        bits, codes = weight.grid.bits, weight.codes.cpu().numpy()
         if bits > UINT4_BITS:
             source = graph.constant(codes, f"{op.name}.codes", np.uint8)
         else:
             width = UINT2_BITS if bits <= UINT2_BITS else UINT4_BITS
             kind = TensorProto.UINT2 if width == UINT2_BITS else TensorProto.UINT4
             source = graph.packed(packed_low_first(codes, width), kind, codes.shape, f"{op.name}.codes")
-        zero = weight.stored.grid.zero_point.cpu().numpy().astype(np.float32)
+        zero = weight.grid.zero_point.cpu().numpy().astype(np.float32)
         numbers = graph.node("Cast", [source], f"{op.name}.numbers", to=TensorProto.FLOAT)
         return graph.node(
             "Sub", [numbers, graph.constant(column(zero, codes.ndim), f"{op.name}.zero")], f"{op.name}.centred"

@@ -12,6 +12,7 @@ from mpsearch.export.onnx.forms import CastForm, column, weight_of
 from mpsearch.export.onnx.graph import Graph
 from mpsearch.export.plan.records import Op
 from mpsearch.export.plan.weights import is_halved
+from recon.quantizers.weights import QuantizedWeight
 
 DOMAIN = "mpsearch"
 BITS_A_BYTE = 8
@@ -24,16 +25,12 @@ class PackedForm:
         self._cast = CastForm()
 
     def codes(self, graph: Graph, op: Op) -> str:
-        if not weight_of(op).exact:
-            return self._cast.codes(graph, op)
-        return graph.node("Codes", self._parts(graph, op), f"{op.name}.int8", domain=DOMAIN)
+        return graph.node("Codes", self._parts(graph, op, kept_of(op)), f"{op.name}.int8", domain=DOMAIN)
 
     def scale(self, graph: Graph, op: Op) -> str:
-        weight = weight_of(op)
-        if not weight.exact or weight.stored is None:
-            return self._cast.scale(graph, op)
-        half = graph.constant(weight.stored.grid.scale.cpu().numpy(), f"{op.name}.half_scale", np.float16)
-        return graph.node("Scale", [half, self._factor(graph, op)], f"{op.name}.scale", domain=DOMAIN)
+        kept = kept_of(op)
+        half = graph.constant(kept.grid.scale.cpu().numpy(), f"{op.name}.half_scale", np.float16)
+        return graph.node("Scale", [half, self._factor(graph, kept)], f"{op.name}.scale", domain=DOMAIN)
 
     def step(self, graph: Graph, op: Op, input_scale: float, scale: str) -> str:
         factor = graph.constant(np.float32(input_scale), f"{op.name}.input_scale")
@@ -48,7 +45,7 @@ class PackedForm:
             return self._cast.real_weight(graph, op)
         scale = column(weight.stored.grid.scale.cpu().numpy(), weight.values.ndim)
         half = graph.constant(scale, f"{op.name}.half_scale", np.float16)
-        return graph.node("Weight", [*self._parts(graph, op), half], f"{op.name}.weight", domain=DOMAIN)
+        return graph.node("Weight", [*self._parts(graph, op, weight.stored), half], f"{op.name}.weight", domain=DOMAIN)
 
     def real_bias(self, graph: Graph, op: Op) -> str:
         from onnx import TensorProto
@@ -58,16 +55,13 @@ class PackedForm:
     def _half_bias(self, graph: Graph, op: Op) -> str:
         return graph.constant(weight_of(op).bias, f"{op.name}.half_bias", np.float16)
 
-    def _factor(self, graph: Graph, op: Op) -> str:
+    def _factor(self, graph: Graph, weight: QuantizedWeight) -> str:
         """Two where zero-points count in halves: codes are doubled then, and scales are halved."""
-        weight = weight_of(op)
-        doubled = weight.stored is not None and is_halved(weight.stored)
+        doubled = is_halved(weight)
         return graph.constant(np.float32(2 if doubled else 1), "two" if doubled else "one")
 
-    def _parts(self, graph: Graph, op: Op) -> list[str]:
+    def _parts(self, graph: Graph, op: Op, stored: QuantizedWeight) -> list[str]:
         """What Codes and Weight unpack."""
-        stored = weight_of(op).stored
-        assert stored is not None
         bits, codes = stored.grid.bits, stored.codes.cpu().numpy()
         flat = np.pad(codes.ravel(), (0, -codes.size % BITS_A_BYTE))
         zero = stored.grid.zero_point.cpu().numpy() * (2 if is_halved(stored) else 1)
@@ -76,9 +70,16 @@ class PackedForm:
             graph.constant((2.0 ** np.arange(bits)).reshape(bits, 1), f"powers{bits}", np.float32),
             graph.constant(np.array(codes.shape, np.int64), "shape"),
             graph.constant(np.array([codes.size], np.int64), "count"),
-            self._factor(graph, op),
+            self._factor(graph, stored),
             graph.constant(column(zero, codes.ndim), f"{op.name}.zero", np.uint8),
         ]
+
+
+def kept_of(op: Op) -> QuantizedWeight:
+    """What integer formats hold of a layer's weight."""
+    kept = weight_of(op).kept
+    assert kept is not None
+    return kept
 
 
 def functions(graph: Graph, opset: int) -> list[Any]:

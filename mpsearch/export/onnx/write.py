@@ -16,7 +16,7 @@ from mpsearch.export.plan.records import LAYERS, SAME_GRID, Plan, Tensor
 
 OPSET, IR_VERSION = 21, 10
 OPSET_UINT2, IR_UINT2 = 25, 13
-PRODUCER = "mpsearch"
+PRODUCER, FILLING = "mpsearch", "mpsearch.filling"
 
 
 def write_onnx(plan: Plan, metadata: Mapping[str, str], dtypes: tuple[np.dtype[Any], ...], packed: bool = False) -> Any:
@@ -119,6 +119,22 @@ def as_model(
     )
     helper.set_model_props(model, dict(metadata))
     return model
+
+
+def fill_up(model: Any, size: int) -> None:
+    """Makes a model as large as `size` bytes by metadata that say nothing, where that is larger by enough for these."""
+    first, *more = (f"{FILLING}{dots}" for dots in ("", ".", ".."))
+    entry = model.metadata_props.add(key=first)
+    for key in (None, *more):  # lengths of lengths leave out some of the sizes that one text can make a file have
+        if key is not None:
+            model.metadata_props.add(key=key)
+        entry.value = ""
+        entry.value = max(size - model.ByteSize(), 0) * " "
+        while entry.value and model.ByteSize() > size:
+            entry.value = entry.value[:-1]
+        if model.ByteSize() == size:
+            return
+    del model.metadata_props[-len(more) - 1 :]
 
 
 def _shape(tensor: Tensor, batch: str | int) -> list[str | int]:

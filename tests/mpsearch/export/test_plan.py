@@ -12,7 +12,7 @@ from mpsearch.export.plan import golden
 from mpsearch.export.plan.arithmetic import multiplier, multiply
 from mpsearch.export.plan.build import build_plan
 from mpsearch.export.plan.real import compute, real
-from mpsearch.export.plan.weights import layer_weight, signed
+from mpsearch.export.plan.weights import layer_weight
 from recon.quantizers.nearest import nearest
 from recon.quantizers.quantized import quantized
 from recon.quantizers.weights import QuantizedWeight, decode, encode, search_grid
@@ -24,10 +24,11 @@ def test_signed_weights_are_the_stored_ones_below_8_bits(bits: int, halves: bool
     weight = torch.randn(6, 5, 3, 3, generator=torch.Generator().manual_seed(bits)) + 0.3
     grid = search_grid(weight, bits, halves=halves)
     stored = QuantizedWeight(grid, encode(weight, grid).to(torch.uint8))
-    codes, scale, exact = signed(stored)
+    made = layer_weight(stored, torch.zeros(6), 0.1)
+    codes, scale = made.codes, made.scale
     values = codes * scale.reshape(-1, 1, 1, 1)
-    assert exact or bits == 8
-    if exact:
+    assert made.exact or bits == 8
+    if made.exact:
         np.testing.assert_array_equal(values, decode(stored.codes.float(), grid).numpy())
     else:  # rounded once more, to the nearest of 255 levels
         assert np.all(np.abs(values - stored.dequantize().numpy()) <= 0.5001 * scale.reshape(-1, 1, 1, 1))
@@ -35,7 +36,7 @@ def test_signed_weights_are_the_stored_ones_below_8_bits(bits: int, halves: bool
 
 def test_a_symmetric_grid_is_exact_at_8_bits() -> None:
     weight = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
-    assert signed(nearest(weight, Precision(8), symmetric=True))[2]
+    assert layer_weight(nearest(weight, Precision(8), symmetric=True), torch.zeros(6), 0.1).exact
 
 
 def test_a_bias_that_would_overflow_gets_larger_steps() -> None:
@@ -48,6 +49,24 @@ def test_a_bias_that_would_overflow_gets_larger_steps() -> None:
     assert not made.exact
     assert np.abs(made.steps.astype(np.int64)).max() <= 2**30 * 1.001
     np.testing.assert_allclose(made.steps * made.scale.astype(np.float64) * 1e-4, bias.numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 8])
+def test_what_integer_formats_hold_is_as_large_as_what_is_stored(bits: int) -> None:
+    weight = torch.randn(4, 9, generator=torch.Generator().manual_seed(bits)) + 0.3
+    weight[1] *= 1e-6
+    grid = search_grid(weight, bits, halves=True)
+    stored = QuantizedWeight(grid, encode(weight, grid).to(torch.uint8))
+    made = layer_weight(stored, torch.ones(4), 1e-4, narrow=True)
+    assert made.kept is not None
+    assert made.kept.grid.bits == bits
+    assert int(made.kept.codes.max()) < 2**bits
+    assert torch.equal(made.kept.grid.scale, made.kept.grid.scale.half().float())
+    error = np.abs(made.codes * made.scale[:, None] - stored.dequantize().numpy())
+    step = 1 * made.scale[:, None] if bits == 8 else np.zeros((4, 1))
+    step[1] = made.scale[1] * 2  # where the bias would have had too many steps
+    assert np.all(error <= step / 1.9)
+    assert made.scale[1] * 9 * 2**bits < 1e-2  # and weights do not count
 
 
 def test_multipliers_are_those_of_real_numbers() -> None:
