@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,7 +38,7 @@ class Opened:
 
     `pair` gives the file and, where that is there, the float network with so many threads, 0 for all;
     `integer_layers` and `layers` count what the runtime computes in integers and in all, `kernels` its operations by
-    name.
+    name. It is timed with `threads` of these names.
     """
 
     metadata: dict[str, str]
@@ -49,6 +49,7 @@ class Opened:
     layers: int | None
     kernels: dict[str, int]
     remark: str | None = None
+    threads: Mapping[str, int] = field(default_factory=lambda: {"1": 1, "all": 0})
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ def check(path: Path, folder: Path, opened: Opened, console: Console, seconds: f
     metrics = {"float": judge.truth, "packed": model.record["metrics"]["finished"], "exported": exported}
     leaves = [leaf.numpy() for leaf in next(judge.split.batches(1))[0].single().leaves]
     speed = {}
-    for name, threads in (("1", 1), ("all", 0)):
+    for name, threads in opened.threads.items():
         ours, real = opened.pair(model, threads)
         runs: dict[str, Callable[[], object]] = {"exported": lambda ours=ours: ours.run(leaves)}  # type: ignore[misc]
         if real is not None:

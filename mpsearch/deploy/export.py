@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch.export import ExportedProgram
+
 from hwmodel import InputError
 from hwmodel.files import write_whole
 from mpsearch.deploy.finished import FinishedModel
@@ -139,11 +141,24 @@ def _tflite(model: FinishedModel, path: Path, choices: Choices) -> Made:
 
 
 def _pt2e(model: FinishedModel, path: Path, choices: Choices) -> Made:
-    from mpsearch.export.torch.module import exported_program, program_bytes
+    from mpsearch.export.torch.module import program_bytes
+
+    plan, program = _program(model)
+    return Made({path: program_bytes(program, model.metadata())}, notes_of(plan))
+
+
+def _pte(model: FinishedModel, path: Path, choices: Choices) -> Made:
+    from mpsearch.export.torch.pte import pte_bytes
+
+    plan, program = _program(model)
+    return Made({path: pte_bytes(program, model.metadata())}, notes_of(plan))
+
+
+def _program(model: FinishedModel) -> tuple[Plan, ExportedProgram]:
+    from mpsearch.export.torch.module import exported_program
 
     plan = model.plan("pt2e")
-    program = exported_program(plan, model.loaded.calibration[:1].single().leaves)
-    return Made({path: program_bytes(program, model.metadata())}, notes_of(plan))
+    return plan, exported_program(plan, model.loaded.calibration[:1].single().leaves)
 
 
 def notes_of(plan: Plan) -> tuple[str, ...]:
@@ -169,5 +184,6 @@ FORMATS = {
     "qonnx": Format("onnx", "onnx", _qonnx),
     "c": Format(None, "", _c, folder=True),
     "pt2e": Format(None, "", _pt2e),
+    "pte": Format("executorch", "executorch", _pte),
     "aimet": Format("onnx", "onnx", _aimet, beside=_encodings),
 }

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import mkdtemp
 
+import torch
+
 from hwmodel import InputError
 from mpsearch.deploy.check import Opened, Runner
 from mpsearch.deploy.finished import FinishedModel
@@ -85,4 +87,21 @@ def _c(path: Path) -> Opened:
     return Opened(metadata, "C99", "c", pair, None, None, {"arena_bytes": arena_bytes(path)}, said)
 
 
-_OPENERS: dict[str, Callable[[Path], Opened]] = {".onnx": _onnx, ".tflite": _tflite}
+def _pte(path: Path) -> Opened:
+    require("executorch", "executorch", f"checking {path}")
+    from importlib.metadata import version
+
+    from mpsearch.export.torch.pte import Method, pte_bytes, read_pte
+
+    data, metadata, counts = read_pte(path)
+
+    def pair(model: FinishedModel, threads: int) -> tuple[Runner, Runner | None]:
+        sample = tuple(leaf.contiguous() for leaf in model.loaded.calibration[:1].single().leaves)
+        real = torch.export.export(model.loaded.network.module.eval(), sample)
+        return Method(data, str(path)), Method(pte_bytes(real, {}), "the float network")
+
+    runtime = f"ExecuTorch {version('executorch')}"
+    return Opened(metadata, runtime, "pt2e", pair, None, None, counts, threads={"all": 0})
+
+
+_OPENERS: dict[str, Callable[[Path], Opened]] = {".onnx": _onnx, ".tflite": _tflite, ".pte": _pte}
