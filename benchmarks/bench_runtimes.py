@@ -4,8 +4,8 @@
     rt/bin/python benchmarks/bench_runtimes.py [RUN…]
 
 Networks at plainly rounded bits say how fast each runtime runs them beside float, and whether it computes what the
-golden plan does; finished models of run folders say what accuracy OpenVINO and qonnx keep. What is not installed is left
-out. Writes benchmarks/results/bench_runtimes.json, where rows that are not measured anew stay.
+golden plan does; finished models of run folders say what accuracy OpenVINO and qonnx keep. What is not installed is
+left out. Writes benchmarks/results/bench_runtimes.json, where rows that are not measured anew stay.
 """
 
 from __future__ import annotations

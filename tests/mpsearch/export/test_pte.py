@@ -32,7 +32,10 @@ def test_xnnpack_computes_what_the_plan_says(name: str, tmp_path: Path) -> None:
         assert np.sqrt(np.mean((ours - theirs) ** 2)) < 0.03 * theirs.std()
     if name == "residual":
         assert counts == {"delegates": 1, "operators": 0}
-        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+        grid = plan.tensors[plan.outputs[0]].grid
+        assert grid is not None
+        np.testing.assert_allclose(ours, theirs, atol=1.01 * grid.scale)  # a step, where means are rounded
+        assert np.isclose(ours, theirs, atol=1e-6).mean() > 0.9
     for count in (10, 200, len(data) // 2):
         path.write_bytes(data[:count])
         with pytest.raises(InputError, match="export it again"):
