@@ -19,8 +19,9 @@ class TargetSpec:
     """A runtime by name.
 
     It runs weights of `weight_bits` with activations of `activation_bits`. Weights of `symmetric_bits` have their
-    zero-point in the middle, because it has signed integers without one for them. `formats` are what `mpsearch export`
-    writes for it; `source` says where these rules are from.
+    zero-point in the middle, because it has signed integers without one for them. Where it `cuts_by_range`, what ReLU6
+    cuts off costs nothing if it lies beyond the range of codes. `formats` are what `mpsearch export` writes for it;
+    `source` says where these rules are from.
     """
 
     name: str
@@ -29,6 +30,7 @@ class TargetSpec:
     weight_bits: tuple[int, ...]
     activation_bits: tuple[int, ...]
     symmetric_bits: tuple[int, ...]
+    cuts_by_range: bool
     source: str
 
     @property
@@ -88,9 +90,12 @@ def parse_target(text: str, where: str) -> TargetSpec:
     weights, activations, symmetric = (
         _bits(data[key], f"{where}: {key}") for key in ("weight_bits", "activation_bits", "symmetric_bits")
     )
+    cuts = data["cuts_by_range"]
+    if not isinstance(cuts, bool):
+        raise InputError(f"{where}: cuts_by_range must be true or false, got {cuts!r}")
     if not weights or not activations:
         raise InputError(f"{where}: weight_bits and activation_bits must not be empty")
-    return TargetSpec(name, title, tuple(formats), weights, activations, symmetric, source)
+    return TargetSpec(name, title, tuple(formats), weights, activations, symmetric, cuts, source)
 
 
 def _text(value: Any, where: str) -> str:

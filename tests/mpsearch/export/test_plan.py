@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -13,8 +15,9 @@ from mpsearch.export.plan.arithmetic import multiplier, multiply
 from mpsearch.export.plan.build import build_plan
 from mpsearch.export.plan.real import compute, constant_of, real, real_layer
 from mpsearch.export.plan.weights import layer_weight
+from recon.quantizers.insert import frozen_inputs, hold_below_caps, quantize_inputs, quantizers_of
 from recon.quantizers.nearest import nearest
-from recon.quantizers.quantized import quantized
+from recon.quantizers.quantized import QuantizedLayers, quantized
 from recon.quantizers.weights import QuantizedWeight, decode, encode, search_grid
 
 
@@ -137,3 +140,21 @@ def test_one_tensor_read_on_two_grids_is_rounded_once_more() -> None:
     grids = {op.name: plan.tensors[op.inputs[0]].grid for op in plan.ops if op.weight is not None}
     assert grids["wide.0"] is not None
     assert grids["wide.0"].high - grids["wide.0"].low <= 15
+
+
+@pytest.mark.parametrize("below", [False, True])
+def test_steps_below_a_cap_leave_no_code_to_cut_off(below: bool) -> None:
+    network, _, leaves = low_bit("residual", Precision(8, 8))
+    work = quantize_inputs(network, dict.fromkeys(network.table.names, 8))
+    layers = {name: work.layer(name) for name in work.table.names}
+    for quantizer in quantizers_of(layers.values()):
+        quantizer.set_step_size(math.log(6 / 230), 0)
+    if below:
+        hold_below_caps(work.module, layers)
+    weights = {name: nearest(layer.weight, Precision(8), symmetric=True) for name, layer in layers.items()}
+    found = QuantizedLayers(weights, {name: layer.bias for name, layer in layers.items()}, frozen_inputs(layers))
+    plan = build_plan(network, found, leaves)
+    capped = [tensor for tensor in plan.tensors.values() if tensor.cap == 6]
+    assert len(capped) == 3
+    assert {tensor.grid is not None and tensor.grid.whole for tensor in capped} == {below}
+    assert found.inputs["stem.0"].scale == found.inputs["head"].scale > 6 / 255  # no ReLU6 before them
