@@ -1,11 +1,11 @@
 """Exports in runtimes that are not installed with mpsearch: OpenVINO, ExecuTorch through XNNPACK, and qonnx.
 
     python -m venv rt && rt/bin/pip install -e '.[onnx]' openvino executorch qonnx      # an environment of their own
-    rt/bin/python benchmarks/bench_runtimes.py [RUN…]
+    rt/bin/python benchmarks/bench_runtimes.py [NETWORK | RUN…]
 
 Networks at plainly rounded bits say how fast each runtime runs them beside float, and whether it computes what the
 golden plan does; finished models of run folders say what accuracy OpenVINO and qonnx keep. What is not installed is
-left out. Writes benchmarks/results/bench_runtimes.json, where rows that are not measured anew stay.
+left out, and so is what is not named, where something is. Writes benchmarks/results/bench_runtimes.json, where rows that are not measured anew stay.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_export import FLOAT, NETWORKS, SECONDS
+from bench_export import FLOAT, NETWORKS
 from machine import machine
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -45,8 +45,8 @@ from recon.quantizers.quantized import plainly_rounded
 
 RESULTS = Path(__file__).resolve().parent / "results" / "bench_runtimes.json"
 NAMES = ("MobileNetV2", "ResNet-18", "YOLOX-nano")
-MIXED = (4, 5, 3, 6, 2, 8)  # bits of one layer after another
-SAMPLES, FEW = 4, 64
+MIXED = (4, 5, 3, 6, 8)  # bits of one layer after another
+SAMPLES, FEW, SECONDS = 4, 64, 4.0
 LAYERS = ("Convolution", "FullyConnected", "MatMul")
 Array = NDArray[Any]
 Row = dict[str, Any]
@@ -79,9 +79,9 @@ def apart(found: Sequence[Array], expected: Sequence[Array]) -> float:
 
 
 def configs(network: Network) -> Iterator[tuple[str, BitConfig]]:
-    """8 bits; 4 bits and 2 to 8 bits in turn, ends at 8."""
+    """8 bits; 4 bits and 3 to 8 bits in turn, ends at 8."""
     names = network.table.names
-    for name, bits in (("W8A8", (8,)), ("W4A8", (4,)), ("W2-8A8", MIXED)):
+    for name, bits in (("W8A8", (8,)), ("W4A8", (4,)), ("W3-8A8", MIXED)):
         widths = [8, *islice(cycle(bits), len(names) - 2), 8]
         yield name, BitConfig(names, tuple(Precision(width, 8) for width in widths))
 
@@ -167,10 +167,10 @@ def run_in_qonnx(model: FinishedModel) -> Row:
     return {"samples": len(x), "same_decisions": same, "from_packed": round(apart([found], [expected]), 6)}
 
 
-def network_rows() -> Iterator[Row]:
+def network_rows(names: Sequence[str]) -> Iterator[Row]:
     runtimes = {"openvino": in_openvino, "executorch": in_executorch}
     there = [run for module, run in runtimes.items() if importlib.util.find_spec(module)]
-    for name in NAMES:
+    for name in names:
         make, shape = NETWORKS[name]
         samples = Samples.noise(shape, count=SAMPLES)
         network = capture(make(), samples, name)
@@ -196,7 +196,10 @@ def main() -> None:
         "versions": {name: version(name) for name in names if importlib.util.find_spec(name)},
     }
     keys = {"networks": ("network", "runtime", "bits"), "runs": ("run", "runtime")}
-    for key, found in (("networks", network_rows()), ("runs", run_rows(sys.argv[1:]))):
+    given = sys.argv[1:]
+    names = [name for name in given if name in NETWORKS] if given else NAMES
+    folders = [name for name in given if name not in NETWORKS]
+    for key, found in (("networks", network_rows(names)), ("runs", run_rows(folders))):
         for row in found:  # what is measured is kept, whatever becomes of the rest
             print(row, flush=True)
             old = [one for one in result[key] if any(one[part] != row[part] for part in keys[key])]
