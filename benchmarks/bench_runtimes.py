@@ -5,7 +5,8 @@
 
 Networks at plainly rounded bits say how fast each runtime runs them beside float, and whether it computes what the
 golden plan does; finished models of run folders say what accuracy OpenVINO and qonnx keep. What is not installed is
-left out, and so is what is not named, where something is. Writes benchmarks/results/bench_runtimes.json, where rows that are not measured anew stay.
+left out, and so is what is not named, where something is. Writes benchmarks/results/bench_runtimes.json, where rows
+that are not measured anew stay.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from mpsearch.export.torch.pte import Method, pte_bytes, read_pte
 from mpsearch.show.console import Console
 from recon.graph.network import Network, capture
 from recon.graph.samples import Samples
-from recon.quantizers.quantized import plainly_rounded
+from recon.quantizers.quantized import plainly_rounded, quantized
 
 RESULTS = Path(__file__).resolve().parent / "results" / "bench_runtimes.json"
 NAMES = ("MobileNetV2", "ResNet-18", "YOLOX-nano")
@@ -156,12 +157,13 @@ def run_in_qonnx(model: FinishedModel) -> Row:
     """Beside the packed file, on a few samples: qonnx computes in numpy."""
     from qonnx.core.modelwrapper import ModelWrapper
     from qonnx.core.onnx_exec import execute_onnx
+    from qonnx.transformation.infer_shapes import InferShapes
 
-    wrapper = ModelWrapper(exported(model, "qonnx"))
+    wrapper = ModelWrapper(exported(model, "qonnx")).transform(InferShapes())
     name, result = wrapper.graph.input[0].name, wrapper.graph.output[0].name
     (x,) = (leaf[:FEW].numpy() for leaf in next(model.loaded.judge.split.batches(FEW))[0].single().leaves)
-    plan = model.simulated_plan()
-    expected = golden.outputs(plan, golden.execute(plan, x))[0]
+    with torch.no_grad():
+        expected = quantized(model.network, model.layers).module(torch.from_numpy(x))[0].numpy()
     found = np.concatenate([execute_onnx(wrapper, {name: x[k : k + 1]})[result] for k in range(len(x))])
     same = float((found.argmax(1) == expected.argmax(1)).mean())
     return {"samples": len(x), "same_decisions": same, "from_packed": round(apart([found], [expected]), 6)}
