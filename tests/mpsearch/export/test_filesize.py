@@ -100,8 +100,10 @@ def zoo(name: str) -> Callable[[], nn.Module]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", ["embedded", "resnet18", "mobilenet_v3_small"])
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [*((name, form) for name in ("embedded", "resnet18") for form in FORMS), ("mobilenet_v3_small", "onnx-packed")],
+)
 def test_files_of_known_networks_are_as_predicted(name: str, form: str) -> None:
     require(form)
     size = 48 if name == "embedded" else 64
