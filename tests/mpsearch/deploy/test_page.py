@@ -57,3 +57,17 @@ def test_the_table_is_the_measured_one() -> None:
         more = 100 * (low["bytes"]["onnx --packed"] / low["bytes"]["packed file"] - 1)
         layers = f"{low['integer_layers']} of {low['layers']}"
         assert f"| {name} | {layers} | {high['ratio']:.2f} | {low['ratio']:.2f} | {more:+.1f} % |" in page
+
+
+def test_the_other_runtimes_are_the_measured_ones() -> None:
+    stored = json.loads((PAGE.parents[1] / "benchmarks" / "results" / "bench_runtimes.json").read_text("utf-8"))
+    page = " ".join(PAGE.read_text("utf-8").split())
+    for row in stored["networks"]:
+        name = {"openvino": "OpenVINO", "executorch": "ExecuTorch, XNNPACK"}[row["runtime"]]
+        assert f"| {row['network']} | {name} | {row['bits']} | {row['ratio']:.2f} |" in page
+        assert f"| {100 * row['from_golden']:.1f} % |" in page
+    for row in stored["runs"]:
+        if row["runtime"] == "openvino":
+            assert f"KL {row['metrics']['kl']:.4f} of the packed file's {row['packed']['kl']:.4f}" in page
+        else:
+            assert f"{round(row['same_decisions'] * row['samples'])} of {row['samples']} decisions" in page
