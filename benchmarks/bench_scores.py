@@ -1,11 +1,11 @@
-"""Sensitivity scores of large maps: seconds of the processor with and without copies of them, in turn.
+"""The two parts of sensitivity that every width asks for: seconds of the processor one by one and at once, in turn.
 
     python benchmarks/bench_scores.py
 
-A score is ⟨g, Δz⟩ by sample, beside it Σ g² Δz²: for every width one convolution and these sums. `before` is how
-version 0.1.0 wrote them, six passes over memory with a new map in each; `now` is the code in use. One thread, process
-time, 4 images, 9 widths, the layers of MobileNetV2; the smaller of two turns. Writes
-benchmarks/results/bench_scores.json and the table of docs/performance.md.
+Scores ⟨g, Δ⟩ of 4 images at 6 widths: from the error of the outputs at every width, or from one gradient by the weight.
+Second-order rounding at 6 widths: one after another, or at once. One thread, process time, the layers of MobileNetV2
+with random weights and inputs; the smaller of two turns. Writes benchmarks/results/bench_scores.json and the table of
+docs/performance.md.
 """
 
 from __future__ import annotations
@@ -18,39 +18,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from machine import machine
 
+from hwmodel import Precision
 from mpsearch.run.summary import versions
-from mpsearch.sensitivity.measure import sums_by_sample
-from recon.compute.arithmetic import fast, keep_freed_memory
+from mpsearch.sensitivity.terms import LayerErrors, score_by_outputs, score_by_weight
+from recon.compute.arithmetic import fast_dtype, keep_freed_memory
+from recon.fit.start import second_order_rounding, second_order_roundings
+from recon.graph.layers import Convolution
+from recon.statistics.moments import InputMoments
 
 # Inputs, outputs, kernel, groups, side of the map.
 LAYERS = (
     (16, 96, 1, 1, 112), (96, 96, 3, 96, 112), (24, 144, 1, 1, 56), (144, 24, 1, 1, 56), (144, 144, 3, 144, 56),
-    (64, 384, 1, 1, 14), (384, 64, 1, 1, 14), (960, 320, 1, 1, 7),
+    (64, 384, 1, 1, 14), (384, 64, 1, 1, 14), (160, 960, 1, 1, 7),
 )  # fmt: skip
-SAMPLES, WIDTHS, TURNS = 4, 9, 2
+SAMPLES, WIDTHS, TURNS, PATCHES = 4, (2, 3, 4, 5, 6, 8), 2, 4096
 RESULT, PAGE = ROOT / "benchmarks" / "results" / "bench_scores.json", ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- bench_scores: begin -->", "<!-- bench_scores: end -->"
 
 
-def before(gradient: Tensor, z: Tensor) -> None:
-    product = gradient.float() * z.float()
-    for part in (product, product.square()):
-        part.movedim(0, 0).reshape(SAMPLES, -1).sum(1)
-
-
-def now(slope: Tensor, z: Tensor) -> None:
-    sums_by_sample(z.float().mul_(slope), 0, SAMPLES)
-
-
-def seconds(work: Callable[[], None]) -> float:
+def seconds(work: Callable[[], object]) -> float:
     begin = time.process_time()
     work()
     return time.process_time() - begin
@@ -58,24 +50,27 @@ def seconds(work: Callable[[], None]) -> float:
 
 @torch.no_grad()
 def measured(inputs: int, outputs: int, kernel: int, groups: int, side: int) -> dict[str, Any]:
-    """Milliseconds of the convolutions alone, and of all, before and now."""
-    x = torch.randn(SAMPLES, inputs, side, side).contiguous(memory_format=torch.channels_last)
-    weights = torch.randn(WIDTHS, outputs, inputs // groups, kernel, kernel)
-    gradient = torch.randn(SAMPLES, outputs, side, side).contiguous(memory_format=torch.channels_last)
-
-    def convolved() -> list[Tensor]:
-        with fast(torch.device("cpu")):
-            return [F.conv2d(x.to(kind), weight, padding=kernel // 2, groups=groups) for weight in weights]
-
-    with fast(torch.device("cpu")):
-        kind = F.conv2d(x, weights[0], padding=kernel // 2, groups=groups).dtype
-    gradient = gradient.to(kind)
-    outputs_of = convolved()
-    slope = gradient.float()
-    ways = {
-        "convolutions_ms": lambda: convolved(),
-        "before_ms": lambda: [before(gradient, z) for z in outputs_of],
-        "now_ms": lambda: [now(slope, z) for z in outputs_of],
+    """Milliseconds of a layer's scores and of its roundings, both ways."""
+    ones, pads, kind = (1, 1), (kernel // 2,) * 2, fast_dtype(torch.device("cpu"))
+    layer = Convolution(
+        torch.randn(outputs, inputs // groups, kernel, kernel), torch.zeros(outputs), ones, pads, ones, groups
+    )
+    x = torch.randn(SAMPLES, inputs, side, side).to(kind, memory_format=torch.channels_last)
+    gradient = torch.randn(SAMPLES, outputs, side, side).to(kind, memory_format=torch.channels_last)
+    changes = [(torch.randn_like(layer.weight) * 2.0**-width, torch.zeros(outputs)) for width in WIDTHS]
+    errors = LayerErrors.of(layer, changes)
+    length, precisions = layer.weight[0].numel(), [Precision(width) for width in WIDTHS]
+    moments = InputMoments()
+    moments.add(torch.randn(groups, length, PATCHES), None, None)
+    pull = torch.randn(outputs, 2 * outputs)
+    metric = pull @ pull.T / outputs if groups == 1 else None
+    ways: dict[str, Callable[[], object]] = {
+        "by_outputs_ms": lambda: [*score_by_outputs(layer, errors, x, gradient, 0, SAMPLES)],
+        "by_weight_ms": lambda: score_by_weight(layer, errors, x, gradient, 0, SAMPLES),
+        "one_by_one_ms": lambda: [
+            second_order_rounding(layer.weight, one, moments, metric=metric) for one in precisions
+        ],
+        "at_once_ms": lambda: second_order_roundings(layer.weight, precisions, moments, metric=metric),
     }
     turns = [{name: seconds(way) for name, way in ways.items()} for _ in range(1 + TURNS)][1:]
     found = {name: round(1000 * min(turn[name] for turn in turns), 1) for name in ways}
@@ -84,11 +79,15 @@ def measured(inputs: int, outputs: int, kernel: int, groups: int, side: int) -> 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The page's table."""
-    lines = ["| layer | convolutions | sums before | sums now | all, now to before |", "|---|---|---|---|---|"]
+    lines = [
+        "| layer | scores from outputs | from the weight | roundings one by one | at once |",
+        "|---|---|---|---|---|",
+    ]
     for r in rows:
-        share = (r["convolutions_ms"] + r["now_ms"]) / (r["convolutions_ms"] + r["before_ms"])
-        times = " | ".join(f"{r[name]:.1f} ms" for name in ("convolutions_ms", "before_ms", "now_ms"))
-        lines.append(f"| {r['layer']} | {times} | {share:.2f} |")
+        times = " | ".join(
+            f"{r[name]:.1f} ms" for name in ("by_outputs_ms", "by_weight_ms", "one_by_one_ms", "at_once_ms")
+        )
+        lines.append(f"| {r['layer']} | {times} |")
     return "\n".join(lines)
 
 

@@ -223,6 +223,7 @@ def search(
     for name in options:
         if name not in known:
             raise InputError(f"search has no option {name!r}; there are {', '.join(sorted(known))}")
+    options = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
     named = task if isinstance(task, str) else task.name
     record = RunOptions(model=type(model).__name__, data="in memory", task=named, **_limits(budgets), **options)
     loaded = in_memory(model)

@@ -16,9 +16,7 @@ ignores that a layer's output errors act together, and so judges most layers of 
 from __future__ import annotations
 
 import hashlib
-import math
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import takewhile
 
 import numpy as np
@@ -28,24 +26,26 @@ from torch import Tensor
 from hwmodel import FLOAT_BITS, Precision
 from mpsearch.sensitivity.forward import Change, measured_scores
 from mpsearch.sensitivity.scores import Rounded, RoundedWeight, Scores, widths
-from recon.compute.arithmetic import fast, picked
-from recon.fit.start import second_order_rounding
+from mpsearch.sensitivity.terms import LayerErrors, batch_terms
+from recon.compute.arithmetic import picked
+from recon.fit.start import second_order_rounding, second_order_roundings
 from recon.graph.gradients import without_gradient
-from recon.graph.layers import Embedding, keep_outputs
+from recon.graph.layers import Embedding, Layer
 from recon.graph.network import Network
 from recon.graph.samples import Samples
 from recon.likelihood.likelihood import CLASSIFIER, Likelihood
 from recon.quantizers.coded import coded_bytes
-from recon.quantizers.inputs import InputGrid, round_to_grid
+from recon.quantizers.inputs import InputGrid
 from recon.quantizers.insert import input_histograms
 from recon.quantizers.nearest import nearest
 from recon.quantizers.weights import QuantizedWeight
 from recon.statistics.fisher import output_metrics
-from recon.statistics.moments import gather_moments
+from recon.statistics.moments import InputMoments, gather_moments
 from recon.statistics.slopes import activations
 from recon.transforms.basis import balanced
 
 SENSITIVITY_BATCH = 4
+SQUARED = 8  # one batch of so many is measured for the diagonal Fisher, which a few images tell
 ROUNDING_SAMPLES = 128  # the first ones, half of them at most, so that the roundings stay when more images come
 
 
@@ -92,7 +92,12 @@ def measure(
     found = _roundings(network, network.leaves(first), new, seed, likelihood, symmetric)
     roundings = {**({} if kept is None else kept.rounded), **found}
     rounded = {term: roundings[term] for term in terms}
-    changes = {name: [change(network, name, rounded[term]) for term in terms] for name in names}
+    changes = {name: [change(network, name, rounded[term]) for term in terms] for name in alone}
+    errors = {
+        name: LayerErrors.of(network.layer(name), [change(network, name, rounded[term]) for term in terms])
+        for name in names
+        if name not in alone
+    }
     count, leaves = len(judging), network.leaves(judging)
     score, square = np.zeros((2, count, len(names), len(terms)), np.float32)
     done = 0
@@ -103,16 +108,16 @@ def measure(
         batch = slice(start, start + SENSITIVITY_BATCH)
         at = [index for index, term in enumerate(terms) if start >= done or term in new]
         if at:
-            missing = {name: [row[index] for index in at] for name, row in changes.items()}
             generator = torch.Generator().manual_seed(seed * 1_000_003 + start)
             x = picked(leaves, batch, network.device)
-            by_gradient = {name: row for name, row in missing.items() if name not in alone}
-            if by_gradient:
-                of = np.ix_(range(*batch.indices(count)), [names.index(name) for name in by_gradient], at)
-                score[of], square[of] = _batch_terms(network, x, likelihood, by_gradient, generator)
+            if errors:
+                squares = start // SENSITIVITY_BATCH % SQUARED == 0
+                of = np.ix_(range(*batch.indices(count)), [names.index(name) for name in errors], at)
+                score[of], square[of] = batch_terms(network, x, likelihood, errors, at, generator, squares)
             if alone:
                 of = np.ix_(range(*batch.indices(count)), [names.index(name) for name in alone], at)
-                score[of] = measured_scores(network, x, likelihood, {name: missing[name] for name in alone})
+                missing = {name: [row[index] for index in at] for name, row in changes.items()}
+                score[of] = measured_scores(network, x, likelihood, missing)
         on_batch(min(batch.stop, count), count)
     return Scores(key, names, digests, rounded, score, square, alone)
 
@@ -152,25 +157,40 @@ def _roundings(
         mapping = {name: layer for name, layer in layers.items() if not isinstance(layer, Embedding)}
         moments = gather_moments(network.module, mapping, leaves, activations(network))
         metrics = output_metrics(network, leaves, likelihood, seed)
-        for term in weights:
-            found: dict[str, RoundedWeight] = {}
-            for name, layer in layers.items():
-                weight = layer.weight.detach()
-                if name not in mapping:
-                    rounding, bias = nearest(weight, term, term.w in symmetric), layer.bias.detach()
-                else:
-                    what = weight, term, moments[name], term.w in symmetric, metrics.get(name)
-                    grid, place, bias = second_order_rounding(*what)
-                    rounding = QuantizedWeight(grid, place.round().to(torch.uint8))
-                size = coded_bytes(rounding, layer.bias.detach() + bias) if term.rate else 0.0
-                found[name] = RoundedWeight(rounding, bias, size)
-            rounded[term] = found
+        of_layers = {
+            name: _rounded(layer, weights, moments.get(name), symmetric, metrics.get(name))
+            for name, layer in layers.items()
+        }
+        rounded |= {term: {name: found[term] for name, found in of_layers.items()} for term in weights}
     if inputs:
         reading = {name: layer for name, layer in layers.items() if not isinstance(layer, Embedding)}
         seen = input_histograms(network.module, reading, leaves)
         for term in inputs:
             rounded[term] = {name: seen[name].grid(term.a) for name in reading}
     return rounded
+
+
+def _rounded(
+    layer: Layer,
+    terms: Sequence[Precision],
+    moments: InputMoments | None,
+    symmetric: Collection[int],
+    metric: Tensor | None,
+) -> dict[Precision, RoundedWeight]:
+    """A layer's quantized weight at every width: the nearest one of an embedding, whose inputs have no moments."""
+    weight, bias, found = layer.weight.detach(), layer.bias.detach(), {}
+    if moments is None:
+        return {term: _sized(term, nearest(weight, term, term.w in symmetric), bias, bias) for term in terms}
+    fixed, rates = [term for term in terms if not term.rate], [term for term in terms if term.rate]
+    places = second_order_roundings(weight, fixed, moments, symmetric, metric) if fixed else []
+    places += [second_order_rounding(weight, term, moments, term.w in symmetric, metric) for term in rates]
+    for term, (grid, place, added) in zip((*fixed, *rates), places, strict=True):
+        found[term] = _sized(term, QuantizedWeight(grid, place.round().to(torch.uint8)), added, bias + added)
+    return found
+
+
+def _sized(term: Precision, weight: QuantizedWeight, added: Tensor, bias: Tensor) -> RoundedWeight:
+    return RoundedWeight(weight, added, coded_bytes(weight, bias) if term.rate else 0.0)
 
 
 def change(network: Network, name: str, rounded: Rounded) -> Change | None:
@@ -181,64 +201,3 @@ def change(network: Network, name: str, rounded: Rounded) -> Change | None:
         return found
     weight = network.layer(name).weight.detach()
     return found.weight.dequantize().to(weight.device) - weight, found.bias.to(weight.device)
-
-
-def _batch_terms(
-    network: Network,
-    leaves: Sequence[Tensor],
-    likelihood: Likelihood,
-    changes: Mapping[str, Sequence[Change | None]],
-    generator: torch.Generator,
-) -> tuple[np.ndarray, np.ndarray]:
-    """⟨g, Δ⟩ and Σ g² Δ² (n, L, T) of samples, whose tensors are (n, …), Δ the error of a layer's output, or of its
-    input."""
-    of_inputs = any(isinstance(change, InputGrid) for row in changes.values() for change in row)
-    layers = {name: network.layer(name) for name in changes}
-    leaves = [x.requires_grad_(of_inputs) if x.is_floating_point() else x for x in leaves]
-    with keep_outputs(layers) as calls, torch.enable_grad(), fast(network.device):
-        probe = likelihood.probe(network.outputs_of(*leaves), generator)
-    read = {id(inputs): inputs for _, inputs, _ in calls if inputs.requires_grad} if of_inputs else {}
-    wanted = [z for *_, z in calls] + list(read.values())
-    gradients = [
-        torch.zeros_like(z) if gradient is None else gradient
-        for z, gradient in zip(wanted, torch.autograd.grad(probe, wanted, allow_unused=True), strict=True)
-    ]
-    input_gradients = dict(zip(read, gradients[len(calls) :], strict=True))
-    readers = Counter(id(inputs) for _, inputs, _ in calls)
-    index = {name: position for position, name in enumerate(changes)}
-    axes = network.sample_axes()
-    count = len(leaves[0])
-    score = torch.zeros(count, len(changes), len(next(iter(changes.values()))), device=network.device)
-    square = torch.zeros_like(score)
-    with torch.no_grad(), fast(network.device):
-        for (name, inputs, _), gradient in zip(calls, gradients, strict=False):
-            slope = gradient.float()
-            for term, change in enumerate(changes[name]):
-                if isinstance(change, InputGrid) and id(inputs) in read:
-                    exact = inputs.float()
-                    share = input_gradients[id(inputs)].float() / readers[id(inputs)]
-                    product = (round_to_grid(exact, change) - exact).mul_(share)
-                elif isinstance(change, tuple):
-                    product = layers[name].apply_weight(inputs, *change).float().mul_(slope)
-                else:
-                    continue
-                total, power = sums_by_sample(product, axes[name], count)
-                score[:, index[name], term] += total
-                square[:, index[name], term] += power
-    return score.cpu().numpy(), square.cpu().numpy()
-
-
-def sums_by_sample(product: Tensor, axis: int | None, count: int) -> tuple[Tensor, Tensor]:
-    """The sums (n,) over a tensor, and over its square, whose `axis` counts the samples, or windows of them one sample
-    after another.
-
-    A layer that reads constants alone (None) gives one tensor for all samples: what they add up to is shared out so
-    that its square is right on average, samples being independent. Maps are large, and passes over memory cost more
-    than the convolution: nothing is copied where samples come first.
-    """
-    if axis is None:
-        return (product.sum() / math.sqrt(count)).expand(count), (product.square().sum() / count).expand(count)
-    if axis or len(product) != count or product.dim() == 1:
-        product = product.movedim(axis, 0).reshape(count, -1)
-    within = tuple(range(1, product.dim()))
-    return product.sum(within), torch.linalg.vector_norm(product, dim=within).square()

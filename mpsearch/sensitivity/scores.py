@@ -14,7 +14,7 @@ from mpsearch.sensitivity.table import SensitivityTable
 from recon.quantizers.inputs import InputGrid
 from recon.quantizers.weights import QuantizedWeight
 
-METRIC = "held-out fisher, steadied, balanced basis, 256 patches of a map, maps behind means"
+METRIC = "held-out fisher, steadied by an eighth, balanced basis, 256 patches of a map, maps behind means"
 SMALL = 1e-2  # below it log cosh s is ½ s² to 2e-5 of it, and what float64 leaves of the sum is less exact
 TINY = 1e-150  # of squared scores: the square of anything less is 0
 
@@ -38,8 +38,9 @@ class Scores:
 
     A term is a width of weights (`W4A32`) or of inputs (`W32A8`); `rounded` holds what they are rounded to, by term and
     layer. `score` (N, L, T) is ⟨g, Δ⟩ and `square` (N, L, T) is Σ g² Δ², with g the gradient and Δ the error of the
-    layer's output or input. `images` are their digests; `key` is of everything else that the numbers depend on. Of the
-    layers `alone`, which no gradient reaches, log cosh of the score is the measured divergence, and `square` is 0.
+    layer's output or input; of images that it was not measured on, `square` is NaN. `images` are their digests, `key`
+    is of everything else that the numbers depend on. Of the layers `alone`, which no gradient reaches, log cosh of the
+    score is the measured divergence, and `square` is 0.
     """
 
     key: str
@@ -75,7 +76,7 @@ class Scores:
             tuple(precisions),
             half.diagonal().reshape(len(self.layers), len(precisions)),
             0.5 * (inter + inter.T),
-            0.5 * self._by_precision(self.square, precisions).mean(0),
+            0.5 * self._diagonal(precisions),
             samples=len(s),
             seed=seed,
             metric=METRIC,
@@ -113,7 +114,7 @@ class Scores:
         as it varies no more than the noise of so many images (empirical Bayes: Efron and Morris, "Stein's estimation
         rule and its competitors", JASA 68, 1973).
         """
-        power, diagonal = np.square(s).mean(0), self._by_precision(self.square, precisions).mean(0).ravel()
+        power, diagonal = np.square(s).mean(0), self._diagonal(precisions).ravel()
         known = (power > TINY) & (diagonal > 0)  # a layer whose rounding changes nothing loses nothing
         shape = (len(self.layers), len(precisions))
         ratio = np.log(np.where(known, power, 1.0) / np.where(known, diagonal, 1.0)).reshape(shape)
@@ -124,6 +125,12 @@ class Scores:
         excess = apart * noise / (spread + noise).clip(1e-300)
         factor: NDArray[np.float64] = np.exp(-excess).ravel()
         return factor
+
+    def _diagonal(self, precisions: Sequence[Precision]) -> NDArray[np.float64]:
+        """E[Σ g² Δ²] (L, C) of the images that it was measured on."""
+        measured = self.square[~np.isnan(self.square).any((1, 2))]
+        mean: NDArray[np.float64] = self._by_precision(measured, precisions).mean(0)
+        return mean
 
     def _bounded(self, precisions: Sequence[Precision]) -> NDArray[np.float64]:
         """Scores (N, L · C) whose half squares are log cosh s instead of ½ s².

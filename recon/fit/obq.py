@@ -5,7 +5,8 @@ Both look for the codes that move a layer's output least: min tr (Q − W) H (Q 
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ PARTS = 8  # of the channels that are rounded together: one moves at a time
 TOGETHER_DAMPING = 0.3  # of the mean of the metric's diagonal: 0.1 learns 256 images by heart in wide layers
 SWEEPS = 2  # of coordinate descent; four leave half a per cent less error
 FARTHEST = 2.0  # a scale is refitted by this factor at most
-BLOCK = 128  # columns whose errors reach the weights beyond them all at once: memory is what limits a column's update
+BLOCK = 32  # columns whose errors reach the weights beyond them all at once: memory is what limits a column's update
 
 
 def place_obq(weight: Tensor, grid: Grid, hessian: Tensor) -> Tensor:
@@ -30,32 +31,39 @@ def place_obq(weight: Tensor, grid: Grid, hessian: Tensor) -> Tensor:
     them. `hessian` is positive definite. Weights are rounded in order of falling input power. Algorithm 1 of Frantar et
     al., "GPTQ", ICLR 2023 (arXiv 2210.17323).
     """
-    channels, length = weight.shape
-    groups = hessian.shape[0]
-    power = hessian.diagonal(dim1=1, dim2=2)
-    order = power.argsort(dim=1, descending=True, stable=True)
-    ordered = hessian.gather(1, order[:, :, None].expand(-1, -1, length)).gather(
-        2, order[:, None].expand(-1, length, -1)
-    )
+    return place_all([weight], [grid], hessian)[0]
+
+
+def place_all(weights: Sequence[Tensor], grids: Sequence[Grid], hessian: Tensor) -> list[Tensor]:
+    """`place_obq` of several weights (O_i, K) at once, each on a grid of its own, to the same bits: one factorization
+    and one walk over the columns."""
+    length = hessian.shape[1]
+    order = hessian.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)[:, :, None]
+    ordered = hessian.gather(1, order.expand_as(hessian)).gather(2, order.mT.expand_as(hessian))
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(ordered))
     upper = torch.linalg.cholesky(inverse, upper=True)
 
-    rows = order[:, None].expand(-1, channels // groups, -1)
-    left = weight.float().view(groups, -1, length).gather(2, rows)
-    scale, zero = (_array(part.view(groups, -1)) for part in (grid.scale, grid.zero_point))
-    pivots = _array(upper.diagonal(dim1=1, dim2=2)[:, None])
+    rows = _Rows.of(grids, len(hessian))
+    left = rows.columns(weights)
+    rank = order.expand(-1, -1, left.shape[2])
+    left = left.gather(1, rank)
+    pivots = _array(upper.diagonal(dim1=1, dim2=2)[:, :, None])
     places = np.empty(left.shape, np.float32)
     for first in range(0, length, BLOCK):
         last = min(first + BLOCK, length)
-        columns, within = _array(left[:, :, first:last]), _array(upper[:, first:last, first:last])
-        errors = np.zeros_like(columns)
+        columns, within = _array(left[:, first:last]).copy(), _array(upper[:, first:last, first:last, None])
+        errors = np.empty_like(columns)
         for k in range(last - first):
-            at = first + k
-            column = columns[:, :, k] - _dot(errors[:, :, :k], within[:, :k, k])
-            places[:, :, at] = (column / scale + zero).clip(0, grid.levels)
-            errors[:, :, k] = (column - (np.rint(places[:, :, at]) - zero) * scale) / pivots[:, :, at]
-        left[:, :, last:] -= torch.from_numpy(errors).to(left.device) @ upper[:, first:last, last:]
-    return torch.empty_like(left).scatter(2, rows, torch.from_numpy(places).to(left.device)).view(channels, length)
+            column, place, error = columns[:, k], places[:, first + k], errors[:, k]
+            np.divide(column, rows.scale, out=place)
+            np.add(place, rows.zero, out=place)
+            rows.clip(place)
+            np.subtract(np.rint(place, out=error), rows.zero, out=error)
+            np.subtract(column, np.multiply(error, rows.scale, out=error), out=error)
+            np.divide(error, pivots[:, first + k], out=error)
+            columns[:, k + 1 :] -= within[:, k, k + 1 :] * error[:, None]
+        left[:, last:] -= rows.product(upper[:, first:last, last:].mT, errors)
+    return rows.split(torch.empty_like(left).scatter(1, rank, torch.from_numpy(places).to(left.device)))
 
 
 def descend(weight: Tensor, codes: Tensor, grid: Grid, hessian: Tensor, sweeps: int = SWEEPS) -> Tensor:
@@ -64,37 +72,84 @@ def descend(weight: Tensor, codes: Tensor, grid: Grid, hessian: Tensor, sweeps: 
     Coordinate descent: in each of `sweeps`, every code moves to where the output error is least while the others stay.
     `hessian` (G, K, K) as for `place_obq`.
     """
-    groups, length = hessian.shape[:2]
-    scale = grid.scale.view(groups, -1)
-    slope = (decode(codes, grid) - weight).view(groups, -1, length) @ hessian
-    curvature = _array(hessian.diagonal(dim1=1, dim2=2)[:, None] * scale[:, :, None])
-    settled, factor = _array(codes.view(groups, -1, length)).copy(), _array(scale)
+    return descend_all([weight], [codes], [grid], hessian, sweeps)[0]
+
+
+def descend_all(
+    weights: Sequence[Tensor], codes: Sequence[Tensor], grids: Sequence[Grid], hessian: Tensor, sweeps: int = SWEEPS
+) -> list[Tensor]:
+    """`descend` of several weights (O_i, K) at once, each on a grid of its own, to the same bits."""
+    length = hessian.shape[1]
+    rows = _Rows.of(grids, len(hessian))
+    wrong = [decode(code, grid) - weight for weight, code, grid in zip(weights, codes, grids, strict=True)]
+    slope = rows.product(hessian, _array(rows.columns(wrong)))
+    curvature = _array(hessian.diagonal(dim1=1, dim2=2)[:, :, None])
+    settled = _array(rows.columns(codes)).copy()
     places = np.empty_like(settled)
     for first in [at for _ in range(sweeps) for at in range(0, length, BLOCK)]:
         last = min(first + BLOCK, length)
-        outside, within = _array(slope[:, :, first:last]), _array(hessian[:, first:last, first:last])
-        steps = np.zeros_like(outside)
+        pulls, within = _array(slope[:, first:last]).copy(), _array(hessian[:, first:last, first:last, None])
+        steps = np.empty_like(pulls)
         for k in range(last - first):
-            at = first + k
-            pull = outside[:, :, k] + _dot(steps[:, :, :k], within[:, :k, k])
-            places[:, :, at] = (settled[:, :, at] - pull / curvature[:, :, at]).clip(0, grid.levels)
-            rounded = np.rint(places[:, :, at])
-            steps[:, :, k] = (rounded - settled[:, :, at]) * factor
-            settled[:, :, at] = rounded
-        slope += torch.from_numpy(steps).to(slope.device) @ hessian[:, first:last]
-    return torch.from_numpy(places).to(weight.device).view_as(weight)
+            code, place, step = settled[:, first + k], places[:, first + k], steps[:, k]
+            np.divide(pulls[:, k], rows.scale, out=place)
+            np.divide(place, curvature[:, first + k], out=place)
+            np.subtract(code, place, out=place)
+            rows.clip(place)
+            np.subtract(np.rint(place, out=step), code, out=step)
+            np.add(code, step, out=code)
+            np.multiply(step, rows.scale, out=step)
+            pulls[:, k + 1 :] += within[:, k, k + 1 :] * step[:, None]
+        slope += rows.product(hessian[:, :, first:last], steps)
+    return rows.split(torch.from_numpy(places).to(slope.device))
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Output channels on several grids side by side, for numpy: where one column follows from those before it, a call
+    costs more than its arithmetic, and torch's calls cost several times as much.
+
+    `scale`, `zero` and the largest code `most` are (G, R), R the channels of a group on all grids, of which each has
+    one of the `sizes`.
+    """
+
+    scale: NDArray[np.float32]
+    zero: NDArray[np.float32]
+    most: NDArray[np.float32]
+    sizes: list[int]
+
+    @classmethod
+    def of(cls, grids: Sequence[Grid], groups: int) -> _Rows:
+        """The rows of grids for a Hessian of so many groups."""
+        sizes = [len(grid.scale) // groups for grid in grids]
+        scale, zero = (
+            _array(torch.cat([getattr(grid, part).view(groups, -1) for grid in grids], 1))
+            for part in ("scale", "zero_point")
+        )
+        return cls(scale, zero, np.repeat(np.array([grid.levels for grid in grids], np.float32), sizes), sizes)
+
+    def columns(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Tensors (O_i, K), one for every grid, as columns (G, K, R)."""
+        groups, length = len(self.scale), tensors[0].shape[1]
+        return torch.cat([tensor.float().view(groups, -1, length) for tensor in tensors], 1).mT.contiguous()
+
+    def split(self, columns: Tensor) -> list[Tensor]:
+        """The inverse of `columns`."""
+        return [part.mT.reshape(-1, columns.shape[1]) for part in torch.split(columns, self.sizes, 2)]
+
+    def clip(self, place: NDArray[np.float32]) -> None:
+        """Moves places (G, R) that are beyond the first or last code there."""
+        np.minimum(np.maximum(place, 0, out=place), self.most, out=place)
+
+    def product(self, matrix: Tensor, columns: NDArray[np.float32]) -> Tensor:
+        """A matrix (G, J, K) times columns (G, K, R), grid by grid: the last digits of a product may depend on how many
+        columns there are, and what one grid is given is not to depend on the others."""
+        parts = torch.split(torch.from_numpy(columns).to(matrix.device), self.sizes, 2)
+        return torch.cat([matrix @ part.contiguous() for part in parts], 2)
 
 
 def _array(tensor: Tensor) -> NDArray[np.float32]:
-    """`tensor` for numpy: where one column follows from those before it, a call costs more than its arithmetic, and
-    torch's calls cost several times as much."""
     return np.ascontiguousarray(tensor.detach().cpu().numpy())
-
-
-def _dot(rows: NDArray[np.float32], column: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows (G, R, k) times a column (G, k): (G, R)."""
-    product: NDArray[np.float32] = np.matmul(rows, column[:, :, None])[:, :, 0]
-    return product
 
 
 def descend_together(weight: Tensor, codes: Tensor, grid: Grid, hessian: Tensor, metric: Tensor) -> tuple[Grid, Tensor]:
@@ -106,22 +161,37 @@ def descend_together(weight: Tensor, codes: Tensor, grid: Grid, hessian: Tensor,
     1503.05671). An eighth of the channels moves at a time: the weights that would make up best for the errors of the
     others are rounded as by `descend`, and kept if they do.
     """
+    return descend_together_all(weight, [codes], [grid], hessian, metric)[0]
+
+
+def descend_together_all(
+    weight: Tensor, codes: Sequence[Tensor], grids: Sequence[Grid], hessian: Tensor, metric: Tensor
+) -> list[tuple[Grid, Tensor]]:
+    """`descend_together` from codes on several grids at once, to the same bits."""
     damping = (TOGETHER_DAMPING * metric.diagonal().mean()).clamp_min(1e-30)
     metric = metric + damping * torch.eye(len(metric), device=metric.device)
-    places, scale = codes.clone(), grid.scale.clone()
-    error = decode(codes, grid) - weight
+    places, scales = [one.clone() for one in codes], [grid.scale.clone() for grid in grids]
+    errors = [decode(one, grid) - weight for one, grid in zip(codes, grids, strict=True)]
     channels = torch.arange(len(weight), device=weight.device)
     for part in SWEEPS * [channels[first::PARTS] for first in range(min(PARTS, len(weight)))]:
-        within, pull = metric[part][:, part], metric[part] @ error
-        wanted = weight[part] + error[part] - torch.linalg.solve(within, pull)
-        own = replace(grid, scale=scale[part], zero_point=grid.zero_point[part])
-        place = descend(wanted, places[part].round(), own, hessian, sweeps=1)
-        own = refit_scale(wanted, place.round(), own, hessian)
-        step = decode(place.round(), own) - weight[part] - error[part]
-        if (step @ hessian[0] * (2 * pull + within @ step)).sum() < 0:
-            places[part], scale[part] = place, own.scale
-            error[part] += step
-    return replace(grid, scale=scale), places
+        within = metric[part][:, part]
+        factor, pulls = torch.linalg.cholesky(within), [metric[part] @ error for error in errors]
+        wanted = [
+            weight[part] + error[part] - torch.cholesky_solve(pull, factor)
+            for error, pull in zip(errors, pulls, strict=True)
+        ]
+        own = [
+            replace(grid, scale=scale[part], zero_point=grid.zero_point[part])
+            for grid, scale in zip(grids, scales, strict=True)
+        ]
+        found = descend_all(wanted, [place[part].round() for place in places], own, hessian, sweeps=1)
+        for at, place in enumerate(found):
+            refitted = refit_scale(wanted[at], place.round(), own[at], hessian)
+            step = decode(place.round(), refitted) - weight[part] - errors[at][part]
+            if (step @ hessian[0] * (2 * pulls[at] + within @ step)).sum() < 0:
+                places[at][part], scales[at][part] = place, refitted.scale
+                errors[at][part] += step
+    return [(replace(grid, scale=scale), place) for grid, scale, place in zip(grids, scales, places, strict=True)]
 
 
 def output_error(difference: Tensor, hessian: Tensor) -> Tensor:

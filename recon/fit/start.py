@@ -3,7 +3,7 @@ it really gets."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hwmodel import BitConfig, Precision
 from recon.fit.compensation import compensated
-from recon.fit.obq import descend, descend_together, output_error, place_obq, refit_scale
+from recon.fit.obq import descend, descend_all, descend_together_all, output_error, place_all, place_obq, refit_scale
 from recon.fit.task import UnitTask
 from recon.graph.layers import Embedding, Layer
 from recon.quantizers.coded import coded_grid, to_log_grid
@@ -25,6 +25,12 @@ from recon.statistics.moments import InputMoments, mean_output
 TRUSTED, MOST_SHARED = 0.15, 2.0  # 0.3 is no better in ResNet-20, where 0 leaves 1.15 times the KL in the same bytes
 SEEN = 8  # inputs for every output, from which its importance is known
 SHORT = 64  # weights of an output channel, up to which many grids are tried: there it is cheap and pays most
+PROMISING = 16  # of the grids tried in a channel that descend
+TRIED = 2**16  # weights at a time that many grids are tried for, at one width
+
+
+Rounded = tuple[Grid, Tensor, Tensor]
+Tried = tuple[Tensor, Grid, Tensor]  # rows of a weight (R, K), grids for them, and where they stand there (R, K)
 
 
 def second_order_rounding(
@@ -34,7 +40,7 @@ def second_order_rounding(
     symmetric: bool = False,
     metric: Tensor | None = None,
     widened: float = 0.0,
-) -> tuple[Grid, Tensor, Tensor]:
+) -> Rounded:
     """The grid of a weight (O, …) for inputs with these `moments`, its continuous codes (O, …), and a bias (O,).
 
     The grid is searched with the input variance of each weight as its importance; the codes are those of `place_obq`,
@@ -43,28 +49,48 @@ def second_order_rounding(
     variance counts. Where the precision has a rate, the grid is that of `coded_grid`, its steps `widened` by so many
     octaves, and what is rounded is `shrunk`.
     """
+    if not precision.rate:
+        return second_order_roundings(weight, [precision], moments, (precision.w,) if symmetric else (), metric)[0]
     flat, hessian = weight.flatten(1), moments.hessian()
-    wanted, ridged = flat, hessian
-    if precision.rate:
-        grid = widen(coded_grid(flat, precision.rate), widened, flat)
-        if metric is not None and moments.count >= SEEN * len(flat):
-            grid = shared_out(grid, metric.diagonal(), flat)
-        wanted, ridged = (flat, hessian) if moments.wide else shrunk(flat, grid, hessian)
-    else:
-        variance = hessian.diagonal(dim1=1, dim2=2).reshape(-1, flat.shape[1])
-        importance = variance.repeat_interleave(len(flat) // len(variance), 0)
-        grid = search_grid(flat, precision.w, importance, symmetric, halves=True)
-        grid = nearby_grids(grid, symmetric) if flat.shape[1] <= SHORT else grid
+    grid = widen(coded_grid(flat, precision.rate), widened, flat)
+    if metric is not None and moments.count >= SEEN * len(flat):
+        grid = shared_out(grid, metric.diagonal(), flat)
     if moments.wide:
         place = _round_blocks(flat, grid, hessian, moments.patches())
     else:
-        grid, place = _round_channels(wanted, grid, ridged)
-        if metric is not None:
-            grid, place = descend_together(wanted, place.round(), grid, ridged, metric)
-        grid = refit_scale(flat, place.round(), grid, hessian) if precision.rate else grid
-    if precision.rate:
-        grid = replace(grid, scale=to_log_grid(grid.scale))
-    error = decode(place.round(), grid) - flat
+        wanted, ridged = shrunk(flat, grid, hessian)
+        ((grid, place),) = _round_channels(wanted, [grid], ridged, metric)
+        grid = refit_scale(flat, place.round(), grid, hessian)
+    return _unbiased(weight, replace(grid, scale=to_log_grid(grid.scale)), place, moments)
+
+
+def second_order_roundings(
+    weight: Tensor,
+    precisions: Sequence[Precision],
+    moments: InputMoments,
+    symmetric: Collection[int] = (),
+    metric: Tensor | None = None,
+) -> list[Rounded]:
+    """`second_order_rounding` at several widths, none of them a rate, to the same bits: what does not depend on the
+    width is done once. Weights of `symmetric` bits have grids with the zero-point in the middle."""
+    flat, hessian = weight.flatten(1), moments.hessian()
+    variance = hessian.diagonal(dim1=1, dim2=2).reshape(-1, flat.shape[1])
+    importance = variance.repeat_interleave(len(flat) // len(variance), 0)
+    grids = []
+    for precision in precisions:
+        middle = precision.w in symmetric
+        grid = search_grid(flat, precision.w, importance, middle, halves=True)
+        grids.append(nearby_grids(grid, middle) if flat.shape[1] <= SHORT else grid)
+    if moments.wide:
+        found = [(grid, _round_blocks(flat, grid, hessian, moments.patches())) for grid in grids]
+    else:
+        found = _round_channels(flat, grids, hessian, metric)
+    return [_unbiased(weight, grid, place, moments) for grid, place in found]
+
+
+def _unbiased(weight: Tensor, grid: Grid, place: Tensor, moments: InputMoments) -> Rounded:
+    """A grid and continuous codes (O, K) with the bias that takes out their mean error."""
+    error = decode(place.round(), grid) - weight.flatten(1)
     return grid, place.view_as(weight), -mean_output(error, moments.mean())
 
 
@@ -120,20 +146,71 @@ def widen(grid: Grid, octaves: float, weight: Tensor) -> Grid:
     return replace(grid, scale=to_log_grid(grid.scale * 2**octaves, farthest)) if octaves else grid
 
 
-def _round_channels(weight: Tensor, grid: Grid, hessian: Tensor) -> tuple[Grid, Tensor]:
-    """The grid and the continuous codes (O, K) of weight (O, K) that leave each output channel's least error under
-    `hessian` (G, K, K), of the grids that `grid` has for it: as many for every channel, one after another."""
-    tries = len(grid.scale) // len(weight)
-    repeated = weight.repeat_interleave(tries, 0)
-    place = place_obq(repeated, grid, hessian)
-    grid = refit_scale(repeated, place.round(), grid, hessian)
-    place = descend(repeated, place.round(), grid, hessian)
-    grid = refit_scale(repeated, place.round(), grid, hessian)
-    if tries == 1:
-        return grid, place
-    error = output_error(decode(place.round(), grid) - repeated, hessian)
-    best = error.view(-1, tries).argmin(1) + tries * torch.arange(len(weight), device=weight.device)
-    return replace(grid, scale=grid.scale[best], zero_point=grid.zero_point[best]), place[best]
+def _round_channels(
+    weight: Tensor, grids: Sequence[Grid], hessian: Tensor, metric: Tensor | None
+) -> list[tuple[Grid, Tensor]]:
+    """For each of `grids` the grid and the continuous codes (O, K) of weight (O, K) that leave each output channel's
+    least error under `hessian` (G, K, K), of the grids that it has for the channel: as many for every channel, one
+    after another. Where there is a `metric` (O, O), channels act together."""
+    if len(grids[0].scale) > len(weight):
+        tried = _promising(weight, grids, hessian)
+    else:
+        tried = list(zip([weight] * len(grids), grids, place_all([weight] * len(grids), grids, hessian), strict=True))
+    weights = [rows for rows, *_ in tried]
+    grids = [refit_scale(rows, place.round(), grid, hessian) for rows, grid, place in tried]
+    places = descend_all(weights, [place.round() for *_, place in tried], grids, hessian)
+    rounded = zip(weights, grids, places, strict=True)
+    grids = [refit_scale(rows, place.round(), grid, hessian) for rows, grid, place in rounded]
+    best = [_best(*one, len(weight), 1, hessian) for one in zip(weights, grids, places, strict=True)]
+    found = [(grid, place) for _, grid, place in best]
+    if metric is None:
+        return found
+    codes = [place.round() for _, place in found]
+    return descend_together_all(weight, codes, [grid for grid, _ in found], hessian, metric)
+
+
+def _promising(weight: Tensor, grids: Sequence[Grid], hessian: Tensor) -> list[Tried]:
+    """For each of `grids`, which have several for every channel of weight (O, K), the best of them after `place_obq`:
+    `PROMISING` a channel. So many channels at a time that a cache holds what is tried for them."""
+    tries = [len(grid.scale) // len(weight) for grid in grids]
+    each = len(weight) // len(hessian)  # channels of a group
+    count = each * max(1, TRIED // (each * tries[0] * weight.shape[1]))
+    count = max(1, TRIED // (tries[0] * weight.shape[1])) if len(hessian) == 1 else count
+    found: list[list[Tried]] = [[] for _ in grids]
+    for first in range(0, len(weight), count):
+        last = min(first + count, len(weight))
+        under = hessian if len(hessian) == 1 else hessian[first // each : last // each]
+        own = [
+            replace(
+                grid,
+                scale=grid.scale[many * first : many * last],
+                zero_point=grid.zero_point[many * first : many * last],
+            )
+            for grid, many in zip(grids, tries, strict=True)
+        ]
+        rows = [weight[first:last].repeat_interleave(many, 0) for many in tries]
+        for at, one in enumerate(zip(rows, own, place_all(rows, own, under), strict=True)):
+            found[at].append(_best(*one, last - first, min(PROMISING, tries[at]), under))
+    return [_joined(parts) for parts in found]
+
+
+def _best(rows: Tensor, grid: Grid, place: Tensor, channels: int, count: int, hessian: Tensor) -> Tried:
+    """Of the tries for every channel, the `count` with the least error."""
+    tries = len(rows) // channels
+    if tries == count:
+        return rows, grid, place
+    error = output_error(decode(place.round(), grid) - rows, hessian).view(channels, tries)
+    at = error.topk(count, largest=False, sorted=False).indices
+    at = (at + tries * torch.arange(channels, device=at.device)[:, None]).flatten()
+    return rows[at], replace(grid, scale=grid.scale[at], zero_point=grid.zero_point[at]), place[at]
+
+
+def _joined(parts: Sequence[Tried]) -> Tried:
+    """What was tried for some channels, and for others, on grids of the same bits."""
+    grids = [grid for _, grid, _ in parts]
+    scale, zero_point = torch.cat([grid.scale for grid in grids]), torch.cat([grid.zero_point for grid in grids])
+    rows, place = torch.cat([rows for rows, *_ in parts]), torch.cat([place for *_, place in parts])
+    return rows, replace(grids[0], scale=scale, zero_point=zero_point), place
 
 
 def second_order_start(

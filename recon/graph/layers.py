@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
 
 from hwmodel.layer import LayerKind
 
@@ -56,6 +57,13 @@ class Layer(nn.Module):
         them; K follows the order of a row of the weight."""
         raise NotImplementedError
 
+    def weight_gradient(self, x: Tensor, slope: Tensor) -> Tensor:
+        """The gradient of the weight (O, I / G, *kernel) for inputs x (N, …) and the gradient of the outputs (N, …),
+        of one type where both are real, and in that."""
+        weight, bias = (tensor.detach().to(slope).requires_grad_() for tensor in (self.weight, self.bias))
+        with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+            return torch.autograd.grad(self.compute(x, weight, bias), weight, slope)[0]
+
     def forward(self, x: Tensor) -> Tensor:
         return self.apply_weight(x, self.weight, self.bias)
 
@@ -91,6 +99,18 @@ class Convolution(Layer):
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return self._convolve(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    @property
+    def pointwise(self) -> bool:
+        """It is a linear map at every position."""
+        ones = all(size == 1 for size in (*self.kernel, *self.stride, self.groups))
+        return ones and not any(before or behind for before, behind in self.pads())
+
+    def weight_gradient(self, x: Tensor, slope: Tensor) -> Tensor:
+        if isinstance(self.padding, str):
+            return super().weight_gradient(x, slope)
+        gradient: Callable[..., Tensor] = (conv1d_weight, conv2d_weight, conv3d_weight)[len(self.kernel) - 1]
+        return gradient(x, self.weight.shape, slope, self.stride, self.padding, self.dilation, self.groups)
 
     def pads(self) -> list[tuple[int, int]]:
         """What is added before and behind, by dimension."""

@@ -10,6 +10,7 @@ Scales are kept at half-precision values, because that is what the packed file s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -108,23 +109,51 @@ def search_grid(
         high = torch.maximum(high, -low)
         low = -high
     levels, step = 2**bits - 1, _step(bits) if halves else 1.0
-    best_error = torch.full_like(low, torch.inf)
-    best_scale = torch.ones_like(low)
-    best_zero = torch.zeros_like(low)
-    for shrink in torch.linspace(1.0, 0.25 if bits < 5 else 0.7, SHRINK_STEPS).tolist():
+    shrinks = torch.linspace(1.0, 0.25 if bits < 5 else 0.7, SHRINK_STEPS, device=flat.device)
+    tries = _Tries(flat, None if importance is None else importance.sqrt(), levels)
+
+    def attempt(index: Tensor) -> None:
+        shrink = shrinks[index]
         scale = to_half_grid((high - low) * (shrink / levels))
-        zeros = (
-            (torch.full_like(low, 2 ** (bits - 1)),) if symmetric else _zero_points(low * shrink, scale, levels, step)
-        )
+        middle = (torch.full_like(low, 2 ** (bits - 1)),)
+        tries.add(index, scale, middle if symmetric else _zero_points(low * shrink, scale, levels, step))
+
+    everywhere = torch.zeros_like(low, dtype=torch.long)
+    # With an importance, second-order rounding goes on from here: every third of the ranges, and those beside the best.
+    for at in range(SHRINK_STEPS) if importance is None else range(0, SHRINK_STEPS, 3):
+        attempt(everywhere + at)
+    if importance is not None:
+        best = tries.index
+        for beside in (-1, 1):
+            attempt((best + beside).clamp(0, SHRINK_STEPS - 1))
+    return Grid(bits, tries.scale, tries.zero_point)
+
+
+class _Tries:
+    """Grids tried for a weight (O, K) of so many levels, and by output channel (O,) the one with the least squared
+    error, weighed by the square of `root`: its `scale` and `zero_point`, and the `index` that it was given."""
+
+    def __init__(self, weight: Tensor, root: Tensor | None, levels: int) -> None:
+        self._weight, self._root, self._levels = weight, root, levels
+        self._error = weight.new_full((len(weight),), torch.inf)
+        self.scale, self.zero_point = torch.ones_like(self._error), torch.zeros_like(self._error)
+        self.index = torch.zeros_like(self._error, dtype=torch.long)
+
+    def add(self, index: Tensor, scale: Tensor, zeros: Sequence[Tensor]) -> None:
+        """Tries a scale (O,) with each of `zeros` (O,)."""
+        steps = self._weight / scale[:, None]
         for zero in zeros:
-            grid = Grid(bits, scale, zero)
-            squared = (decode(encode(flat, grid), grid) - flat).square_()
-            error = (squared if importance is None else squared * importance).sum(1)
-            better = error < best_error
-            best_error = torch.where(better, error, best_error)
-            best_scale = torch.where(better, scale, best_scale)
-            best_zero = torch.where(better, zero, best_zero)
-    return Grid(bits, best_scale, best_zero)
+            whole = zero.floor()
+            place = steps + (zero - whole)[:, None]  # at whole codes, as `encode` rounds
+            wrong = place.round().clamp_((-whole)[:, None], (self._levels - whole)[:, None]).sub_(place)
+            if self._root is not None:
+                wrong.mul_(self._root)
+            error = torch.linalg.vector_norm(wrong, dim=1).mul_(scale).square_()
+            better = error < self._error
+            self._error = torch.where(better, error, self._error)
+            self.scale = torch.where(better, scale, self.scale)
+            self.zero_point = torch.where(better, zero, self.zero_point)
+            self.index = torch.where(better, index, self.index)
 
 
 def nearby_grids(grid: Grid, symmetric: bool = False) -> Grid:

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import hwmodel
 import mpsearch
 from hwmodel import BudgetError, InputError
 from mpsearch.tasks.regression import TASK as REGRESSION
 
 QUICK = {"population": 16, "generations": 4, "samples": 32}
+DEVICE = Path(hwmodel.__file__).parent / "devices" / "npu-int4.toml"
 
 
 def network(outputs: int = 5) -> nn.Module:
@@ -99,7 +101,8 @@ def test_steps_in_a_folder_are_gone_on_from(images: Tensor, tmp_path: Path) -> N
 
 
 def test_a_finished_model_outlives_its_front(images: Tensor, tmp_path: Path) -> None:
-    finished = mpsearch.search(network(), [images], "4kB", edges="free", **QUICK).finish("knee")
+    options = {"device": DEVICE, "wbits": (4, 8), "abits": (8,), "edges": "free", **QUICK}
+    finished = mpsearch.search(network(), [images], "4kB", **options).finish("knee")
     gc.collect()
     assert finished.save(tmp_path / "model.safetensors").stat().st_size == finished.size_bytes
     folder = finished.path.parent

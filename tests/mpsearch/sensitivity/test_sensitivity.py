@@ -238,7 +238,9 @@ MIXED = (Precision(2), Precision(4, 8), Precision(6))
 
 def same(one: Scores, other: Scores) -> bool:
     """Equal bit for bit, in everything."""
-    arrays = all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("score", "square"))
+    arrays = all(
+        np.array_equal(getattr(one, name), getattr(other, name), equal_nan=True) for name in ("score", "square")
+    )
     about = (one.key, one.layers, one.images, one.terms) == (other.key, other.layers, other.images, other.terms)
     return arrays and about and all(_equal(one.rounded[term], other.rounded[term]) for term in one.terms)
 
@@ -263,17 +265,17 @@ def test_only_what_is_new_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     net, x = network(), images(320)
     measured: list[tuple[int, int]] = []
     rounded: list[tuple[Precision, ...]] = []
-    batch_terms, roundings = sensitivity._batch_terms, sensitivity._roundings
+    batch_terms, roundings = sensitivity.batch_terms, sensitivity._roundings
 
-    def count(network, leaves, likelihood, changes, generator):  # type: ignore[no-untyped-def]
-        measured.append((len(leaves[0]), len(next(iter(changes.values())))))
-        return batch_terms(network, leaves, likelihood, changes, generator)
+    def count(network, leaves, likelihood, errors, terms, *how):  # type: ignore[no-untyped-def]
+        measured.append((len(leaves[0]), len(terms)))
+        return batch_terms(network, leaves, likelihood, errors, terms, *how)
 
     def note(network, images, terms, *how):  # type: ignore[no-untyped-def]
         rounded.append(tuple(terms))
         return roundings(network, images, terms, *how)
 
-    monkeypatch.setattr(sensitivity, "_batch_terms", count)
+    monkeypatch.setattr(sensitivity, "batch_terms", count)
     monkeypatch.setattr(sensitivity, "_roundings", note)
 
     def work(known: Scores | None, count: int, *precisions: Precision) -> tuple[Scores, int]:

@@ -10,7 +10,15 @@ from captured import moments_of
 
 from hwmodel import Precision
 from recon.fit import obq
-from recon.fit.obq import descend, descend_together, place_obq, refit_scale
+from recon.fit.obq import (
+    descend,
+    descend_all,
+    descend_together,
+    descend_together_all,
+    place_all,
+    place_obq,
+    refit_scale,
+)
 from recon.fit.start import second_order_rounding
 from recon.quantizers.weights import Grid, decode, encode, search_grid
 
@@ -165,3 +173,27 @@ def test_refitted_scales_are_the_best_for_the_codes() -> None:
     assert torch.equal(refitted.scale, refitted.scale.half().float())
     dead = Grid(2, torch.ones(1), torch.zeros(1))
     assert refit_scale(torch.ones(1, 6), torch.zeros(1, 6), dead, hessian[:1]).scale == 1
+
+
+def test_several_grids_at_once_give_the_same_bits_as_one_by_one() -> None:
+    generator = torch.Generator().manual_seed(5)
+    for channels, length, groups in ((6, 40, 1), (8, 9, 8), (12, 18, 3)):
+        x = torch.randn(groups, 900, length, generator=generator) @ torch.randn(
+            groups, length, length, generator=generator
+        )
+        hessian = x.mT @ x / 900
+        pull = torch.randn(channels, channels, generator=generator)
+        weight, metric = weights(channels, length), pull @ pull.T
+        grids = [search_grid(weight, bits) for bits in (2, 3, 8)]
+        several = [weight] * len(grids)
+        placed = place_all(several, grids, hessian)
+        codes = [place.round() for place in placed]
+        descended = descend_all(several, codes, grids, hessian)
+        for at, grid in enumerate(grids):
+            assert torch.equal(placed[at], place_obq(weight, grid, hessian))
+            assert torch.equal(descended[at], descend(weight, codes[at], grid, hessian))
+        if groups == 1:
+            for at, (grid, place) in enumerate(descend_together_all(weight, codes, grids, hessian, metric)):
+                alone, there = descend_together(weight, codes[at], grids[at], hessian, metric)
+                assert torch.equal(grid.scale, alone.scale)
+                assert torch.equal(place, there)
