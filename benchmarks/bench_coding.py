@@ -1,11 +1,12 @@
 """Entropy-coded weights beside codes of a fixed width: a layer's error by bits, and whole networks in whole files.
 
-    python benchmarks/bench_coding.py [layer] [resnet20@90kB@0@entropy mobilenetv2@1.5MB@0@fixed=FOLDER …]
+    python benchmarks/bench_coding.py [layer] [resnet20@90kB@0@entropy mobilenetv2@1.5MB,1.1MB@0@fixed …]
 
 Without arguments all of it: the layer, and every network and budget of BUDGETS with seeds 0, 1 and 2, in both codings.
-With some, what they name is measured again, or read from the FOLDER of such a run, and the rest of
-benchmarks/results/bench_coding.json stays. Needs ../shared/data (or MPSEARCH_DATA). Accuracy and KL are of `val`, on
-which a run chooses nothing; seconds are those of a machine that may have been shared.
+With some, what they name is measured again, and the rest of benchmarks/results/bench_coding.json stays. Several budgets
+are points of one front, which ends at the largest of them. Needs ../shared/data (or MPSEARCH_DATA). Accuracy and KL are
+of `val`, on which a run chooses nothing, and of every other image of it, by which nothing was decided while this was
+made; seconds are those of a machine that may have been shared.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
@@ -28,6 +29,11 @@ from networks import DATA, SAMPLES, SOURCES, start
 
 from hwmodel import Precision
 from hwmodel.precision import RATES
+from mpsearch.export.packed import fill_packed
+from mpsearch.files.folder import RunFolder
+from mpsearch.finish.evaluate import Judge, outputs_on
+from mpsearch.request.units import parse_size
+from mpsearch.run.artifacts import read_front
 from mpsearch.run.summary import versions
 from recon.fit.obq import output_error
 from recon.fit.start import second_order_rounding
@@ -41,6 +47,7 @@ BUDGETS = {
     "mobilenetv2": ("1.1MB", "1.27MB", "1.5MB"),
     "efficientnet_lite0": ("1.6MB", "2.2MB"),
 }
+NAMED = ("network", "budget", "seed", "coding")
 CODINGS, SEEDS = ("fixed", "entropy"), (0, 1, 2)
 NETWORK, LAYER, IMAGES = "mobilenetv2", "features.8.conv.2", 64
 FIXED = (2, 3, 4, 5, 6)
@@ -80,51 +87,78 @@ def curve() -> list[dict[str, Any]]:
     return rows
 
 
-def run(network: str, budget: str, seed: int, coding: str) -> dict[str, Any]:
-    """One `mpsearch run`."""
+def run(network: str, budgets: list[str], seed: int, coding: str) -> list[dict[str, Any]]:
+    """One `mpsearch run` to the largest budget, and points of its front for the others."""
     model, weights, images = SOURCES[network]
     paths = "--weights", str(DATA / "models" / f"{weights}.safetensors"), "--data", str(DATA / images)
-    with TemporaryDirectory() as folder:
-        options = ["--model", model, *paths, "--size-budget", budget, "--coding", coding, "--seed", str(seed)]
-        options += ["--samples", str(SAMPLES[network]), "--out", folder, "--json"]
-        begin = time.perf_counter()
-        done = subprocess.run([sys.executable, "-m", "mpsearch", "run", *options], check=True, stdout=subprocess.PIPE)
-        summary = json.loads(done.stdout)
-        seconds = round(time.perf_counter() - begin, 1)
-    return row(network, budget, seed, coding, summary) | {"wall_seconds": seconds}
+    limits = {budget: parse_size(budget) for budget in budgets}
+    largest = max(budgets, key=limits.__getitem__)
+    with TemporaryDirectory() as path:
+        options = ["--model", model, *paths, "--size-budget", largest, "--coding", coding, "--seed", str(seed)]
+        command("run", *options, "--samples", str(SAMPLES[network]), "--out", path)
+        folder = RunFolder(Path(path))
+        front = read_front(folder)
+        names = {largest: "budget"}
+        for budget in budgets:
+            if budget != largest:
+                point = front.best({"size_bytes": limits[budget]})
+                command("finalize", path, "--pick", str(point))
+                names[budget] = f"point-{point}"
+        summary = folder.read_json("summary.json")
+        job = start(network)
+        rows = []
+        for budget, name in names.items():
+            record = folder.read_json(f"chosen/{name}.json")
+            finished = fill_packed(folder.file(f"model-{name}.safetensors"), job.loaded.network)
+            same = {"network": network, "budget": budget, "seed": seed, "coding": coding}
+            rows.append(same | row(record, summary) | on_the_other_half(job.loaded.judge, finished.model))
+    return rows
 
 
-def row(network: str, budget: str, seed: int, coding: str, summary: dict[str, Any]) -> dict[str, Any]:
-    """What the results keep of a run's summary."""
+def command(*words: str) -> None:
+    """Runs `mpsearch`."""
+    subprocess.run([sys.executable, "-m", "mpsearch", *words, "--json"], check=True, stdout=subprocess.DEVNULL)
+
+
+def row(record: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
+    """What the results keep of a finished model and of its run."""
     return {
-        "network": network,
-        "budget": budget,
-        "seed": seed,
-        "coding": coding,
-        "size_bytes": summary["size_bytes"],
-        "predicted_bytes": summary["predicted_bytes"],
-        "mean_weight_bits": round(summary["mean_weight_bits"], 3),
-        "top1_float": summary["metrics"]["float"]["top1"],
-        "top1": summary["metrics"]["finished"]["top1"],
-        "kl": summary["metrics"]["finished"]["kl"],
-        "images": summary["validation_samples"],
-        "seconds": summary["seconds"],
+        "size_bytes": record["size_bytes"],
+        "predicted_bytes": record["predicted_bytes"],
+        "mean_weight_bits": round(record["mean_weight_bits"], 3),
+        "top1_float": record["metrics"]["float"]["top1"],
+        "top1": record["metrics"]["finished"]["top1"],
+        "kl": record["metrics"]["finished"]["kl"],
+        "images": record["validation_samples"],
+        "seconds": summary["seconds"] | {"reconstruct": round(record["seconds_reconstruct"], 2)},
         "peak_rss_bytes": summary["peak_rss_bytes"],
         "threads": summary["threads"],
     }
 
 
+@torch.no_grad()
+def on_the_other_half(judge: Judge, model: nn.Module) -> dict[str, float]:
+    """Top-1 of the float and the finished network, and KL, on every other image."""
+    kl, right, found = [], [], outputs_on(judge.split, model, judge.call)
+    for (outputs, labels), known in zip(found, judge.reference, strict=True):
+        kl.append((known.softmax(1) * (known.log_softmax(1) - outputs.log_softmax(1))).sum(1))
+        right.append(torch.stack([known.argmax(1) == labels, outputs.argmax(1) == labels], 1))
+    before, after = (100 * torch.cat(right)[1::2].double().mean(0)).tolist()
+    return {"half_top1_float": before, "half_top1": after, "half_kl": float(torch.cat(kl)[1::2].mean())}
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """Whole networks as the page shows them."""
-    lines = ["| network | budget | coding | seed | bytes | predicted | top-1 % (float) | KL |", "|" + "---|" * 8]
+    head = "| network | budget | coding | seed | bytes | predicted | top-1 % (float) | KL | the other half |"
+    lines = [head, "|" + "---|" * 9]
     for r in sorted(
         rows, key=lambda r: (list(BUDGETS).index(r["network"]), r["budget"], r["coding"] != "fixed", r["seed"])
     ):
         sizes = f"{r['size_bytes']:,} | {r['predicted_bytes']:,}"
         accuracy = f"{r['top1']:.2f} ({r['top1_float']:.2f})"
-        lines.append(
-            f"| {r['network']} | {r['budget']} | {r['coding']} | {r['seed']} | {sizes} | {accuracy} | {r['kl']:.4f} |"
-        )
+        half = f"{r['half_top1']:.2f} ({r['half_top1_float']:.2f}), {r['half_kl']:.4f}"
+        named = f"{r['network']} | {r['budget']} | {r['coding']} | {r['seed']}"
+        lines.append(f"| {named} | {sizes} | {accuracy} | {r['kl']:.4f} | {half} |")
     return "\n".join(lines)
 
 
@@ -152,7 +186,7 @@ def page(text: str, results: dict[str, Any]) -> str:
 
 def main() -> None:
     results = json.loads(RESULT.read_text("utf-8")) if RESULT.is_file() else {"layer": [], "networks": []}
-    networks = [(network, budget) for network, budgets in BUDGETS.items() for budget in budgets]
+    networks = [(network, ",".join(budgets)) for network, budgets in BUDGETS.items()]
     every = [
         "layer",
         *("@".join([*pair, str(seed), coding]) for pair in networks for seed in SEEDS for coding in CODINGS),
@@ -161,12 +195,11 @@ def main() -> None:
         if name == "layer":
             results["layer"] = curve()
         else:
-            what, _, folder = name.partition("=")
-            network, budget, seed, coding = what.split("@")
-            same = (network, budget, int(seed), coding)
-            found = row(*same, json.loads(Path(folder, "summary.json").read_text("utf-8"))) if folder else run(*same)
-            kept = [r for r in results["networks"] if (r["network"], r["budget"], r["seed"], r["coding"]) != same]
-            results["networks"] = [*kept, found]
+            network, budgets, seed, coding = name.split("@")
+            found = run(network, budgets.split(","), int(seed), coding)
+            again = {tuple(r[part] for part in NAMED) for r in found}
+            kept = [r for r in results["networks"] if tuple(r[part] for part in NAMED) not in again]
+            results["networks"] = [*kept, *found]
         results |= {"machine": machine(), "versions": versions()}
         RESULT.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
         PAGE.write_text(page(PAGE.read_text("utf-8"), results), "utf-8")

@@ -88,7 +88,7 @@ def written(make: Callable[[], bytes]) -> int | str:
 
 def exporters(network: Network, layers: QuantizedLayers, leaves: tuple[torch.Tensor, ...]) -> dict[str, int | str]:
     """Bytes of every format of one network."""
-    whole = build_plan(network, layers, leaves, real_outputs=False, narrow=True)
+    whole = build_plan(network, layers, leaves, real_outputs=False, narrow=True, channel_steps=False)
     plan = build_plan(network, layers, leaves)
     sample = [leaf[:1].numpy() for leaf in leaves]
     with TemporaryDirectory() as folder:

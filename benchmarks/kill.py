@@ -1,6 +1,6 @@
 """Ends commands at every write in turn and at random moments, starts them again, and compares every byte.
 
-    python benchmarks/kill.py [--fault kill] [--trials 500] [--only run,search] [--seed 0] [--write]
+    python benchmarks/kill.py [--fault kill] [--trials 500] [--only run,search] [--seed 0] [--write | --add]
 
 Each trial copies a prepared folder, starts a command in a process of its own, kills it there as `kill -9` does, starts
 the same command again and lets it end. Instead of being killed it may find the disk full, read-only, beyond a quota or
@@ -293,6 +293,7 @@ def main() -> None:
     parser.add_argument("--only", default="")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/kill.json, or full.json, …")
+    parser.add_argument("--add", action="store_true", help="add to what is there, trials of another seed")
     given = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="mpsearch-kill-"))
     began = time.perf_counter()
@@ -319,18 +320,35 @@ def main() -> None:
         f"{total['faults']} times {given.fault}, {total['differences']} differences, "
         f"{time.perf_counter() - began:.0f} s"
     )
-    if given.write:
+    path, seconds = RESULTS / f"{given.fault}.json", time.perf_counter() - began
+    if given.add:
+        kept = json.loads(path.read_text())
+        seconds += kept["seconds"]
+        tallies = [_added(Tally(**one), tallies) for one in kept["scenarios"]]
+    if given.write or given.add:
         data = {
             "machine": machine(),
             "versions": versions(),
             "seed": given.seed,
-            "seconds": round(time.perf_counter() - began, 1),
+            "seconds": round(seconds, 1),
             "fault": given.fault,
-            "faults": total["faults"],
-            "differences": total["differences"],
+            "faults": sum(one.at_writes + one.at_random for one in tallies),
+            "differences": sum(len(one.differences) for one in tallies),
             "scenarios": [asdict(one) for one in tallies],
         }
-        (RESULTS / f"{given.fault}.json").write_text(json.dumps(data, indent=1) + "\n")
+        path.write_text(json.dumps(data, indent=1) + "\n")
+
+
+def _added(kept: Tally, more: list[Tally]) -> Tally:
+    """The trials of a scenario that were recorded, and those of now."""
+    for one in more:
+        if one.name == kept.name:
+            kept.writes = one.writes
+            kept.at_writes += one.at_writes
+            kept.at_random += one.at_random
+            kept.missed += one.missed
+            kept.differences += one.differences
+    return kept
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ class LayerSpec:
     `positions` ids read.
     `block` names the reconstruction unit that the layer belongs to. Layers with the same `tie` share one
     gene: they always get the same precision. `uses` counts the calls of the layer in one forward pass.
-    `in_size` and `out_size` are (height, width) of one image's feature map.
+    `in_size` and `out_size` are (height, width) of one image's feature map. With `channel_steps`, inputs that are
+    quantized have a step for every channel.
     """
 
     name: str
@@ -36,6 +37,7 @@ class LayerSpec:
     block: str
     tie: str
     uses: int = 1
+    channel_steps: bool = False
 
     def __post_init__(self) -> None:
         for field in ("in_channels", "out_channels", "groups", "uses"):
@@ -100,6 +102,10 @@ class LayerSpec:
         try:
             fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
             for name, like in fields.items():
+                if name == "channel_steps":
+                    if type(like) is not bool:
+                        raise TypeError(f"{name} must be true or false, got {str(like)[:40]}")
+                    continue
                 sizes = like if isinstance(like, tuple) else () if isinstance(like, str) else (like,)
                 if (isinstance(like, tuple) and len(like) != 2) or not all(type(size) is int for size in sizes):
                     raise TypeError(f"{name} must be text, a whole number or two of them, got {str(like)[:40]}")

@@ -15,6 +15,7 @@ CODED_BITS = 8  # of codes that are stored entropy-coded: arithmetic and integer
 RATES = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
 LEAST_RATE, RATE_STEP = 0.5, 0.125
 HALVED_BITS = 4  # up to as many, zero-points of weights count in halves: at 8 levels that takes 8 % off the error
+HALVING_BITS = 4  # of how often the step of an input channel is halved
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -3,9 +3,9 @@
 A packed file is a safetensors file: 8 bytes of header length, a JSON header, then the data. The data of a layer are its
 codes at their bit-width, and per output channel a half-precision scale, a zero-point at the codes' width (with one bit
 more where it counts halves) and a half-precision bias; where its inputs are quantized, a half-precision scale and a
-zero-point of one byte for them. Parts that are not quantized are stored in half precision, or in single precision where
-they exceed its range. The header is filled up to the longest that any configuration of the network can need, so that a
-file's size is a sum over layers.
+zero-point of one byte for them, and four bits for each channel that has a step of its own. Parts that are not quantized
+are stored in half precision, or in single precision where they exceed its range. The header is filled up to the longest
+that any configuration of the network can need, so that a file's size is a sum over layers.
 
 Where codes are entropy-coded, their bytes are known when they are coded: what is said here of a rate is about what it
 will be.
@@ -23,13 +23,14 @@ import numpy as np
 from hwmodel.cost import CostTable
 from hwmodel.filesize import FORMS, PACKED
 from hwmodel.layer import LayerSpec, LayerTable
-from hwmodel.precision import FLOAT_BITS, HALVED_BITS, WEIGHT_BITS, BitConfig, Precision
+from hwmodel.precision import FLOAT_BITS, HALVED_BITS, HALVING_BITS, WEIGHT_BITS, BitConfig, Precision
 
 HALF_BYTES = 2
 HEADER_LENGTH_BYTES = 8
 ALIGNMENT = 8  # safetensors pads its header to this
 FORMAT = "mpsearch-packed-3"
 CODED = "coded"  # the tensor of the entropy-coded layers
+HALVINGS = "input_halvings"  # the tensor of how often each channel's step is half of the scale of a layer's inputs
 CHANNEL_BYTES = 2  # about: scale and bias of an output channel of an entropy-coded layer
 STREAM_BYTES = 16  # at most: the end of the stream of entropy-coded codes
 VALUE_BYTES = {"F32": 4, "F16": HALF_BYTES, "U8": 1}
@@ -59,7 +60,12 @@ def layer_bytes(layer: LayerSpec, precision: Precision) -> int:
 
 def input_bytes(layer: LayerSpec, precision: Precision) -> int:
     """Bytes of the grid of a layer's inputs: none where they are not quantized."""
-    return HALF_BYTES + 1 if quantized_inputs(layer, precision) else 0
+    return HALF_BYTES + 1 + halving_bytes(layer) if quantized_inputs(layer, precision) else 0
+
+
+def halving_bytes(layer: LayerSpec) -> int:
+    """Bytes of what every channel's step is, where a layer's inputs are quantized and have one for each."""
+    return packed_bytes(layer.in_channels, HALVING_BITS) if layer.channel_steps else 0
 
 
 def quantized_inputs(layer: LayerSpec, precision: Precision) -> bool:
@@ -158,6 +164,8 @@ class PackedLayout:
         inputs = sum(map(quantized_inputs, self.table, config.precisions))
         if inputs:
             tensors |= {"input_scales": ("F16", (inputs,)), "input_zero_points": ("U8", (inputs,))}
+            halvings = sum(halving_bytes(layer) for layer, precision in pairs if quantized_inputs(layer, precision))
+            tensors |= {HALVINGS: ("U8", (halvings,))} if halvings else {}
         if self.coded is not None:
             tensors[CODED] = ("U8", (self.coded,))
         tensors |= {f"other.{other.name}": (other.dtype, other.shape) for other in self.others}

@@ -30,7 +30,7 @@ from mpsearch.optimization.picks import picked
 from mpsearch.optimization.problem import BitProblem
 from mpsearch.request.budgets import COSTS
 from mpsearch.request.options import RunOptions
-from mpsearch.run.artifacts import finished_configs, read_sensitivity
+from mpsearch.run.artifacts import finished_configs, read_boxes, read_sensitivity
 from mpsearch.run.finalize import finalize_step
 from mpsearch.run.loaded import Given
 from mpsearch.run.page import write_page
@@ -184,6 +184,7 @@ class Front:
             None if job.device is None else job.device.name,
             finished_configs(job.folder),
             answers(self.problem),
+            read_boxes(job.folder),
         )
 
     def _table(self) -> str:

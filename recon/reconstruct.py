@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hwmodel import BitConfig, InputError
+from hwmodel import FLOAT_BITS, BitConfig, InputError
 from recon.compute.arithmetic import picked
 from recon.compute.store import Store
 from recon.fit.checkpoint import Progress
@@ -171,7 +171,9 @@ def _fit_unit(task: UnitTask, config: BitConfig, settings: Settings, rate: RateC
     state = _states(task.layers)
     learned, after = _decided(task)
     most = settings.steps
-    if settings.early_stopping:  # nothing can be learned from a start that is no number
+    if all(config[name].rate and config[name].a == FLOAT_BITS for name in task.layers):  # only biases would be left
+        most = 0
+    elif settings.early_stopping:  # nothing can be learned from a start that is no number
         most = 0 if math.isnan(after) else round(settings.steps * min(max(after / EASY, 1), MOST))
     # AdaRound decides at the end of all steps.
     by_cycles = settings.early_stopping and settings.rounding == "straight-through"

@@ -34,3 +34,11 @@ def test_performance(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = importlib.import_module("bench_scores")
     results = json.loads((RESULTS / "bench_scores.json").read_text("utf-8"))
     assert bench.table(results["rows"]) in (DOCS / "performance.md").read_text("utf-8")
+
+
+def test_detectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    bench = importlib.import_module("bench_detection")
+    results = json.loads((RESULTS / "bench_detection.json").read_text("utf-8"))
+    assert bench.table(results) in (DOCS / "results.md").read_text("utf-8")
+    assert set(results["rows"]) <= set(bench.names())

@@ -6,15 +6,12 @@ import inspect
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar, get_origin
+from typing import Annotated, Any, get_origin
 
 import typer
 
 from mpsearch.request.compute import ComputeOptions
 from mpsearch.request.flags import PANELS, PLACE, Given, flags_of
-
-Record = TypeVar("Record", bound=ComputeOptions)
-Rest = ParamSpec("Rest")
 
 Out = Annotated[Path | None, typer.Option(help="The run folder (default: runs/MODEL).", rich_help_panel=PLACE)]
 _WAIT = "Wait while another process is at work there, instead of ending."
@@ -23,18 +20,24 @@ Json = Annotated[bool, typer.Option("--json", help="Only JSON to stdout.")]
 Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 
 
-def takes(record: type[Record]) -> Callable[[Callable[Concatenate[Record, Rest], None]], Callable[..., None]]:
-    """Gives a command, in place of its first parameter, an option for every field of `record` that has a flag."""
-    given = sorted(flags_of(record), key=lambda field: PANELS.index(field.flag.panel))
+def takes(*records: type[ComputeOptions]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command, in place of its first parameters, an option for every field of the `records` that has a flag;
+    fields of the same name are one option."""
+    fields = {record: [field.name for field in flags_of(record)] for record in records}
+    flags = {field.name: field for record in reversed(records) for field in flags_of(record)}
+    given = sorted(flags.values(), key=lambda field: PANELS.index(field.flag.panel))
 
-    def decorate(command: Callable[Concatenate[Record, Rest], None]) -> Callable[..., None]:
-        own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(command, eval_str=True).parameters.values())[len(records) :]
 
         @wraps(command)
         def call(**values: Any) -> None:
             texts = {field.name: values.pop(field.name) for field in given}
-            fields = {field.name: _value(field, texts[field.name]) for field in given if texts[field.name] is not None}
-            command(record.from_flags(fields), **values)  # type: ignore[call-arg]
+            read = {field.name: _value(field, texts[field.name]) for field in given if texts[field.name] is not None}
+            made = [
+                record.from_flags({name: read[name] for name in fields[record] if name in read}) for record in records
+            ]
+            command(*made, **values)
 
         parameters = [_parameter(field) for field in given]
         needed = [one for one in own if one.default is inspect.Parameter.empty]

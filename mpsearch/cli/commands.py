@@ -15,10 +15,11 @@ from mpsearch.request.compute import ComputeOptions, SpreadOptions
 from mpsearch.request.options import FinishOptions, RunOptions, edge_precision
 
 
-@takes(RunOptions)
-def run(options: RunOptions, out: Out = None, wait: Wait = False, as_json: Json = False) -> None:
+@takes(RunOptions, SpreadOptions)
+def run(options: RunOptions, where: SpreadOptions, out: Out = None, wait: Wait = False, as_json: Json = False) -> None:
     """The main job: sensitivity, search, and the finished model at the budget. Any number of budgets may be given."""
     from mpsearch.optimization.baselines import answers
+    from mpsearch.run.expected import Stage
     from mpsearch.run.finalize import finalize_step
     from mpsearch.run.page import explored, write_page
     from mpsearch.run.picture import draw
@@ -28,7 +29,7 @@ def run(options: RunOptions, out: Out = None, wait: Wait = False, as_json: Json 
     from mpsearch.show.columns import as_text
     from mpsearch.show.summary import summary_rows, tight_rows
 
-    job = Run(options, hold(run_folder(out, options.model), wait), console())
+    job = Run(options, hold(run_folder(out, options.model), wait), console(), ahead=(Stage.FINALIZE,), where=where)
     table = job.layers_step()
     sensitivity = job.sensitivity_step()
     problem = job.problem(sensitivity)
@@ -116,12 +117,12 @@ def reconstruct(
     loaded.console.note(f"the model is {folder.file(f'model-{name}.safetensors')}")
 
 
-@takes(RunOptions)
-def sensitivity(options: RunOptions, out: Out = None, wait: Wait = False) -> None:
+@takes(RunOptions, SpreadOptions)
+def sensitivity(options: RunOptions, where: SpreadOptions, out: Out = None, wait: Wait = False) -> None:
     """Measures the sensitivity cache of a run folder, which `search` and `finalize` go on from."""
     from mpsearch.run.steps import Run
 
-    job = Run(options, hold(run_folder(out, options.model), wait), console())
+    job = Run(options, hold(run_folder(out, options.model), wait), console(), where=where)
     job.layers_step()
     job.sensitivity_step()
     job.console.note(f"the cache is in {job.folder.path}; go on with: mpsearch search {job.folder.path}")
@@ -162,7 +163,7 @@ def finalize(
 
     require_pick(pick)
     asked = RunOptions.from_toml(folder / "config.toml", options)
-    job = Run(asked, hold(RunFolder(folder), wait), console())
+    job = Run(asked, hold(RunFolder(folder), wait), console(), where=options)
     job.layers_step()
     front = job.search_step(job.problem(job.sensitivity_step()))
     configs = {name: front.config(index) for name, index in picked(front, pick)}

@@ -31,14 +31,18 @@ def layers(
     from hwmodel.latency import device_costs
     from mpsearch.run.loaded import captured_alone
     from mpsearch.show import tables
+    from recon.graph.beside import operations_beside
 
     terminal = console()
     spec = None if device is None else load_device(device)
-    table = captured_alone(options, terminal)[1].table
+    network = captured_alone(options, terminal)[1]
+    table = network.table
     if as_json:
         emit_json(table.to_json())
         return
     if spec is not None:
+        if said := tables.not_counted(operations_beside(network.module)):
+            terminal.note(said)
         for part in tables.cost_rows(device_costs(table, spec.precisions, spec)):
             terminal.out.print(part)
         if spec.table is not None and (missing := spec.table.missing(table, spec.precisions)):

@@ -11,16 +11,16 @@ from typing import Annotated
 
 import typer
 
-from hwmodel import InputError
+from hwmodel.errors import InputError, no_memory
 from mpsearch.cli import commands, deploy, hardware, inspect
 from mpsearch.cli.common import results_apart
 from mpsearch.cli.examples import epilog
 from mpsearch.cli.interrupts import Stop, interruptible
+from mpsearch.cli.limits import require_address_space
 from mpsearch.cli.streams import ready_streams
 
 INTERRUPTED = 130
 CLOSED = 128 + 13  # stdout, as a shell says it of a program that SIGPIPE ends
-_NO_MEMORY = ("alloc", "out of memory", "not enough memory")  # how torch says it, in a RuntimeError
 STEPS = "Step by step"
 LOOK = "Looking at runs"
 HARDWARE = "Layers and devices"
@@ -70,6 +70,8 @@ def main() -> None:
     debug = "--debug" in sys.argv[1:]
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     with interruptible() as stop, _errors(debug, stop):
+        if arguments and not {"--help", "--version"} & set(arguments):
+            require_address_space()
         code = application()(arguments, standalone_mode=False)
         if code == INTERRUPTED:  # typer makes this of a KeyboardInterrupt
             raise KeyboardInterrupt
@@ -99,17 +101,15 @@ def _errors(debug: bool, stop: Stop) -> Iterator[None]:
 def _said(error: Exception) -> tuple[str, int]:
     """What to say of an error in one line, and the exit code."""
     text = _one_line(str(error))
-    if isinstance(error, InputError):
-        return text, 2
-    if hasattr(error, "format_message"):  # a wrong command line; where typer keeps the class depends on its version
-        return f"{_one_line(error.format_message())} (mpsearch --help lists what there is)", 2
-    if isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(w in text.lower() for w in _NO_MEMORY)
-    ):
+    if no_memory(error):
         return (
             f"out of memory ({text[:200] or 'an allocation failed'}): nothing is lost, the same command goes on from "
             "here; to need less, lower --samples, --val-samples, --cache-memory or --workers"
         ), 2
+    if isinstance(error, InputError):
+        return text, 2
+    if hasattr(error, "format_message"):  # a wrong command line; where typer keeps the class depends on its version
+        return f"{_one_line(error.format_message())} (mpsearch --help lists what there is)", 2
     if isinstance(error, OSError):
         where = _one_line(str(error.filename or "a file or stdout"))
         return f"the system refuses {where} ({error.strerror or text}); nothing is lost, the same command goes on", 2

@@ -37,10 +37,10 @@ LONGEST_NAME, MOST_BYTES = 32, 10**12
 PLANS: Mapping[str, Mapping[str, bool]] = {
     "onnx": {"real_outputs": True},
     "onnx-packed": {"real_outputs": True},
-    "tflite": {"real_outputs": False, "narrow": True},
-    "tflite-int4": {"real_outputs": False, "narrow": True},
-    "c": {"real_outputs": False},
-    "pt2e": {"real_outputs": False, "narrow": True},
+    "tflite": {"real_outputs": False, "narrow": True, "channel_steps": False},
+    "tflite-int4": {"real_outputs": False, "narrow": True, "channel_steps": False},
+    "c": {"real_outputs": False, "channel_steps": False},
+    "pt2e": {"real_outputs": False, "narrow": True, "channel_steps": False},
 }
 
 
@@ -128,7 +128,8 @@ def _unlike(network: Network, precision: Precision, free: bool) -> QuantizedLaye
         weights[name] = QuantizedWeight(WeightGrid(precision.w, scale, zero), codes)
         biases[name] = torch.rand(outs, generator=generator).half().float()
         if precision.a in WEIGHT_BITS and spec.kind != "embedding":
-            inputs[name] = InputGrid(precision.a, 1 + at / 1024, 1 + at % (2**precision.a - 2))
+            halvings = tuple((at + channel) % 5 for channel in range(spec.in_channels)) if spec.channel_steps else ()
+            inputs[name] = InputGrid(precision.a, 1 + at / 1024, 1 + at % (2**precision.a - 2), halvings)
     return QuantizedLayers(weights, biases, inputs)
 
 

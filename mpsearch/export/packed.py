@@ -20,17 +20,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hwmodel import InputError, LayerTable
+from hwmodel import InputError, LayerSpec, LayerTable
 from hwmodel.files import write_whole
-from hwmodel.precision import CODED_BITS
+from hwmodel.precision import CODED_BITS, HALVING_BITS
 from hwmodel.size import (
     ALIGNMENT,
     CODED,
+    HALVINGS,
     HEADER_LENGTH_BYTES,
     Digests,
     Other,
     PackedLayout,
     code_shape,
+    halving_bytes,
     layer_entry,
     packed_bytes,
     quantized_inputs,
@@ -110,6 +112,7 @@ def save_packed(path: Path, network: Network, reference: str, layers: QuantizedL
         "zero_points": _joined([_pack_zero_points(weight.grid) for weight in weights]),
         "input_scales": np.array([grid.scale for grid in inputs], "<f2"),
         "input_zero_points": np.array([grid.zero_point for grid in inputs], np.uint8),
+        HALVINGS: _joined([pack(np.array(grid.halvings, np.uint8), HALVING_BITS) for grid in inputs if grid.halvings]),
     }
     values = others(network)
     for other in layout.others:
@@ -196,6 +199,8 @@ def _put_others(network: Network, file: PackedFile) -> None:
 def _layers(network: Network, file: PackedFile) -> QuantizedLayers:
     """The layers of a file. Raises InputError where it is of another network."""
     _require_same_layers(network, file)
+    if HALVINGS not in file.tensors:  # made for a runtime without steps by channel, or with float inputs
+        network = network.with_one_step()
     kept = others(network)
     found = [Other(name, _stored_type(file, name), tuple(tensor.shape)) for name, tensor in kept.items()]
     coded = len(file.tensors[CODED]) if CODED in file.tensors else None
@@ -252,13 +257,25 @@ def _floats(file: PackedFile, name: str, least: float = -np.inf) -> Tensor:
     return values
 
 
+def _halvings(layers: Sequence[LayerSpec], file: PackedFile) -> list[tuple[int, ...]]:
+    """How often the step of every channel of the inputs of `layers` is half of their scale."""
+    found, start = [], 0
+    for layer in layers:
+        end = start + halving_bytes(layer)
+        count = layer.in_channels if end > start else 0
+        found.append(tuple(unpack(file.tensors[HALVINGS][start:end], HALVING_BITS, count).tolist()) if count else ())
+        start = end
+    return found
+
+
 def _inputs(table: LayerTable, file: PackedFile) -> dict[str, InputGrid]:
     pairs = zip(table, file.config.precisions, strict=True)
     bits = {layer.name: precision.a for layer, precision in pairs if quantized_inputs(layer, precision)}
     if not bits:
         return {}
     scales, zeros = _floats(file, "input_scales", 0).tolist(), file.tensors["input_zero_points"].tolist()
-    grids = {name: InputGrid(bits[name], *grid) for name, *grid in zip(bits, scales, zeros, strict=True)}
+    parts = zip(bits, scales, zeros, _halvings([layer for layer in table if layer.name in bits], file), strict=True)
+    grids = {name: InputGrid(bits[name], *grid) for name, *grid in parts}
     for name, grid in grids.items():
         if grid.zero_point >= 2**grid.bits:
             raise _beyond(file, name)

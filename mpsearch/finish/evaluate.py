@@ -19,7 +19,7 @@ from recon.compute.arithmetic import device_of
 from recon.graph.network import Network
 from recon.likelihood.likelihood import Likelihood
 
-BATCH = 64
+BATCH = 16  # in single precision: 0.8 of the time of 64, whose maps no cache holds
 SHOWN = 4  # samples of a picture
 NEAR = 0.1  # of the way from chance to certainty
 

@@ -12,7 +12,7 @@ from mpsearch.request.parse import parse_compute, parse_threads, parse_workers
 
 _COMPUTE = "cpu, cuda, or cuda:1 for the second GPU (default: cuda where there is one)."
 _THREADS = "Threads of torch, BLAS and our own pools; 0: as many as torch finds right."
-_WORKERS = "Processes that points are spread over; 0: this one. --threads are those of each (default: a share)."
+_WORKERS = "Processes that share points or batches; 0: this one. --threads are those of each (default: a share)."
 _SCHEDULER = "Where the Dask scheduler or the Ray head listens: tcp://10.0.0.1:8786."
 
 
@@ -61,3 +61,6 @@ class SpreadOptions(ComputeOptions):
     def spread(self) -> bool:
         """More than this process computes."""
         return self.workers > 0 or self.backend != "loky"
+
+
+ALONE = SpreadOptions()

@@ -159,6 +159,11 @@ class FinishOptions(ModelOptions):
             return WEIGHT_BITS
         return () if self.target is None else load_target(self.target).symmetric_bits
 
+    @property
+    def channel_steps(self) -> bool:
+        """Whether what depthwise layers read may have a step for every channel."""
+        return self.target is None or load_target(self.target).channel_steps
+
     def to_toml(self, folder: Path | None = None) -> str:
         """The text of the file that keeps the options in a run folder, with files named as seen from `folder`."""
         here = {field.name for field in fields(ComputeOptions)}

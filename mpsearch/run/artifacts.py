@@ -145,6 +145,17 @@ def finished_configs(folder: RunFolder) -> list[tuple[str, Json]]:
     return [(path.stem, _finished(folder, path)) for path in paths]
 
 
+def boxes_file(folder: RunFolder, name: str) -> Path:
+    """Where the picture of a finished detector's boxes is."""
+    return folder.file(f"boxes-{name}.webp")
+
+
+def read_boxes(folder: RunFolder) -> dict[str, bytes]:
+    """The pictures of boxes that there are, WebP, by the name of the finished configuration."""
+    found = {name: boxes_file(folder, name) for name, _ in finished_configs(folder)}
+    return {name: path.read_bytes() for name, path in found.items() if path.is_file()}
+
+
 def _finished(folder: RunFolder, path: Path) -> Json:
     """The record of a finished configuration. Raises InputError where it is not what `finalize` writes."""
     record = folder.read_json(f"chosen/{path.name}")

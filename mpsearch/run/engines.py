@@ -10,6 +10,8 @@ import importlib
 import os
 import queue
 import signal
+import socket
+import sys
 import threading
 import time
 import warnings
@@ -26,6 +28,7 @@ from hwmodel import InputError
 
 AGAIN = 2  # times that a call is made again whose process died
 WATCH_SECONDS = 0.5
+CONNECT_SECONDS = 10
 # A module's function of the shared bytes and of a call's own arguments.
 Call = Callable[..., Any]
 _shared: list[bytes] = []  # in a worker of this machine
@@ -110,7 +113,11 @@ def _loky(engine: Engine, call: Call, shared: bytes, tasks: Mapping[str, tuple[A
 
 def _begin(shared: bytes, parent: int) -> None:
     """In a new worker: keeps what all calls share, leaves Ctrl-C to the parent, and ends when that is gone."""
+    from joblib.externals.loky import process_executor
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Loky takes more than 300 MB since the first call for a leak and starts another process, which would begin anew.
+    process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
     _shared[:] = [shared]
 
     def watch() -> None:
@@ -137,7 +144,7 @@ def _dask(engine: Engine, call: Call, shared: bytes, tasks: Mapping[str, tuple[A
             client = end.enter_context(distributed.Client(cluster))
         else:
             try:
-                client = end.enter_context(distributed.Client(engine.scheduler, timeout=10))
+                client = end.enter_context(distributed.Client(engine.scheduler, timeout=CONNECT_SECONDS))
             except (OSError, ValueError) as error:
                 raise _unreachable(engine, error) from None
         with warnings.catch_warnings():
@@ -157,6 +164,7 @@ def _ray(engine: Engine, call: Call, shared: bytes, tasks: Mapping[str, tuple[An
     ray = _required("ray", "ray")
     here = {"num_cpus": engine.workers, "include_dashboard": False} if engine.scheduler is None else {}
     try:
+        _require_listener(engine.scheduler)
         ray.init(address=engine.scheduler, log_to_driver=False, logging_level="ERROR", **here)
     except (OSError, ValueError, RuntimeError) as error:
         raise _unreachable(engine, error) from None
@@ -175,6 +183,13 @@ def _ray(engine: Engine, call: Call, shared: bytes, tasks: Mapping[str, tuple[An
                 raise error.cause from None
     finally:
         ray.shutdown()
+
+
+def _require_listener(address: str | None) -> None:
+    """Raises OSError or ValueError where nothing listens at HOST:PORT, for which Ray would wait minutes."""
+    if address is not None and address != "auto":
+        host, _, port = address.rpartition("//")[2].rpartition(":")
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
 
 
 def _required(module: str, extra: str) -> Any:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from hwmodel import BitConfig, LayerTable
+from hwmodel.files import write_whole
 from hwmodel.filesize import FORMS, PACKED
 from hwmodel.size import input_bytes
 from mpsearch.export.filesize import about, file_bytes, plan_for
@@ -13,7 +13,8 @@ from mpsearch.export.packed import read_layers
 from mpsearch.files.folder import Json, RunFolder
 from mpsearch.finish.finalize import Finished, finish
 from mpsearch.request.options import RunOptions
-from mpsearch.run.artifacts import read_costs, read_origin
+from mpsearch.run.artifacts import boxes_file, read_costs, read_origin
+from mpsearch.run.expected import Stage
 from mpsearch.run.keys import finished_key
 from mpsearch.run.loaded import Loaded
 from mpsearch.show.boxes import draw_boxes
@@ -31,11 +32,12 @@ def finalize_step(loaded: Loaded, config: BitConfig, name: str, coded_bytes: Map
     if coded_bytes is None:
         coded_bytes = bytes_of_coded(folder, loaded.network.table, config)
     key = finished_key(loaded, config, coded_bytes)
-    settings = replace(loaded.settings, memory_bytes=loaded.options.cache_memory_bytes)
+    settings = loaded.within_memory
     path = folder.file(f"model-{name}.safetensors")
     done = current_finished(loaded, name, key)
     if done is not None:
         return done
+    loaded.require_memory(Stage.FINALIZE)
     judge = loaded.judge  # before anything is fitted: it says where the float network is in doubt
     work = Progress(folder.file(f"finalize-{name}.partial"), key)
     count = len(regroup(loaded.network, settings.granularity).units)
@@ -56,12 +58,11 @@ def finalize_step(loaded: Loaded, config: BitConfig, name: str, coded_bytes: Map
             loaded.prepared(config),
         )
     data = {"key": key, "task": loaded.options.task, **finished.to_json(), **_exported(loaded, finished)}
-    folder.write_json(f"chosen/{name}.json", data)
     if finished.shown and loaded.validation.normalization is not None:
         images = loaded.validation.stored.leaves[0][: len(finished.shown["float"])]
-        draw_boxes(
-            images.numpy(), finished.shown, model_title(loaded.model.reference), folder.file(f"boxes-{name}.png")
-        )
+        picture = draw_boxes(images.numpy(), finished.shown, model_title(loaded.model.reference))
+        write_whole(boxes_file(folder, name), picture)
+    folder.write_json(f"chosen/{name}.json", data)
     return data
 
 

@@ -63,7 +63,14 @@ def graph_digest(network: Network) -> str:
 def scores_key(origin: Origin, options: FinishOptions) -> str:
     """What sensitivity scores depend on beside samples and bits."""
     return fingerprint(
-        METRIC, version("mpsearch"), origin.model, origin.graph, origin.heads, options.seed, options.symmetric_bits
+        METRIC,
+        version("mpsearch"),
+        origin.model,
+        origin.graph,
+        origin.heads,
+        options.seed,
+        options.symmetric_bits,
+        options.channel_steps,
     )
 
 
@@ -100,5 +107,6 @@ def finished_key(loaded: Loaded, config: BitConfig, coded_bytes: Mapping[str, fl
         config.to_json(),
         coded_bytes,
         asdict(loaded.settings),
+        loaded.options.channel_steps,
         version("mpsearch"),
     )

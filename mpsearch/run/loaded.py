@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from mpsearch.finish.evaluate import Judge
 from mpsearch.finish.examples import example_outputs, is_random, require_finite
 from mpsearch.request.options import FinishOptions, ModelOptions
 from mpsearch.run.clock import Clock
+from mpsearch.run.expected import Stage, Work, expected, require_room
+from mpsearch.run.memory import rooms, rss_bytes
 from mpsearch.run.place import place
 from mpsearch.show.console import Console
 from mpsearch.sources.batches import positional_inputs
@@ -128,6 +130,7 @@ class Loaded:
     settings: Settings = field(init=False)
     place: torch.device = field(init=False)
     _prepared: tuple[dict[str, int], Prepared] | None = field(init=False, default=None)
+    _asked: set[Stage] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:
         options = self.options
@@ -151,7 +154,8 @@ class Loaded:
     @cached_property
     def network(self) -> Network:
         """The captured model, on the compute device."""
-        return captured(self.model, next(self.data.calib.batches(EXAMPLE))[0])
+        network = captured(self.model, next(self.data.calib.batches(EXAMPLE))[0])
+        return network if self.options.channel_steps else network.with_one_step()
 
     @cached_property
     def data(self) -> DataSource:
@@ -256,6 +260,26 @@ class Loaded:
                 "same, and figures are those of single draws; is there a dropout that is always on?"
             )
         return found
+
+    @property
+    def within_memory(self) -> Settings:
+        """The settings with the memory that may be used, which is in no key."""
+        return replace(self.settings, memory_bytes=self.options.cache_memory_bytes)
+
+    def require_memory(self, *stages: Stage, terms: int = 0, workers: int = 0) -> None:
+        """Says what the `stages` are expected to need, once for each, at so many `terms` of sensitivity, and by so many
+        `workers` where there are some. Raises InputError where that is not there."""
+        if self._asked.issuperset(stages):
+            return
+        self._asked.update(stages)
+        calib = self.data.calib
+        converted = calib.normalization is None or "calibration" in self.__dict__
+        work = Work(len(calib), 0 if converted else len(calib), terms, self.data.val is not None, self.within_memory)
+        need = expected(self.network, work, stages, rss_bytes())
+        self.console.note(f"memory: {need}")
+        short = require_room(need, rooms(), workers)
+        if short is not None:
+            self.console.note(short)
 
     def prepared(self, config: BitConfig) -> Prepared:
         """The network prepared for reconstruction at the bits of inputs of `config`; the last one is kept, so that

@@ -13,7 +13,15 @@ from hwmodel import CostTable, LayerTable
 from mpsearch.files.folder import RunFolder
 from mpsearch.optimization.baselines import Answer, answers
 from mpsearch.optimization.front import ParetoFront
-from mpsearch.run.artifacts import finished_configs, read_costs, read_front, read_layers, read_problem, read_sensitivity
+from mpsearch.run.artifacts import (
+    finished_configs,
+    read_boxes,
+    read_costs,
+    read_front,
+    read_layers,
+    read_problem,
+    read_sensitivity,
+)
 from mpsearch.show.explorer import ExploredRun, page
 
 
@@ -40,7 +48,8 @@ def explored(
 ) -> ExploredRun:
     """What the page shows of a run whose front is at hand, with what is finished in its folder."""
     command = f"mpsearch finalize {shlex.quote(str(folder.path))} --pick POINT"
-    return ExploredRun(name, command, table, found, costs, alone, device, finished_configs(folder), beside)
+    finished, boxes = finished_configs(folder), read_boxes(folder)
+    return ExploredRun(name, command, table, found, costs, alone, device, finished, beside, boxes)
 
 
 def write_page(runs: Sequence[ExploredRun], path: Path) -> None:

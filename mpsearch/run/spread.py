@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
-
-import cloudpickle
-from rich.console import Console as RichConsole
 
 from hwmodel import BitConfig, InputError
 from hwmodel.files import write_whole
 from mpsearch.files.folder import Json, RunFolder
 from mpsearch.request.compute import SpreadOptions
-from mpsearch.request.options import FinishOptions
-from mpsearch.run.engines import Engine, Lost
+from mpsearch.run.artifacts import boxes_file
+from mpsearch.run.engines import Lost
+from mpsearch.run.expected import Stage
 from mpsearch.run.finalize import bytes_of_coded, current_finished, finalize_step
 from mpsearch.run.keys import finished_key
-from mpsearch.run.loaded import Given, Loaded
-from mpsearch.show.console import Console
-
-_loaded: dict[str, Loaded] = {}  # in a worker, by what it was sent
+from mpsearch.run.loaded import Loaded
+from mpsearch.run.sent import engine_of, received, sent
 
 
 def finalize_points(
@@ -54,7 +46,8 @@ def finalize_points(
     if not tasks:
         return
     engine = engine_of(where, len(tasks))
-    shared = _shared(loaded, engine.threads)
+    loaded.require_memory(Stage.FINALIZE, workers=engine.workers if engine.scheduler is None else 0)
+    shared = sent(loaded, engine.threads, loaded.data)
     loaded.console.note(
         f"finalize: {len(tasks)} points by {engine.workers} workers ({engine.backend}) of {engine.threads} threads; "
         f"each is sent {len(shared):,} bytes once"
@@ -67,13 +60,14 @@ def finalize_points(
                 lost.append(name)
                 loaded.console.note(f"{name} is given up: {result.reason}")
                 continue
-            record, packed = result
+            record, files = result
             if record["key"] != keys[name]:
                 raise InputError(
                     f"{name} was finished by workers with another version of mpsearch; install the same one"
                 )
-            if packed is not None:
-                write_whole(loaded.folder.file(f"model-{name}.safetensors"), packed)
+            if files:
+                for file, content in files.items():
+                    write_whole(loaded.folder.file(file), content)
                 loaded.folder.write_json(f"chosen/{name}.json", record)
             loaded.console.note(f"{name} is done, {number} of {len(tasks)}")
             yield name, record
@@ -84,52 +78,17 @@ def finalize_points(
         )
 
 
-def engine_of(where: SpreadOptions, tasks: int) -> Engine:
-    """The engine that the options ask for: as many workers as there are tasks at most, this machine's threads shared
-    among those that are here."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(where.workers or cores, tasks)
-    return Engine(where.backend, workers, where.threads or max(1, cores // workers), where.scheduler)
-
-
-def _shared(loaded: Loaded, threads: int) -> bytes:
-    """Model, samples, task and options for workers, which load nothing themselves. Raises InputError where they cannot
-    be sent."""
-    for name, module in list(sys.modules.items()):
-        if name.startswith("factory_"):  # the user's file, which workers have no module of
-            cloudpickle.register_pickle_by_value(module)
-    model = replace(loaded.model, model=loaded.model.model)
-    options = replace(loaded.options, threads=threads)
-    try:
-        return bytes(cloudpickle.dumps((Given(model, loaded.data, loaded.task), options)))
-    except Exception as error:  # whatever objects of the user say
-        raise InputError(f"the model or its data cannot be sent to workers ({error}); leave --workers out") from None
-
-
 def finish_point(
     shared: bytes, name: str, given: Mapping[str, str], coded: Mapping[str, float], folder: str | None
-) -> tuple[Json, bytes | None]:
+) -> tuple[Json, dict[str, bytes]]:
     """In a worker: one finished point, its configuration `given` as JSON and what its entropy-coded layers may take, in
-    the run `folder` where that is on this machine; else the packed file comes along with the record."""
+    the run `folder` where that is on this machine; else its files come along with the record."""
     config = BitConfig.from_json(given)
     if folder is not None:
-        return finalize_step(_received(shared, RunFolder(Path(folder)), name), config, name, coded), None
+        return finalize_step(received(shared, RunFolder(Path(folder)), name), config, name, coded), {}
     with tempfile.TemporaryDirectory(prefix="mpsearch-") as temporary:
         place = RunFolder(Path(temporary))
         place.file("chosen").mkdir()
-        record = finalize_step(_received(shared, place, name), config, name, coded)
-        return record, place.file(f"model-{name}.safetensors").read_bytes()
-
-
-def _received(shared: bytes, folder: RunFolder, name: str) -> Loaded:
-    """What was sent, unpacked and captured once a worker."""
-    key = hashlib.sha256(shared).hexdigest()
-    if key not in _loaded:
-        given, options = cloudpickle.loads(shared)
-        assert isinstance(options, FinishOptions)
-        _loaded.clear()
-        _loaded[key] = Loaded(options, folder, Console(), given=given)
-    loaded = _loaded[key]
-    loaded.folder = folder
-    loaded.console = Console(log=RichConsole(stderr=True, force_terminal=False, soft_wrap=True), prefix=f"{name}: ")
-    return loaded
+        record = finalize_step(received(shared, place, name), config, name, coded)
+        made = (place.file(f"model-{name}.safetensors"), boxes_file(place, name))
+        return record, {path.name: path.read_bytes() for path in made if path.is_file()}

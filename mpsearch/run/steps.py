@@ -20,19 +20,25 @@ from mpsearch.optimization.problem import BitProblem, cheapest
 from mpsearch.optimization.settings import SearchSettings
 from mpsearch.request.budgets import COSTS, NEED_DEVICE, default_objectives, describe
 from mpsearch.request.candidates import Candidates, as_coded, candidates, priced
+from mpsearch.request.compute import ALONE, SpreadOptions
 from mpsearch.request.options import RunOptions
 from mpsearch.request.rules import parse_tie, tied
 from mpsearch.run.artifacts import CACHE, Origin, costs_json, heads_json, read_front, read_origin, require_same_model
 from mpsearch.run.clock import Clock
+from mpsearch.run.expected import Stage
 from mpsearch.run.keys import front_key, graph_digest, origin_key, scores_key, sensitivity_key
 from mpsearch.run.loaded import Given, Loaded
 from mpsearch.run.memory import peak_rss_bytes
+from mpsearch.run.scoring import spread_scores
 from mpsearch.run.summary import summarize
 from mpsearch.sensitivity.cache import load_scores, load_table, save_cache
 from mpsearch.sensitivity.measure import measure, split
+from mpsearch.sensitivity.scores import widths
 from mpsearch.sensitivity.table import SensitivityTable
 from mpsearch.show.console import Console
+from mpsearch.show.tables import not_counted
 from mpsearch.tasks.detection import NAME as DETECTION
+from recon.graph.beside import operations_beside
 from recon.graph.gradients import without_gradient
 
 SHAPES = 2  # samples that the size of exported files is found with
@@ -60,7 +66,9 @@ def resume(options: RunOptions, folder: RunFolder, console: Console) -> Run:
 class Run:
     """One run: its options, its folder, and what its steps share.
 
-    With `stored`, what the folder says of the network and the images is believed; without, they are loaded.
+    With `stored`, what the folder says of the network and the images is believed; without, they are loaded. `ahead` is
+    what is to follow sensitivity, so that its need of memory is known before that; `where` says which processes measure
+    sensitivity.
     """
 
     options: RunOptions
@@ -69,6 +77,8 @@ class Run:
     stored: Origin | None = None
     clock: Clock = field(default_factory=Clock)
     given: Given | None = None
+    ahead: tuple[Stage, ...] = ()
+    where: SpreadOptions = ALONE
     loaded: Loaded = field(init=False)
 
     def __post_init__(self) -> None:
@@ -197,6 +207,8 @@ class Run:
         """Writes options and layer table, once it is clear that the folder is free and the budgets can be met."""
         require_same_model(self.folder, self.loaded.model)
         self._note_refused(self._choices.precisions)  # there are no choices where the budgets cannot be met
+        if self.device is not None and (said := not_counted(operations_beside(self.loaded.network.module))):
+            self.console.note(said)
         origin = self.origin
         self.folder.write("config.toml", self.options.to_toml(self.folder.path))
         self.folder.write_json("layers.json", origin.to_json())
@@ -208,6 +220,8 @@ class Run:
         refused = [str(precision) for precision in self.options.precisions if precision not in self.candidates.offered]
         if refused:
             self.console.note(f"device {self.device.name} does not run {', '.join(refused)}: not offered to the search")
+        if said := not_counted(operations_beside(self.loaded.network.module)):
+            self.console.note(said)
         missing = [] if self.device.table is None else self.device.table.missing(self.table, precisions)
         if missing:
             self.console.note(
@@ -232,6 +246,10 @@ class Run:
             self.console.current("sensitivity", "cache is current")
             return current
         path, loaded, options = self.folder.file(CACHE), self.loaded, self.options
+        terms = len(widths(*self.candidates.precisions))
+        spread = spread_scores(loaded, self.where, terms)
+        if spread is None:
+            loaded.require_memory(Stage.SENSITIVITY, *self.ahead, terms=terms)
         if loaded.data.val is not None:
             _ = loaded.judge  # its doubts about the float network are worth knowing before anything else is done
         precisions = self.candidates.precisions
@@ -252,6 +270,7 @@ class Run:
                 lambda done, total: advance(done),
                 likelihood=loaded.likelihood,
                 symmetric=options.symmetric_bits,
+                spread=spread,
             )
         table = scores.table(precisions, options.seed, self._sensitivity_key)
         save_cache(path, table, scores)

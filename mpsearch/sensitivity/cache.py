@@ -21,6 +21,7 @@ from mpsearch.files.reading import reading
 from mpsearch.sensitivity.scores import Rounded, RoundedWeight, Scores
 from mpsearch.sensitivity.table import SensitivityTable
 from recon.graph.network import Network
+from recon.quantizers.channels import split_halvings
 from recon.quantizers.inputs import InputGrid
 from recon.quantizers.weights import Grid, QuantizedWeight
 
@@ -104,7 +105,12 @@ def _parts(rounded: Rounded) -> Arrays:
     inputs = [found for found in rounded.values() if isinstance(found, InputGrid)]
     if inputs:
         scales, zeros = [grid.scale for grid in inputs], [grid.zero_point for grid in inputs]
-        return {"scales": np.array(scales), "zero_points": np.array(zeros, np.uint8)}
+        halvings = [times for grid in inputs for times in grid.halvings]
+        return {
+            "scales": np.array(scales),
+            "zero_points": np.array(zeros, np.uint8),
+            "halvings": np.array(halvings, np.uint8),
+        }
     tensors = {
         "codes": [found.weight.codes for found in weights],
         "scales": [found.weight.grid.scale for found in weights],
@@ -120,9 +126,10 @@ def _rounded(network: Network, term: Precision, tensor: Callable[[str], NDArray[
     table = network.table
     scales, zeros = tensor(f"{term}.scales"), tensor(f"{term}.zero_points")
     if term.a != FLOAT_BITS:
-        names = [layer.name for layer in table if layer.kind != "embedding"]
-        grids = zip(names, scales.tolist(), zeros.tolist(), strict=True)
-        return {name: InputGrid(term.a, scale, zero) for name, scale, zero in grids}
+        reading = [layer for layer in table if layer.kind != "embedding"]
+        halvings = split_halvings(reading, tensor(f"{term}.halvings"))
+        grids = zip(reading, scales.tolist(), zeros.tolist(), halvings, strict=True)
+        return {layer.name: InputGrid(term.a, *grid) for layer, *grid in grids}
 
     def split(values: NDArray[Any], sizes: list[int]) -> tuple[Tensor, ...]:
         return torch.split(torch.from_numpy(values), sizes)

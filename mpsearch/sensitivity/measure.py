@@ -16,7 +16,9 @@ ignores that a layer's output errors act together, and so judges most layers of 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import takewhile
 
 import numpy as np
@@ -36,7 +38,7 @@ from recon.graph.samples import Samples
 from recon.likelihood.likelihood import CLASSIFIER, Likelihood
 from recon.quantizers.coded import coded_bytes
 from recon.quantizers.inputs import InputGrid
-from recon.quantizers.insert import input_histograms
+from recon.quantizers.insert import watch_inputs
 from recon.quantizers.nearest import nearest
 from recon.quantizers.weights import QuantizedWeight
 from recon.statistics.fisher import output_metrics
@@ -44,6 +46,8 @@ from recon.statistics.moments import InputMoments, gather_moments
 from recon.statistics.slopes import activations
 from recon.transforms.basis import balanced
 
+Terms = tuple[np.ndarray, np.ndarray]  # (n, L, T) each
+Spread = Callable[["Scored", Sequence["Part"]], Iterator[tuple["Part", Terms]]]
 SENSITIVITY_BATCH = 4
 SQUARED = 8  # one batch of so many is measured for the diagonal Fisher, which a few images tell
 ROUNDING_SAMPLES = 128  # the first ones, half of them at most, so that the roundings stay when more images come
@@ -70,6 +74,7 @@ def measure(
     *,
     likelihood: Likelihood = CLASSIFIER,
     symmetric: Collection[int] = (),
+    spread: Spread | None = None,
 ) -> Scores:
     """Scores every layer at every width of `precisions` on two or more samples, as the network takes them; `likelihood`
     says what its outputs mean.
@@ -79,7 +84,7 @@ def measure(
     `known` under the same `key` is kept as far as `samples` begin with the same ones: only new widths and new samples
     are measured, and the result is the same as if nothing had been known. `on_batch` is called with samples done and in
     all. Weights of `symmetric` bits have grids with the zero-point in the middle; `key` says which, where
-    several are in use.
+    several are in use. `spread` computes the parts, in any order; here, one after another, without it.
     """
     network, samples = balanced(network), samples.single()
     first, judging = split(samples)
@@ -92,34 +97,86 @@ def measure(
     found = _roundings(network, network.leaves(first), new, seed, likelihood, symmetric)
     roundings = {**({} if kept is None else kept.rounded), **found}
     rounded = {term: roundings[term] for term in terms}
-    changes = {name: [change(network, name, rounded[term]) for term in terms] for name in alone}
-    errors = {
-        name: LayerErrors.of(network.layer(name), [change(network, name, rounded[term]) for term in terms])
-        for name in names
-        if name not in alone
-    }
-    count, leaves = len(judging), network.leaves(judging)
+    count = len(judging)
     score, square = np.zeros((2, count, len(names), len(terms)), np.float32)
     done = 0
     if kept is not None:
         done, at = len(kept.images), [terms.index(term) for term in kept.terms]
         score[:done, :, at], square[:done, :, at] = kept.score, kept.square
-    for start in range(0, count, SENSITIVITY_BATCH):
-        batch = slice(start, start + SENSITIVITY_BATCH)
-        at = [index for index, term in enumerate(terms) if start >= done or term in new]
-        if at:
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + start)
-            x = picked(leaves, batch, network.device)
-            if errors:
-                squares = start // SENSITIVITY_BATCH % SQUARED == 0
-                of = np.ix_(range(*batch.indices(count)), [names.index(name) for name in errors], at)
-                score[of], square[of] = batch_terms(network, x, likelihood, errors, at, generator, squares)
-            if alone:
-                of = np.ix_(range(*batch.indices(count)), [names.index(name) for name in alone], at)
-                missing = {name: [row[index] for index in at] for name, row in changes.items()}
-                score[of] = measured_scores(network, x, likelihood, missing)
-        on_batch(min(batch.stop, count), count)
+    starts = range(0, count, SENSITIVITY_BATCH)
+    missing = {start: tuple(term for term in terms if start >= done or term in new) for start in starts}
+    parts = [Part(start, of) for start, of in missing.items() if of]
+    scored = Scored(network, network.leaves(judging), likelihood, rounded, alone, seed)
+    behind = count - sum(scored.size(part) for part in parts)
+    for part, scores in (spread or one_by_one)(scored, parts):
+        rows, at = slice(part.start, part.start + scored.size(part)), [terms.index(term) for term in part.terms]
+        score[rows, :, at], square[rows, :, at] = scores
+        behind += scored.size(part)
+        on_batch(behind, count)
     return Scores(key, names, digests, rounded, score, square, alone)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The samples of one batch, from `start` on, at the widths that are missing."""
+
+    start: int
+    terms: tuple[Precision, ...]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What every part is scored with: the balanced network, the judging samples as tensors (N, …), the likelihood, and
+    the roundings by term; layers that no gradient reaches are `alone`."""
+
+    network: Network
+    leaves: Sequence[Tensor]
+    likelihood: Likelihood
+    rounded: Mapping[Precision, Rounded]
+    alone: tuple[str, ...]
+    seed: int
+
+    def size(self, part: Part) -> int:
+        """The samples of a part."""
+        return min(SENSITIVITY_BATCH, len(self.leaves[0]) - part.start)
+
+    def _changes(self, names: Sequence[str]) -> dict[str, list[Change | None]]:
+        return {name: [change(self.network, name, row) for row in self.rounded.values()] for name in names}
+
+    @cached_property
+    def _measured(self) -> dict[str, list[Change | None]]:
+        return self._changes(self.alone)
+
+    @cached_property
+    def _errors(self) -> dict[str, LayerErrors]:
+        names = [name for name in self.network.table.names if name not in self.alone]
+        changes = self._changes(names)
+        return {name: LayerErrors.of(self.network.layer(name), changes[name]) for name in names}
+
+    def of(self, part: Part) -> Terms:
+        """⟨g, Δ⟩ and Σ g² Δ² (n, L, T) of one part: nothing in it depends on any other."""
+        names, terms = self.network.table.names, tuple(self.rounded)
+        at = [terms.index(term) for term in part.terms]
+        score, square = np.zeros((2, self.size(part), len(names), len(at)), np.float32)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + part.start)
+        x = picked(self.leaves, slice(part.start, part.start + SENSITIVITY_BATCH), self.network.device)
+        if self._errors:
+            of = [names.index(name) for name in self._errors]
+            squares = part.start // SENSITIVITY_BATCH % SQUARED == 0
+            score[:, of], square[:, of] = batch_terms(
+                self.network, x, self.likelihood, self._errors, at, generator, squares
+            )
+        if self.alone:
+            missing = {name: [row[index] for index in at] for name, row in self._measured.items()}
+            of = [names.index(name) for name in self.alone]
+            score[:, of] = measured_scores(self.network, x, self.likelihood, missing)
+        return score, square
+
+
+def one_by_one(scored: Scored, parts: Sequence[Part]) -> Iterator[tuple[Part, Terms]]:
+    """Each part with its terms, computed here."""
+    for part in parts:
+        yield part, scored.of(part)
 
 
 def _digests(samples: Samples) -> tuple[str, ...]:
@@ -164,7 +221,7 @@ def _roundings(
         rounded |= {term: {name: found[term] for name, found in of_layers.items()} for term in weights}
     if inputs:
         reading = {name: layer for name, layer in layers.items() if not isinstance(layer, Embedding)}
-        seen = input_histograms(network.module, reading, leaves)
+        seen = watch_inputs(network.module, reading, leaves)
         for term in inputs:
             rounded[term] = {name: seen[name].grid(term.a) for name in reading}
     return rounded

@@ -1,9 +1,9 @@
-"""The page of boxes: what a detector finds in some validation images, in float, plainly rounded and finished."""
+"""The picture of boxes: what a detector finds in some validation images, in float, plainly rounded and finished."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,15 +15,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SIDE = 3.2  # of an image, in inches
+MOST_BYTES, QUALITIES = 300_000, (80, 60, 40, 20)
 STATES = {"float": "float", "plain": "plain rounding", "finished": "finished"}
 COLOURS = ("#d62728", "#1f77b4", "#2ca02c", "#ff7f0e", "#9467bd", "#17becf", "#e377c2", "#bcbd22")
 
 Seen = Mapping[str, Sequence[Any]]  # boxes x1 y1 x2 y2, scores and labels of one image
 
 
-def draw_boxes(images: NDArray[np.uint8], seen: Mapping[str, Sequence[Seen]], title: str, path: Path) -> None:
-    """Writes images (n, H, W, C), a row for each, with the boxes that each state of the network finds in them, a colour
-    for each class, as a PNG."""
+def draw_boxes(images: NDArray[np.uint8], seen: Mapping[str, Sequence[Seen]], title: str) -> bytes:
+    """Images (n, H, W, C), a row for each, with the boxes that each state of the network finds in them, a colour for
+    each class: a WebP of at most `MOST_BYTES`, or of the lowest of the qualities."""
     from matplotlib.figure import Figure
 
     states = [state for state in STATES if state in seen]
@@ -40,7 +41,12 @@ def draw_boxes(images: NDArray[np.uint8], seen: Mapping[str, Sequence[Seen]], ti
                 axis.set_title(STATES[state], fontsize=9)
             _draw(axis, seen[state][row])
     figure.suptitle(f"{title}: boxes with a score above {SURE}", fontsize=10)
-    figure.savefig(path, metadata={"Software": None})
+    for quality in QUALITIES:
+        made = BytesIO()
+        figure.savefig(made, format="webp", pil_kwargs={"quality": quality})
+        if made.tell() <= MOST_BYTES:
+            break
+    return made.getvalue()
 
 
 def _draw(axis: Axes, seen: Seen) -> None:

@@ -11,8 +11,8 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
 from importlib.metadata import version
 from importlib.resources import files
@@ -42,6 +42,7 @@ class ExploredRun:
 
     `name` is what the run is called beside others, `command` what finishes its point number POINT. `alone` (L, C) is
     the predicted loss of layers without interactions, in nats, at the front's precisions. `answers` are drawn beside.
+    `boxes` are WebP pictures of what finished detectors find, by name.
     """
 
     name: str
@@ -53,6 +54,7 @@ class ExploredRun:
     device: str | None
     finished: Sequence[tuple[str, Json]]
     answers: Sequence[Answer]
+    boxes: Mapping[str, bytes] = field(default_factory=dict)
 
     def to_json(self) -> Json:
         """What the page reads. Raises InputError where a finished configuration is damaged."""
@@ -129,6 +131,7 @@ class ExploredRun:
             "kl": values["finished"][KL] if math.isfinite(values["finished"][KL]) else None,
             "label": "" if first is None else first.brief(values["finished"][first.name]),
             "samples": record["validation_samples"],
+            "boxes": base64.b64encode(self.boxes[name]).decode() if name in self.boxes else None,
             "figures": [
                 {"title": figure.title, "values": [figure.text(values[state][figure.name]) for state in STATES]}
                 for figure in figures

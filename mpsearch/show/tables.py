@@ -21,6 +21,12 @@ from mpsearch.tasks.figure import Figure
 MOST_COLUMNS = 7
 
 
+def not_counted(beside: Mapping[str, int]) -> str:
+    """What a device's costs leave out, of the operations `beside` layers; nothing where there are none."""
+    listed = ", ".join(f"{name} ({count})" for name, count in beside.items())
+    return f"costs on a device are those of layers; not counted: {listed}" if listed else ""
+
+
 def layer_rows(table: LayerTable, uncounted: bool = True) -> list[Table]:
     """The layer table, its totals, and what is not quantized."""
     view = columns(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hwmodel.errors import InputError
+from hwmodel.json_text import parse_json
+
+MOST = 2**63 - 1  # of an id: torch has 64 bits
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,7 +52,7 @@ def listed_images(path: Path, folders: tuple[Path, ...]) -> tuple[Path, ...]:
     """The image files that a COCO JSON lists, by its order; what it says of them is not read."""
     images = _records(path, _read(path), "images")
     where = _folder_of(path, images, folders)
-    return tuple(where / str(image.get("file_name")) for image in images)
+    return tuple(where / _name(path, image) for image in images)
 
 
 def read_coco(path: Path, folders: tuple[Path, ...]) -> Annotated:
@@ -61,11 +63,12 @@ def read_coco(path: Path, folders: tuple[Path, ...]) -> Annotated:
     """
     data = _read(path)
     images, boxes = _records(path, data, "images"), _records(path, data, "annotations")
-    categories = {_number(path, one, "id"): one for one in _records(path, data, "categories")}
+    categories = _by_id(path, _records(path, data, "categories"), "categories")
     if not categories:
         raise InputError(f"{path} names no categories: expected COCO's images, annotations and categories")
     where = _folder_of(path, images, folders)
-    files = {_number(path, image, "id"): where / str(image.get("file_name")) for image in images}
+    frames = _by_id(path, images, "images")
+    files = {number: where / _name(path, image) for number, image in frames.items()}
     missing = [file for file in files.values() if not file.is_file()]
     if missing:
         raise InputError(
@@ -73,7 +76,6 @@ def read_coco(path: Path, folders: tuple[Path, ...]) -> Annotated:
             "add them, or name other annotations with --annotations"
         )
     rows: dict[int, list[tuple[list[float], int, bool, float]]] = {image: [] for image in files}
-    frames = {_number(path, image, "id"): image for image in images}
     left_out = 0
     for one in boxes:
         image, category = _number(path, one, "image_id"), _number(path, one, "category_id")
@@ -87,7 +89,7 @@ def read_coco(path: Path, folders: tuple[Path, ...]) -> Annotated:
             continue
         box = [left / wide, top / tall, (left + width) / wide, (top + height) / tall]
         crowd = any(bool(one.get(key)) for key in ("iscrowd", "ignore", "difficult"))
-        rows[image].append((box, category, crowd, float(one.get("area", width * height))))
+        rows[image].append((box, category, crowd, _area(path, one, width * height)))
     truths = []
     for found in rows.values():
         columns = tuple(zip(*found, strict=True)) or ((), (), (), ())
@@ -98,7 +100,7 @@ def read_coco(path: Path, folders: tuple[Path, ...]) -> Annotated:
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise InputError(f"annotations {path} cannot be read ({error}); expected COCO's JSON") from None
     if not isinstance(data, dict) or "images" not in data:
@@ -118,7 +120,7 @@ def _folder_of(path: Path, images: list[Mapping[str, Any]], folders: tuple[Path,
     if not images:
         raise InputError(f"{path} lists no images")
     for folder in folders:
-        if any((folder / str(image.get("file_name"))).is_file() for image in images):
+        if any((folder / _name(path, image)).is_file() for image in images):
             return folder
     tried = ", ".join(str(folder) for folder in folders)
     raise InputError(
@@ -126,11 +128,37 @@ def _folder_of(path: Path, images: list[Mapping[str, Any]], folders: tuple[Path,
     )
 
 
+def _name(path: Path, image: Mapping[str, Any]) -> str:
+    """The file of an image, which lies in the folder that was given: a JSON from elsewhere opens no other."""
+    name = image.get("file_name")
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise InputError(f"{path}: image {image.get('id')} needs its file_name, got {name!r}")
+    if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+        raise InputError(f"{path}: file_name {name!r} leads out of the folder of images; name files inside it")
+    return name
+
+
+def _by_id(path: Path, records: list[Mapping[str, Any]], what: str) -> dict[int, Mapping[str, Any]]:
+    found = {_number(path, one, "id"): one for one in records}
+    if len(found) != len(records):
+        ids = [one["id"] for one in records]
+        twice = next(number for number in found if ids.count(number) > 1)
+        raise InputError(f"{path}: {what} must have ids of their own, got {twice} {ids.count(twice)} times")
+    return found
+
+
 def _number(path: Path, one: Mapping[str, Any], key: str) -> int:
     value = one.get(key)
-    if not isinstance(value, int):
+    if not isinstance(value, int) or isinstance(value, bool) or abs(value) > MOST:
         raise InputError(f"{path}: {key} must be a whole number, got {value!r}")
     return value
+
+
+def _area(path: Path, one: Mapping[str, Any], known: float) -> float:
+    value = one.get("area", known)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise InputError(f"{path}: annotation {one.get('id')} needs its area in pixels, got {value!r}")
+    return float(value)
 
 
 def _side(path: Path, image: Mapping[str, Any], key: str) -> float:

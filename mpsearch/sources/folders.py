@@ -96,8 +96,12 @@ def _open(folder: Path, files: Sequence[Path], channels: int, labels: torch.Tens
 
 def _walk(folder: Path) -> list[Path]:
     files: list[Path] = []
+    above = {os.fspath(folder): {os.path.realpath(folder)}}  # by folder, itself and those above it without links
     for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        own = above.pop(parent)
+        real = {name: os.path.realpath(os.path.join(parent, name)) for name in folders}
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and real[name] not in own)
+        above |= {os.path.join(parent, name): own | {real[name]} for name in folders}
         files += [Path(parent, name) for name in names if not name.startswith(".")]
     return [file for file in files if file.suffix.lower() in _SUFFIXES]
 
@@ -119,6 +123,8 @@ def _listed(listing: Path, names: list[str]) -> tuple[dict[str, int], ClassNames
 
 def image_size(file: Path) -> tuple[int, int] | None:
     """Height and width by the head of a file; None where it cannot be read, which is said when it is decoded."""
+    if not file.is_file():
+        return None
     try:
         with Image.open(file) as image:
             return image.height, image.width
@@ -127,6 +133,8 @@ def image_size(file: Path) -> tuple[int, int] | None:
 
 
 def _decode(file: Path, channels: int) -> Pixels:
+    if file.exists() and not file.is_file():  # a pipe would be waited for
+        raise InputError(f"image {file} is no file but a folder, a pipe or a device; replace or remove it")
     try:
         with Image.open(file) as image:
             return _pixels(image, channels)

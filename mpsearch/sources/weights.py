@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import pathlib
 import re
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,22 @@ from hwmodel.errors import InputError
 from mpsearch.sources.checkpoints import State, align
 
 _REFUSED = re.compile(r"GLOBAL (\S+) was not an allowed global")
+MOST_UNPACKED = 20  # times its size
 _STATISTICS = ("running_mean", "running_var")
+
+
+def _require_plain(path: Path) -> None:
+    """Raises InputError where a checkpoint would unpack to far more than it is: torch packs nothing."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        return  # no archive, or a damaged one, which is said when it is read
+    if size > MOST_UNPACKED * path.stat().st_size:
+        raise InputError(
+            f"weights {path} have {path.stat().st_size:,} bytes and would unpack to {size:,}; expected a file made by "
+            "torch.save, which packs nothing"
+        )
 
 
 def read_weights(path: Path) -> Any:
@@ -36,6 +52,7 @@ def read_weights(path: Path) -> Any:
             return safetensors.torch.load_file(path)
         except (SafetensorError, OSError) as error:
             raise InputError(f"weights {path} are no safetensors file ({error}); get the file again") from error
+    _require_plain(path)
     try:
         with torch.serialization.safe_globals(_harmless()):
             return torch.load(path, map_location="cpu", weights_only=True)

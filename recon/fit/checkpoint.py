@@ -63,7 +63,9 @@ class Progress:
             learn_rounding(layer, rounding)
             bias_of(layer).data = bias
             for quantizer in quantizers_of([layer]):
-                quantizer.set_step_size(*self._tensors[f"{name}:{INPUT}"].tolist())
+                log_scale, zero_point, *halvings = self._tensors[f"{name}:{INPUT}"].tolist()
+                quantizer.halvings = tuple(map(int, halvings))
+                quantizer.set_step_size(log_scale, zero_point)
         return report
 
     def save(self, report: BlockReport, layers: dict[str, Layer]) -> None:
@@ -74,7 +76,7 @@ class Progress:
             self._tensors[f"{name}:{FORM}"] = torch.tensor([rounding.grid.bits, rounding.grid.rate])
             for quantizer in quantizers_of([layer]):
                 self._tensors[f"{name}:{INPUT}"] = torch.tensor(
-                    [float(quantizer.log_scale.detach()), quantizer.zero_point]
+                    [float(quantizer.log_scale.detach()), quantizer.zero_point, *quantizer.halvings]
                 )
             for part, value in zip(PARTS, values, strict=True):
                 self._tensors[f"{name}:{part}"] = value.detach().cpu().clone(memory_format=torch.contiguous_format)

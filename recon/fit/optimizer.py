@@ -42,8 +42,10 @@ class Annealed:
 def weight_parameters(
     layers: Sequence[Layer], code_rate: float, other_rate: float
 ) -> list[tuple[Sequence[Tensor], float]]:
-    """The codes, log-scales and biases of layers with roundings, and their rates: per step, in their units."""
+    """The codes and log-scales that learn, the biases of layers with roundings, and their rates: per step, in their
+    units."""
     roundings = [rounding_of(layer) for layer in layers]
     scales = [rounding.log_scale for rounding in roundings if rounding.log_scale.requires_grad]
     biases = [bias_of(layer) for layer in layers]
-    return [([rounding.code for rounding in roundings], code_rate), (scales + biases, other_rate)]
+    codes = [rounding.code for rounding in roundings if rounding.code.requires_grad]
+    return [(codes, code_rate), (scales + biases, other_rate)]

@@ -17,6 +17,7 @@ from recon.graph.units import UNIT, Unit, is_layer
 from recon.likelihood.cells import Cells
 from recon.likelihood.heads import Head
 from recon.likelihood.likelihood import Likelihood
+from recon.quantizers.coded import to_log_grid
 from recon.quantizers.learned import bias_of, rounding_of
 
 STEP, MOST = 1.05, 14  # the factor goes up or down by as much, at most so often: to twice or half
@@ -96,6 +97,8 @@ def _fitted(layer: Layer, divergence: Callable[[], float]) -> float:
         if best:
             break
     factor: float = STEP ** (best + _vertex(*(found.get(best + step) for step in (-1, 0, 1))))
+    if rounding_of(layer).grid.rate:  # the bias with the weights
+        factor = float(to_log_grid(torch.tensor([factor])))
     put(factor)
     return factor
 

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves, tree_map
 
+from hwmodel.errors import InputError, no_memory
 from recon.graph.nodes import aten, constant_nodes, packet_of
 from recon.graph.units import is_layer
 
+FORKED = "fork-based multiprocessing"  # how autograd says that its threads stayed behind
 _STEPS = (aten.round, aten.floor, aten.ceil, aten.trunc, aten.sign, aten.sgn, aten.heaviside, aten.floor_divide)
 
 
@@ -24,7 +26,10 @@ def apart(operation: Any, *args: Any, **kwargs: Any) -> Any:
 
 def without_backward(module: fx.GraphModule, leaves: Sequence[Tensor]) -> None:
     """Operations that raise where a gradient is asked of them are called by `apart`: found by asking, once each, on
-    samples, whose tensors are (N, …)."""
+    samples, whose tensors are (N, …).
+
+    Raises InputError in a process that can compute no gradients: one forked from a process that has.
+    """
     found = _Trial(module)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -40,6 +45,7 @@ class _Trial(fx.Interpreter):
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
+        self.extra_traceback = False  # it adds lines to what is said of an error
         self.differentiable: dict[Any, bool] = {}
         self.constants = constant_nodes(module.graph)
 
@@ -64,7 +70,14 @@ def _has_backward(target: Any, args: Any, kwargs: Any, fixed: set[int]) -> bool:
             if inputs and results:
                 total = sum(torch.view_as_real(z).sum() if z.is_complex() else z.sum() for z in results)
                 torch.autograd.grad(total, inputs, allow_unused=True)  # type: ignore[arg-type]
-    except (NotImplementedError, RuntimeError):
+    except (NotImplementedError, RuntimeError) as error:
+        if FORKED in str(error):
+            raise InputError(
+                "torch computes no gradients in a process that was forked after gradients had been computed: start "
+                "processes anew instead (multiprocessing's spawn, or --workers)"
+            ) from None
+        if no_memory(error):  # which says nothing of the operation
+            raise
         return False
     return True
 

@@ -25,7 +25,7 @@ class Layer(nn.Module):
 
     `channel_axis` is the axis of outputs that counts output channels. `source` is the path of the parameter that the
     weight is, or is computed from: layers of one source are tied. Where `exact`, the layer is computed in float32
-    whatever the arithmetic around it.
+    whatever the arithmetic around it. With `channel_steps`, every channel of quantized inputs has a step of its own.
     """
 
     kind: ClassVar[LayerKind]
@@ -35,6 +35,7 @@ class Layer(nn.Module):
     groups: int = 1
     exact: bool = False
     source: str = ""
+    channel_steps: bool = False
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()

@@ -22,6 +22,7 @@ from recon.graph.capture import Captured, export_graph, plain_copy
 from recon.graph.fold import fold_batch_norms
 from recon.graph.layers import Convolution, Layer, TransposedConvolution
 from recon.graph.partition import partition
+from recon.graph.patterns import relu_cap
 from recon.graph.products import products
 from recon.graph.refusal import first_line
 from recon.graph.samples import Samples, single
@@ -92,6 +93,14 @@ class Network:
             name: next((axis for axis, size in enumerate(shape) if size < 0), None) for name, shape in shapes.items()
         }
 
+    def with_one_step(self) -> Network:
+        """The same network, the inputs of whose layers have one step for all channels."""
+        result = self.copy()
+        for spec in self.table:
+            result.layer(spec.name).channel_steps = False
+        layers = tuple(replace(spec, channel_steps=False) for spec in self.table)
+        return replace(result, table=replace(self.table, layers=layers))
+
     def copy(self) -> Network:
         """A deep copy that shares nothing with this network."""
         return self.rebuilt(copy.deepcopy(self.module))
@@ -135,6 +144,7 @@ def capture(model: nn.Module, example: Any, name: str = "model") -> Network:
         raise InputError(f"{name} applies no convolution, linear map or embedding, so there is nothing to quantize")
     partition(module, captured.kinds)
     avoid_slow_kernels(module)
+    mark_channel_steps(module)
     module.recompile()
     network = _described(replace(captured, module=module), units_of(module), samples, unfolded, name)
     with contextlib.redirect_stdout(sys.stderr), single_precision():  # the user's code runs
@@ -197,10 +207,25 @@ def _spec(name: str, layer: Layer, sizes: list[tuple[Size, Size]], block: str, t
         sizes = [((sum(math.prod(i) for i, _ in sizes), 1), (sum(math.prod(o) for _, o in sizes), 1))]
     (in_size, out_size), one = sizes[0], (1, 1)
     channels = layer.weight.shape[1] * layer.groups, len(layer.weight)
+    more = uses, layer.channel_steps
     if isinstance(layer, Convolution | TransposedConvolution):
         shape = _flat(layer.kernel), _flat(layer.stride), _flat(layer.dilation)
-        return LayerSpec(name, layer.kind, *channels, *shape, layer.groups, in_size, out_size, block, tie, uses)
-    return LayerSpec(name, layer.kind, *channels, one, one, one, 1, in_size, out_size, block, tie, uses)
+        return LayerSpec(name, layer.kind, *channels, *shape, layer.groups, in_size, out_size, block, tie, *more)
+    return LayerSpec(name, layer.kind, *channels, one, one, one, 1, in_size, out_size, block, tie, *more)
+
+
+def mark_channel_steps(module: fx.GraphModule) -> None:
+    """Depthwise convolutions whose quantized inputs get a step for every channel: those that are called once and read
+    what no ReLU has cut off. (Behind one, `equalized` does it where it pays.)"""
+    calls = [node for node in module.graph.nodes if is_layer(module, node)]
+    often = Counter(str(node.target) for node in calls)
+    for node in calls:
+        layer = module.get_submodule(str(node.target))
+        assert isinstance(layer, Layer)
+        (source,) = node.all_input_nodes
+        depthwise = isinstance(layer, Convolution) and layer.weight.shape[1] == 1 < layer.groups
+        if depthwise and often[str(node.target)] == 1 and relu_cap(source) is None:
+            layer.channel_steps = True
 
 
 def avoid_slow_kernels(module: fx.GraphModule) -> None:

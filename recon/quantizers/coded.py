@@ -26,7 +26,7 @@ from recon.quantizers.weights import SMALLEST_SCALE, Grid, QuantizedWeight
 
 ZERO, FARTHEST = 128, 127  # the code of zero, and the most that any code is from it
 PER_OCTAVE = 32  # scales: 1.1 % between neighbours at most, which is 1e-4 of a weight's power
-BIAS_STEPS = 64  # of a layer's biases, root mean square
+BIAS_STEPS = 256  # of a layer's biases, root mean square
 PER_HALVING = 16  # steps of a frequency's logarithm: within 0.03 bits
 COUNTED = 2**24  # what frequencies are counted in
 STEPS_TRIED = 12  # of the search for a step; the entropy falls by a bit as the step doubles
@@ -139,7 +139,7 @@ def scale_steps(scale: Tensor) -> Whole:
 
 
 def to_bias_grid(bias: Tensor) -> Tensor:
-    """Biases (O,) at the nearest multiples of a power of two, at most 1/64 of their root mean square, float32. Raises
+    """Biases (O,) at the nearest multiples of a power of two, at most 1/256 of their root mean square, float32. Raises
     InputError where they are no finite numbers."""
     power = float(bias.double().square().mean()) if len(bias) else 0.0
     if not math.isfinite(power):

@@ -7,6 +7,7 @@ with the straight-through gradient (Esser et al., LSQ, ICLR 2020, arXiv 1902.081
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,18 +25,29 @@ ENOUGH = 2**20  # values, all of the first images, that tell how the step size s
 
 @dataclass(frozen=True, slots=True)
 class InputGrid:
-    """The quantization grid of one layer's inputs, as it is stored: a half-precision `scale`, an integer zero-point."""
+    """The quantization grid of one layer's inputs, as it is stored: a half-precision `scale`, an integer zero-point,
+    and how often each channel's step is half of the scale (C,), none where one step serves all."""
 
     bits: int
     scale: float
     zero_point: int
+    halvings: tuple[int, ...] = ()
 
 
 @torch.no_grad()
 def round_to_grid(x: Tensor, grid: InputGrid) -> Tensor:
     """Activations x rounded to the grid, in the arithmetic of x."""
     low = -grid.zero_point
-    return _rounded(x, grid.scale, low, low + 2**grid.bits - 1)
+    high = low + 2**grid.bits - 1
+    if not grid.halvings:
+        return _rounded(x, grid.scale, low, high)
+    factors = channel_factors(grid.halvings, x)
+    return _rounded(x * factors, grid.scale, low, high).div_(factors)
+
+
+def channel_factors(halvings: Sequence[int], x: Tensor) -> Tensor:
+    """What the channels of maps x (N, C, *size) are multiplied by before they are rounded to one scale (C, 1, …)."""
+    return (2.0 ** torch.tensor(halvings, device=x.device)).to(x.dtype).view(-1, *(1,) * (x.dim() - 2))
 
 
 def _rounded(x: Tensor, scale: float, low: float, high: float) -> Tensor:
@@ -62,12 +74,14 @@ class InputQuantizer(nn.Module):
         self.bits = bits
         self.log_scale = nn.Parameter(torch.zeros(()), requires_grad=False)
         self.zero_point = 0
+        self.halvings: tuple[int, ...] = ()
         self.cap: float | None = None
         self.dropped = 1.0
         self.generator: torch.Generator | None = None
 
     def set_grid(self, grid: InputGrid) -> None:
-        """Takes over a grid's scale and zero-point."""
+        """Takes over a grid's scale, zero-point and halvings."""
+        self.halvings = grid.halvings
         self.set_step_size(math.log(grid.scale), grid.zero_point)
 
     def set_step_size(self, log_scale: float, zero_point: float) -> None:
@@ -82,7 +96,8 @@ class InputQuantizer(nn.Module):
 
     def freeze(self) -> InputGrid:
         """The grid as it will be stored."""
-        return InputGrid(self.bits, float(to_half_grid(self.log_scale.detach().exp())), self.zero_point)
+        scale = float(to_half_grid(self.log_scale.detach().exp()))
+        return InputGrid(self.bits, scale, self.zero_point, self.halvings)
 
     def activated(self, x: Tensor) -> Tensor:
         """What is to be rounded: x behind the ReLU that the quantizer stands for."""
@@ -98,7 +113,10 @@ class InputQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.dropped == 1:
             return self.activated(x)
-        rounded: Tensor = _RoundToGrid.apply(x, self.log_scale, self.bits, self.zero_point, self.cap)
+        factors = channel_factors(self.halvings, x) if self.halvings else None
+        scaled = x if factors is None else x * factors
+        rounded: Tensor = _RoundToGrid.apply(scaled, self.log_scale, self.bits, self.zero_point, self.cap)
+        rounded = rounded if factors is None else rounded / factors
         if not self.dropped:
             return rounded
         x = self.activated(x)

@@ -20,6 +20,7 @@ from recon.graph.layers import Embedding, Layer
 from recon.graph.network import Network
 from recon.graph.patterns import only_call, relu_cap
 from recon.graph.units import UNIT
+from recon.quantizers.channels import ChannelValues
 from recon.quantizers.inputs import Histogram, InputGrid, InputQuantizer
 
 QUANTIZER = "input_quantizer"
@@ -135,9 +136,11 @@ def _watched_inputs(layers: Mapping[str, Layer], see: Callable[[str, Tensor], No
 
 
 @torch.no_grad()
-def input_histograms(module: nn.Module, layers: Mapping[str, Layer], leaves: Sequence[Tensor]) -> dict[str, Histogram]:
+def watch_inputs(
+    module: nn.Module, layers: Mapping[str, Layer], leaves: Sequence[Tensor]
+) -> dict[str, Histogram | ChannelValues]:
     """What `layers` receive, before it is rounded, while `module` runs on tensors (N, …)."""
-    seen = {name: Histogram() for name in layers}
+    seen = {name: _observer(layer) for name, layer in layers.items()}
     where = device_of(module)
     with _watched_inputs(layers, lambda name, x: seen[name].add(x)), fast(where):
         for pick in torch.split(mixed_order(leaves[0])[:RANGE_SAMPLES], BATCH):
@@ -145,12 +148,20 @@ def input_histograms(module: nn.Module, layers: Mapping[str, Layer], leaves: Seq
     return seen
 
 
+def _observer(layer: Layer) -> Histogram | ChannelValues:
+    """What looks at the inputs of a layer to find their grid."""
+    if not layer.channel_steps:
+        return Histogram()
+    power = layer.weight.detach().square().view(layer.groups, -1).sum(1)
+    return ChannelValues(power)
+
+
 def find_ranges(module: nn.Module, layers: Mapping[str, Layer], leaves: Sequence[Tensor]) -> None:
     """Gives the input quantizers of `layers` the grids that suit what they see while `module` runs on tensors
     (N, …)."""
     quantizers = {name: quantizer for name, layer in layers.items() if (quantizer := quantizer_of(layer)) is not None}
     if quantizers:
-        seen = input_histograms(module, {name: layers[name] for name in quantizers}, leaves)
+        seen = watch_inputs(module, {name: layers[name] for name in quantizers}, leaves)
         for name, quantizer in quantizers.items():
             quantizer.set_grid(seen[name].grid(quantizer.bits))
 

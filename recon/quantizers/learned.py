@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 
 from recon.graph.layers import Layer
+from recon.quantizers.coded import to_bias_grid
 from recon.quantizers.rounding import Rounding, StraightThrough
 
 
@@ -40,8 +41,11 @@ def rounding_of(layer: Layer) -> Rounding:
 
 
 def decide_rounding(layer: Layer) -> None:
-    """Decides every rounding that is still between two integers."""
+    """Decides every rounding that is still between two integers, and puts the biases of entropy-coded layers where
+    files hold them: what comes behind can make up for it."""
     rounding = rounding_of(layer)
+    if rounding.grid.rate:
+        bias_of(layer).data = to_bias_grid(bias_of(layer).detach())
     if not isinstance(rounding, StraightThrough):
         stored = rounding.freeze()
         learn_rounding(layer, StraightThrough(stored.codes.float(), stored.grid))

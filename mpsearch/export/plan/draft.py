@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from torch import fx
 
@@ -13,7 +15,7 @@ from mpsearch.export.plan.nodes import IDENTITIES, Step, float_step, layer_step,
 from mpsearch.export.plan.records import SAME_GRID, Op, Ref
 from recon.graph.layers import Layer
 from recon.graph.network import Network
-from recon.graph.nodes import constant_nodes, packet_of, value_of
+from recon.graph.nodes import aten, constant_nodes, packet_of, value_of
 from recon.graph.patterns import relu_cap
 from recon.quantizers.inputs import InputGrid, InputQuantizer
 
@@ -21,34 +23,57 @@ from recon.quantizers.inputs import InputGrid, InputQuantizer
 @dataclass(slots=True)
 class Value:
     """A tensor of the draft: the node whose value it has, ReLU's `cap` where its writer ends in one, and its grid as
-    far as one is given."""
+    far as one is given. Where it is `real`, nobody reads it but what multiplies its channels, and it gets none."""
 
     node: fx.Node
     cap: float | None = None
     grid: InputGrid | None = None
+    real: bool = False
 
 
 @dataclass(slots=True)
 class Draft:
-    """Operations in order, without weights, and the tensors by name."""
+    """Operations in order, without weights, and the tensors by name. `halvings` are those of the inputs of layers that
+    read tensors whose channels are multiplied, `doublings` how often weights and biases of calls that write such
+    tensors are doubled, by output."""
 
     ops: list[Op] = field(default_factory=list)
     values: dict[str, Value] = field(default_factory=dict)
     inputs: list[str] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
     constants: dict[str, NDArray[Any]] = field(default_factory=dict)
+    halvings: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    doublings: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def product(self, source: str, result: str, factors: NDArray[np.float32]) -> Op:
+        """What multiplies the channels of a tensor."""
+        constant = f"{result}_factors"
+        self.constants[constant] = factors
+        settings = {"target": aten.mul.Tensor, "args": (Ref(source), Ref(constant)), "kwargs": {}}
+        return Op("float", result, (source,), result, settings)
 
 
-def draft(network: Network) -> Draft:
-    """The operations of a network, whose layers may have input quantizers with grids."""
-    return _Writer(network).draft()
+def channel_products(halvings: Sequence[int], rank: int) -> NDArray[np.float32]:
+    """What the channels of maps (N, C, …) of a rank are multiplied by, so that one step serves all (C, 1, …)."""
+    return np.exp2(np.array(halvings, np.float32)).reshape(-1, *(1,) * (rank - 2))
+
+
+def draft(network: Network, channel_steps: bool = True) -> Draft:
+    """The operations of a network, whose layers may have input quantizers with grids.
+
+    A step for every channel is a multiplication of the channels in front of one step, the weights divided by it.
+    Without `channel_steps` such inputs have no grid.
+    """
+    return _Writer(network, channel_steps).draft()
 
 
 class _Writer:
     """Walks the graph once. `names` are the tensors that nodes stand for."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, channel_steps: bool) -> None:
         self.module = network.module
+        self.channel_steps = channel_steps
+        self.scaled: dict[str, str] = {}  # by layer
         self.constants = constant_nodes(network.module.graph)
         self.result = Draft()
         self.names: dict[fx.Node, str] = {}
@@ -85,12 +110,16 @@ class _Writer:
             self._quantizer(node, module)
         else:
             assert isinstance(module, Layer)
-            self._add(node, str(node.target), layer_step(module, node))
+            name = str(node.target)
+            self._add(node, name, layer_step(module, node), self.scaled.get(name))
 
     def _quantizer(self, node: fx.Node, quantizer: InputQuantizer) -> None:
         """The tensor that is read gets the grid; where it has another one, it is rounded once more."""
         (source,) = node.all_input_nodes
         cap = quantizer.cap
+        if quantizer.halvings:
+            self._by_channel(node, source, quantizer.freeze())
+            return
         name = self.names[source] if cap is None else self._rectified(node, source, cap)
         value, grid = self.result.values[name], quantizer.freeze()
         if value.grid is None:
@@ -98,6 +127,26 @@ class _Writer:
         self.names[node] = name
         if value.grid != grid:
             self._again(node, name, value.cap, grid)
+
+    def _by_channel(self, node: fx.Node, source: fx.Node, grid: InputGrid) -> None:
+        """The tensor with its channels multiplied gets the grid; its layer reads that, others what it stands for."""
+        read = self.names[source]
+        self.names[node] = read
+        if not self.channel_steps:
+            return
+        layer = str(node.target).rpartition(".")[0]
+        factors = channel_products(grid.halvings, len(node.meta["shape"]))
+        self.scaled[layer] = scaled = f"{node.name}_scaled"
+        self._product(node, read, scaled, factors)
+        self.result.values[scaled].grid = replace(grid, halvings=())
+        self.result.halvings[layer] = grid.halvings
+        if any(user.target != layer for user in node.users):
+            self.names[node] = f"{node.name}_restored"
+            self._product(node, scaled, self.names[node], np.float32(1) / factors)
+
+    def _product(self, node: fx.Node, source: str, result: str, factors: NDArray[np.float32]) -> None:
+        self.result.values[result] = Value(node)
+        self._append(self.result.product(source, result, factors))
 
     def _again(self, node: fx.Node, source: str, cap: float | None, grid: InputGrid) -> None:
         self._value(node)
@@ -136,8 +185,9 @@ class _Writer:
         else:
             self._add(node, node.name, step_of(node, self.constants))
 
-    def _add(self, node: fx.Node, name: str, step: Step) -> None:
-        inputs = tuple(self._name(source) for source in step.inputs if source not in self.constants)
+    def _add(self, node: fx.Node, name: str, step: Step, scaled: str | None = None) -> None:
+        read = [source for source in step.inputs if source not in self.constants]
+        inputs = (scaled,) if scaled else tuple(map(self._name, read))
         settings = dict(step.settings)
         if "args" in settings:
             settings["args"] = fx.node.map_arg(settings["args"], self._ref)

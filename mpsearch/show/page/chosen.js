@@ -20,6 +20,7 @@ class Chosen {
     byId("named").replaceChildren(...tags);
     this.drawFigures(chosen, pinned);
     this.drawMeasured(chosen.finished);
+    this.drawBoxes(chosen.finished);
     byId("command").textContent = run.command.replace("POINT", chosen.index === null ? chosen.finished.name : chosen.index);
     byId("command").parentElement.hidden = chosen.finished !== null || !run.command;
     byId("pin").textContent = pinned ? "Stop comparing" : "Compare with this one";
@@ -55,6 +56,15 @@ class Chosen {
     const changed = shared.filter(([other, own]) => other !== own).length;
     const cells = [tag("th", { scope: "row" }, "other bits"), tag("td", { class: "number", colspan: "3" }, `in ${changed} of ${shared.length} layers`)];
     byId("figures").tBodies[0].append(tag("tr", {}, ...cells));
+  }
+
+  drawBoxes(finished) {
+    const picture = finished ? finished.boxes : null;
+    byId("boxes").hidden = !picture;
+    if (!picture) return;
+    const image = byId("boxes").querySelector("img");
+    image.src = `data:image/webp;base64,${picture}`;
+    image.alt = `Validation images with the boxes of the float network, of plain rounding and of ${finished.name}`;
   }
 
   drawMeasured(finished) {

@@ -278,6 +278,14 @@ def weights() -> Iterator[Case]:
         os.symlink(at.here / "missing", at.here / "w.pt")
         return at.start("--weights", at.here / "w.pt")
 
+    def bomb(at: Place) -> list[object]:
+        torch.save(state(at), at.here / "plain.pt")
+        with zipfile.ZipFile(at.here / "plain.pt") as plain, zipfile.ZipFile(at.here / "w.pt", "w", 8) as packed:
+            for entry in plain.namelist():
+                packed.writestr(entry, bytes(10**7) if "/data/" in entry else plain.read(entry))
+        return at.start("--weights", at.here / "w.pt")
+
+    yield "weights that are a zip bomb", bomb, "would unpack to"
     yield "weights with code", pickled, "never run"
     yield "weights of a huge shape", declared, "w.safetensors"
     yield "weights with a huge header", long_header, "w.safetensors"
@@ -324,7 +332,10 @@ def images() -> Iterator[Case]:
         yield f"an image is {what}", (lambda at, d=data: among(at, d)), "zz.png"
     yield "an image with a line break in its name", (lambda at: among(at, b"", "a\nb.png")), "a\\nb.png"
     yield "an image of numbers of no range", (lambda at: among(at, _floating(), "zz.tif")), "zz.tif"
-    yield "a broken link", _broken_link, ""
+    yield "a broken link", _linked("missing.png"), ""
+    yield "a link to a device", _linked("/dev/zero"), "a pipe or a device"
+    yield "a link out of the folder to a text", _linked("/etc/hosts"), "cannot be read"
+    yield "a pipe", _pipe, "a pipe or a device"
     yield "no images", (lambda at: at.start("--data", at.here)), ""
 
 
@@ -336,10 +347,22 @@ def _floating() -> bytes:
     return out.getvalue()
 
 
-def _broken_link(at: Place) -> list[object]:
-    (at.here / "images" / "calib").mkdir(parents=True)
+def _linked(to: str) -> Callable[[Place], list[object]]:
+    """A folder of links to one place."""
+
+    def made(at: Place) -> list[object]:
+        (at.here / "images" / "calib").mkdir(parents=True)
+        for number in range(24):
+            os.symlink(at.here / to, at.here / "images" / "calib" / f"{number}.png")
+        return at.start("--data", at.here / "images")
+
+    return made
+
+
+def _pipe(at: Place) -> list[object]:
+    (at.here / "images").mkdir()
     for number in range(24):
-        os.symlink(at.here / "missing.png", at.here / "images" / "calib" / f"{number}.png")
+        os.mkfifo(at.here / "images" / f"{number}.png")
     return at.start("--data", at.here / "images")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 
@@ -14,6 +15,12 @@ from PIL import Image
 import mpsearch
 from hwmodel.errors import InputError
 from mpsearch.export.packed import load_packed
+from mpsearch.files.folder import RunFolder
+from mpsearch.request.options import FinishOptions
+from mpsearch.run.loaded import Loaded
+from mpsearch.run.spread import finish_point, shared_state
+from mpsearch.show.boxes import MOST_BYTES
+from mpsearch.show.console import Console
 from mpsearch.sources.detectors import NeuralPart, OneStage, TwoStage, neural_part
 from mpsearch.tasks.detection import detection
 
@@ -137,12 +144,29 @@ def test_a_run_of_a_detector(folder: Path, command: Command, name: str, bytes_: 
         assert list(summary["metrics"][state]) == ["map", "ap50", "ap75", "kl"]
         assert all(0 <= summary["metrics"][state][one] <= 100 for one in ("map", "ap50", "ap75"))
     assert summary["metrics"]["float"]["kl"] == 0 <= summary["metrics"]["finished"]["kl"]
-    with Image.open(folder / f"out-{name}" / "boxes-budget.png") as page:
-        assert page.size[0] > 500
+    picture = folder / f"out-{name}" / "boxes-budget.webp"
+    assert picture.stat().st_size <= MOST_BYTES
+    with Image.open(picture) as opened:
+        assert opened.size[0] > 500
+    page = (folder / f"out-{name}" / "front.html").read_text()
+    assert base64.b64encode(picture.read_bytes()).decode() in page
+    assert "img-src data:" in page
     assert (summary["confidence"], summary["nms"]) == ((0.001, 0.65) if name == "net" else (0.001, 0.5))
     again = command("run", *arguments(folder, name, *more, "--size-budget", bytes_, *BUDGET, "--json"))
     assert json.loads(again.out)["metrics"] == summary["metrics"]
     assert "model-budget.safetensors is current" in again.err
+
+
+def test_workers_elsewhere_send_the_picture_along(folder: Path) -> None:
+    data = str(folder / "data")
+    files = {"model": f"{folder / 'net.py'}:net", "decode": f"{folder / 'net.py'}:decode", "data": data}
+    options = FinishOptions(**files, task="detection", samples=16, steps=0)
+    loaded = Loaded(options, RunFolder(folder / "out"), Console())
+    bits = dict.fromkeys(loaded.network.table.names, "W4A32")
+    record, made = finish_point(shared_state(loaded, 1), "mine", bits, {}, None)
+    assert record["metrics"]["finished"]["map"] >= 0
+    assert sorted(made) == ["boxes-mine.webp", "model-mine.safetensors"]
+    assert made["boxes-mine.webp"].startswith(b"RIFF")
 
 
 @pytest.mark.slow
@@ -275,3 +299,14 @@ def test_a_detector_of_ones_own_in_memory(folder: Path) -> None:
     assert front.finish().metrics["float"]["map"] >= 0
     with pytest.raises(InputError, match="a detector's task depends on how its outputs are decoded"):
         mpsearch.search(scope["net"](), [images(16)], "3500B", task="detection", **options)
+
+
+def test_a_latency_and_an_energy_budget_of_a_detector(folder: Path, command: Command) -> None:
+    more = "--decode", f"{folder / 'net.py'}:decode", "--device", "bitfusion"
+    limits = "--latency-budget", "9ms", "--energy-budget", "9mJ"
+    done = command("run", *arguments(folder, "net", *more, *limits, *BUDGET, "--abits", 8, "--json"))
+    assert done.code == 0, done.err
+    assert "not counted: relu (2)" in done.err
+    summary = json.loads(done.out)
+    assert 0 < summary["latency_s"] <= 9e-3
+    assert 0 < summary["energy_j"] <= 9e-3

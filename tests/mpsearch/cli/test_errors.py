@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 import torch
 
+from hwmodel import InputError
 from mpsearch.cli import main as program
 
 
@@ -35,6 +38,14 @@ def test_an_allocation_that_fails_says_how_to_need_less(
     with pytest.raises(RuntimeError) as refused:
         torch.empty(2**60)
     errors.append(refused.value)
+    errors += [OSError(errno.ENOMEM, "Cannot allocate memory"), RuntimeError("Resource temporarily unavailable")]
+    try:  # whoever makes another error of it
+        try:
+            raise MemoryError
+        except MemoryError:
+            raise InputError("weights w.pt are damaged; get the file again") from None
+    except InputError as error:
+        errors.append(error)
     for error in errors:
         code, line = said(error, monkeypatch, capsys)
         assert code == 2

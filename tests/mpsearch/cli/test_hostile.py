@@ -56,3 +56,14 @@ def test_a_bad_input_is_one_line(
     assert part in said[0], said[0]
     assert 20 < len(said[0]) < 1200
     assert files(tmp_path) == before
+
+
+@pytest.mark.slow
+def test_bad_files_are_refused_without_assertions_too(run: Path, tiny: Path) -> None:
+    line = [sys.executable, "-O", Path(__file__).with_name("optimized.py"), run, tiny]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (said,) = done.stdout.splitlines()  # nothing but how many there were
+    count, end = said.split(maxsplit=1)
+    assert int(count) > 150
+    assert end == "without assertions"

@@ -59,6 +59,12 @@ def sequence() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.LayerNorm(8), nn.Linear(8, 5))
 
 
+def smooth() -> nn.Module:
+    """Depthwise convolutions that read maps with negative values: an odd number of channels, then two for each."""
+    depthwise = nn.Conv2d(5, 5, 3, padding=1, groups=5), nn.SiLU(), nn.Conv2d(5, 10, 3, groups=5)
+    return nn.Sequential(nn.Conv2d(3, 5, 3), nn.SiLU(), *depthwise)
+
+
 def numbers(*shape: int) -> Tensor:
     """Noise."""
     return torch.randn(4, *shape, generator=torch.Generator().manual_seed(1))
@@ -73,6 +79,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "volumes": (volumes, lambda: numbers(2, 4, 6, 5)),
     "sound": (sound, lambda: numbers(2, 30)),
     "transposed": (transposed, lambda: numbers(3, 8, 8)),
+    "smooth": (smooth, lambda: numbers(3, 8, 8)),
     "sequence": (sequence, lambda: numbers(7, 6)),
     "tied": (Tied, lambda: ids(11, 5)),
     "two inputs": (

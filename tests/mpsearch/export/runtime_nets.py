@@ -94,6 +94,23 @@ class Split(nn.Module):
         return self.head(F.adaptive_avg_pool2d(x, 2).flatten(1))
 
 
+class Smooth(nn.Module):
+    """Depthwise convolutions behind SiLU, one channel of which is far wider than the others; both read one map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.two, self.head = nn.Conv2d(8, 16, 3, padding=1, groups=8), nn.Conv2d(24, 4, 1)
+        with torch.no_grad():
+            self.stem.weight[0] *= 100
+            self.one.weight[0] /= 100
+            self.two.weight[:2] /= 100
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.stem(x))
+        return self.head(F.relu(torch.cat((self.one(x), self.two(x)), 1)))
+
+
 NETS = {
     "split": (Split, (3, 12, 12)),
     "residual": (Residual, (3, 16, 16)),
@@ -101,11 +118,12 @@ NETS = {
     "excited": (Excited, (3, 12, 12)),
     "shuffled": (Shuffled, (3, 20, 20)),
 }
+WITH_STEPS = {**NETS, "smooth": (Smooth, (3, 16, 16))}  # by channel
 
 
 @cache
 def _captured(name: str, count: int) -> tuple[Network, tuple[Tensor, ...]]:
-    kind, shape = NETS[name]
+    kind, shape = WITH_STEPS[name]
     torch.manual_seed(0)
     samples = Samples.noise(shape, count=count)
     network = capture(kind().eval(), samples, name)
@@ -115,7 +133,7 @@ def _captured(name: str, count: int) -> tuple[Network, tuple[Tensor, ...]]:
 def low_bit(
     name: str, precision: Precision, symmetric: tuple[int, ...] = (), count: int = 16
 ) -> tuple[Network, QuantizedLayers, tuple[Tensor, ...]]:
-    """A network of `NETS` with random weights, its plainly rounded layers, and samples."""
+    """A network of `WITH_STEPS` with random weights, its plainly rounded layers, and samples."""
     network, leaves = _captured(name, count)
     config = BitConfig.uniform(network.table.names, precision)
     return network, plainly_rounded(network, leaves, config, symmetric), leaves

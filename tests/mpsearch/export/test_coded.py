@@ -15,7 +15,8 @@ from hwmodel import BitConfig, InputError, MpsearchError, Precision
 from hwmodel.size import STREAM_BYTES
 from mpsearch.export.coded import CodedLayer, decode, encode
 from mpsearch.export.packed import fill_packed, layout_of, save_packed
-from recon.graph.network import capture
+from recon.graph.layers import Layer
+from recon.graph.network import Network, capture
 from recon.graph.samples import Samples
 from recon.quantizers.coded import ZERO, coded_bytes, to_bias_grid, to_log_grid
 from recon.quantizers.quantized import plainly_rounded, quantized
@@ -91,14 +92,28 @@ def test_every_kind_of_layer_comes_back(name: str, abits: int, tmp_path: Path) -
         assert torch.equal(filled.layer(each).bias, expected.layer(each).bias)
 
 
+def network_layers(network: Network) -> list[Layer]:
+    return [network.layer(name) for name in network.table.names]
+
+
 def test_a_damaged_stream_is_refused(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, path = torch.nn.Sequential(torch.nn.Linear(50, 40), torch.nn.ReLU(), torch.nn.Linear(40, 30)), tmp_path / "m"
     network = capture(model.eval(), torch.randn(2, 50), "net")
     config = BitConfig.uniform(network.table.names, Precision(8, rate=3.0))
     save_packed(path, network, "net", plainly_rounded(network, (torch.randn(2, 50),), config))
-    good = path.read_bytes()
-    for at in range(len(good) - 900, len(good), 45):
-        path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
-        with pytest.raises(InputError, match="damaged"):
+    good, weights = path.read_bytes(), [layer.weight for layer in network_layers(fill_packed(path, network))]
+    refused = 0
+    for at in range(0, len(good), 13):  # the header's length, the header, heads of layers and the stream
+        path.write_bytes(good[:at] + bytes([good[at] ^ 1 << at % 8]) + good[at + 1 :])
+        try:
+            found = fill_packed(path, network)
+        except InputError:
+            refused += 1
+        else:  # a space of the header
+            assert all(map(torch.equal, [layer.weight for layer in network_layers(found)], weights))
+    assert refused > 0.9 * len(good) / 13
+    for end in range(0, len(good), 101):
+        path.write_bytes(good[:end])
+        with pytest.raises(InputError):
             fill_packed(path, network)

@@ -135,3 +135,14 @@ def test_space_to_depth_is_on_real_numbers(tmp_path: Path) -> None:
     session(made(build_plan(network, layers, leaves)), tmp_path / "optimized.onnx")
     kernels = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
     assert kernels["SpaceToDepth"] == 1
+
+
+def test_a_step_for_every_channel_in_the_runtime() -> None:
+    network, layers, leaves = low_bit("smooth", Precision(4, 8))
+    plan = build_plan(network, layers, leaves)
+    (found,) = session(made(plan)).run(None, {"x": leaves[0].numpy()})
+    (golden_answer,) = golden.outputs(plan, golden.execute(plan, leaves[0].numpy()))
+    assert np.sqrt(np.mean((found - golden_answer) ** 2)) < 0.05 * golden_answer.std()
+    with torch.no_grad():
+        (expected,) = quantized(network, layers).module(*leaves)
+    assert np.sqrt(np.mean((found - expected.numpy()) ** 2)) < 0.05 * float(expected.std())

@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 import torch
 from runtime_nets import NETS, low_bit, plan_of
+from torch import nn
 
-from hwmodel import Precision
+from hwmodel import BitConfig, Precision
 from mpsearch.export.plan import golden
 from mpsearch.export.plan.arithmetic import multiplier, multiply
-from mpsearch.export.plan.build import build_plan
+from mpsearch.export.plan.build import build_plan, simulated_plan
 from mpsearch.export.plan.real import compute, constant_of, real, real_layer
 from mpsearch.export.plan.weights import layer_weight
+from recon.graph.network import capture
 from recon.quantizers.insert import frozen_inputs, hold_below_caps, quantize_inputs, quantizers_of
 from recon.quantizers.nearest import nearest
-from recon.quantizers.quantized import QuantizedLayers, quantized
+from recon.quantizers.quantized import QuantizedLayers, plainly_rounded, quantized
 from recon.quantizers.weights import QuantizedWeight, decode, encode, search_grid
 
 
@@ -158,3 +160,62 @@ def test_steps_below_a_cap_leave_no_code_to_cut_off(below: bool) -> None:
     assert len(capped) == 3
     assert {tensor.grid is not None and tensor.grid.whole for tensor in capped} == {below}
     assert found.inputs["stem.0"].scale == found.inputs["head"].scale > 6 / 255  # no ReLU6 before them
+
+
+@pytest.mark.parametrize("precision", ["W8A8", "W4A6"])
+def test_a_step_for_every_channel_is_a_product_before_it_is_rounded(precision: str) -> None:
+    network, layers, leaves = low_bit("smooth", Precision.parse(precision))
+    assert layers.inputs["one"].halvings[1]
+    assert layers.inputs["two"].halvings[1]
+    plan = build_plan(network, layers, leaves)
+    ops = {op.output: op for op in plan.ops}
+    for name in ("one", "two"):
+        layer = next(op for op in plan.ops if op.name == name)
+        assert plan.is_integer(layer)
+        product = ops[layer.inputs[0]]
+        assert product.kind == "float"
+        assert plan.tensors[product.inputs[0]].grid is None, "nothing rounds it before"
+    stem = next(op for op in plan.ops if op.name == "stem")
+    assert plan.is_integer(stem), "it writes its channels multiplied"
+    with torch.no_grad():
+        (expected,) = quantized(network, layers).module(*leaves)
+    (found,) = golden.outputs(plan, golden.execute(plan, leaves[0].numpy()))
+    assert np.sqrt(np.mean((found - expected.numpy()) ** 2)) < 0.05 * float(expected.std())
+    exact = simulated_plan(network, layers)
+    (found,) = golden.outputs(exact, golden.execute(exact, leaves[0].numpy()))
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-4 * float(expected.std()))
+
+
+def test_what_else_reads_a_tensor_of_many_steps_reads_what_it_stands_for() -> None:
+    class Added(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.one = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1, groups=8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = nn.functional.silu(self.stem(x))
+            return x + self.one(x)
+
+    torch.manual_seed(0)
+    model = Added().eval()
+    with torch.no_grad():
+        model.stem.weight[0] *= 20
+    network = capture(model, torch.randn(2, 3, 8, 8))
+    leaves = (torch.randn(8, 3, 8, 8),)
+    layers = plainly_rounded(network, leaves, BitConfig.uniform(network.table.names, Precision(8, 4)))
+    assert any(layers.inputs["one"].halvings)
+    plan = simulated_plan(network, layers)
+    with torch.no_grad():
+        (expected,) = quantized(network, layers).module(*leaves)
+    (found,) = golden.outputs(plan, golden.execute(plan, leaves[0].numpy()))
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
+
+
+def test_a_runtime_without_them_gets_one_step_and_a_note() -> None:
+    network, layers, leaves = low_bit("smooth", Precision(8, 8))
+    plan = build_plan(network, layers, leaves, channel_steps=False, real_outputs=False)
+    assert not plan.floats()
+    assert any("one step for all channels of the inputs of one, two" in note for note in plan.notes)
+    network = network.with_one_step()
+    layers = plainly_rounded(network, leaves, BitConfig.uniform(network.table.names, Precision(8, 8)))
+    assert not any("one step" in note for note in build_plan(network, layers, leaves, channel_steps=False).notes)

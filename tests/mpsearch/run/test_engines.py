@@ -20,7 +20,7 @@ from commandline import Command
 from hwmodel import InputError
 from mpsearch.request.compute import SpreadOptions
 from mpsearch.run.engines import AGAIN, Engine, Lost
-from mpsearch.run.spread import engine_of
+from mpsearch.run.sent import engine_of
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +88,17 @@ def test_workers_are_kept_and_the_shared_part_is_sent_once() -> None:
     assert os.getpid() not in workers
 
 
+def grows(shared: bytes, number: int) -> int:
+    sys.modules["kept"] = [sys.modules.get("kept"), bytearray(b"x") * 400_000_000 if number == 1 else b""]  # type: ignore[assignment]
+    time.sleep(1.1)  # loky looks once a second
+    return os.getpid()
+
+
+def test_a_worker_that_has_grown_is_kept() -> None:
+    found = results(Engine("loky", 1, 1), grows, {str(i): (i,) for i in range(4)})
+    assert len(set(found.values())) == 1
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_a_call_raises_is_raised_here(backend: str) -> None:
@@ -153,10 +164,13 @@ def test_wrong_options_are_refused(options: dict[str, Any], part: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_scheduler_that_does_not_answer_is_named() -> None:
-    needs("dask")
-    with pytest.raises(InputError, match=r"no dask scheduler answers at tcp://127.0.0.1:9"):
-        results(Engine("dask", 1, 1, "tcp://127.0.0.1:9"), fails, {"0": (0,)})
+@pytest.mark.parametrize(
+    ("backend", "address"), [("dask", "tcp://127.0.0.1:9"), ("ray", "127.0.0.1:9"), ("ray", "nonsense")]
+)
+def test_a_scheduler_that_does_not_answer_is_named(backend: str, address: str) -> None:
+    needs(backend)
+    with pytest.raises(InputError, match=rf"no {backend} scheduler answers at {address} "):
+        results(Engine(backend, 1, 1, address), fails, {"0": (0,)})
 
 
 @pytest.mark.slow
@@ -182,3 +196,17 @@ def test_finished_points_are_the_same_bytes_whoever_finishes_them(
         assert (tmp_path / "many" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
     again = command("finalize", tmp_path / "many", "--pick", "all:4", *spread)
     assert "workers" not in again.err  # all are current
+
+
+@pytest.mark.slow
+def test_sensitivity_is_the_same_bytes_whoever_measures_it(tiny: Path, tmp_path: Path, command: Command) -> None:
+    quick = ("--samples", 40, "--threads", 1, "--wbits", "2,4,8", "--size-budget", 5200)
+    source = ("--model", f"{tiny / 'net.py'}:net", "--data", tiny / "data")
+    found = set()
+    for workers in (0, 1, 3):
+        out = tmp_path / str(workers)
+        done = command("sensitivity", *source, *quick, "--out", out, "--workers", workers)
+        assert done.code == 0, done.err
+        assert ("batches by" in done.err) == (workers > 0)
+        found.add((out / "sensitivity.safetensors").read_bytes())
+    assert len(found) == 1

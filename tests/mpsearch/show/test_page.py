@@ -16,6 +16,7 @@ from exploring import explored_run, record
 
 from hwmodel import Precision
 from mpsearch.request.assignment import Assignment, read_assignment
+from mpsearch.show.boxes import draw_boxes
 from mpsearch.show.explorer import ExploredRun, frame, page
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
@@ -90,6 +91,20 @@ def test_it_starts_with_the_point_at_the_budget(run: ExploredRun, opened: Callab
     assert [cell.text_content() for cell in shown.query_selector_all("#measured tbody tr:first-child > *")] == [
         "top-1", "77.00 %", "12.00 %", "75.00 %",
     ]  # fmt: skip
+
+
+def test_a_finished_detector_shows_its_boxes(run: ExploredRun, opened: Callable[..., Page]) -> None:
+    plain = opened(page([run]))
+    assert not plain.is_visible("#boxes")
+    image = np.zeros((1, 32, 48, 3), np.uint8)
+    seen = {"boxes": [(2, 3, 20, 30)], "scores": [0.9], "labels": [1]}
+    picture = draw_boxes(image, {"float": [seen], "finished": [seen]}, "net")
+    shown = opened(page([replace(run, boxes={"budget": picture})]))
+    assert shown.is_visible("#boxes")
+    shown.wait_for_function("document.querySelector('#boxes img').naturalWidth > 100")
+    shown.locator("#plot").focus()
+    shown.keyboard.press("Home")
+    assert not shown.is_visible("#boxes")
 
 
 def test_keys_go_through_the_front(run: ExploredRun, opened: Callable[..., Page]) -> None:

@@ -173,6 +173,15 @@ def damaged(key: str, value: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
     return lambda data: data | {key: value}
 
 
+def without(record: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name != key}
+
+
+def first(what: str, key: str, value: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """The first record of a kind says something else."""
+    return lambda data: data | {what: [data[what][0] | {key: value}, *data[what][1:]]}
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [
@@ -198,6 +207,27 @@ def damaged(key: str, value: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
             r"annotation 3 needs bbox \[x, y, width, height\], got \[1, 2, 3\]",
         ),
         (lambda data: {"boxes": []}, "holds no images: expected COCO's JSON"),
+        *[
+            (lambda data, w=what, k=key: data | {w: [without(data[w][0], k), *data[w][1:]]}, match)
+            for what, key, match in (
+                ("images", "id", "id must be a whole number, got None"),
+                ("images", "file_name", "needs its file_name, got None"),
+                ("categories", "id", "id must be a whole number, got None"),
+                ("annotations", "image_id", "image_id must be a whole number, got None"),
+                ("annotations", "category_id", "category_id must be a whole number, got None"),
+            )
+        ],
+        (lambda data: data | {"images": 2 * data["images"]}, "images must have ids of their own, got 7 2 times"),
+        (
+            lambda data: data | {"categories": 3 * data["categories"]},
+            "categories must have ids of their own, .* 3 times",
+        ),
+        (first("images", "id", True), "id must be a whole number, got True"),
+        (first("images", "id", 2**64), "id must be a whole number"),
+        (first("images", "file_name", "../secret.png"), r"'\.\./secret\.png' leads out of the folder"),
+        (first("images", "file_name", "/etc/passwd"), "'/etc/passwd' leads out of the folder"),
+        (first("annotations", "area", "large"), "annotation .* needs its area in pixels, got 'large'"),
+        (first("annotations", "area", float("nan")), "cannot be read .*NaN"),
     ],
 )
 def test_damaged_annotations_are_refused_in_one_line(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from hwmodel.errors import InputError
 from mpsearch.sources.data import DataSource, load_data
+from mpsearch.sources.folders import image_files
 from mpsearch.sources.split import Normalization
 
 HALF = Normalization((0.5,), (0.25,))
@@ -81,6 +83,32 @@ def test_a_rotation_in_exif_is_not_applied(tmp_path: Path) -> None:
         Image.fromarray(_noise(4, 8, 3)).save(tmp_path / f"{index}.png", exif=exif)
     x = _load(tmp_path, (3, 4, 8)).calib.stored.leaves[0]
     np.testing.assert_array_equal(x[0].numpy(), _noise(4, 8, 3))
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tiff"])
+def test_of_an_animation_the_first_frame_is_read(tmp_path: Path, suffix: str) -> None:
+    first, *others = (Image.fromarray(np.full((8, 8, 3), value, np.uint8)) for value in (0, 200, 90))
+    for index in range(20):
+        first.save(tmp_path / f"{index}.{suffix}", save_all=True, append_images=others, lossless=True)
+    assert int(_load(tmp_path, (3, 8, 8)).calib.stored.leaves[0].max()) == 0
+
+
+def test_single_pixels_are_enlarged_with_a_warning(tmp_path: Path) -> None:
+    _files(tmp_path, [Image.fromarray(np.full((1, 1, 3), 7, np.uint8))] * 20)
+    loaded = _load(tmp_path, (3, 8, 8))
+    assert "warning: images of 1x1 are enlarged to 8x8" in loaded.notes
+    assert set(loaded.calib.stored.leaves[0].flatten().tolist()) == {7}
+
+
+def test_links_lead_to_images_elsewhere_and_not_round_in_a_circle(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    inside.mkdir()
+    outside.mkdir()
+    _files(outside, [Image.fromarray(_noise(8, 8, 3))] * 20)
+    os.symlink(outside, inside / "images")
+    os.symlink(inside, outside / "again")
+    assert len(image_files(inside)) == 20
+    assert len(_load(inside, (3, 8, 8)).calib) == 16
 
 
 def test_what_was_guessed_is_said(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_large_maps_teach_by_fewer_images() -> None:
 
 def test_a_channel_in_the_dip_of_silu_is_worth_a_finer_step_than_the_squared_error_says() -> None:
     torch.manual_seed(0)
-    network = of_images(nn.Sequential(nn.Conv2d(2, 2, 1, groups=2)), (2, 6, 6))
+    network = of_images(nn.Sequential(nn.Conv2d(2, 2, 1, groups=2)), (2, 6, 6)).with_one_step()
     layer = network.layer("0")
     layer.weight.data = torch.tensor([0.01, 20.0]).view(2, 1, 1, 1)
     images = torch.stack([30 * torch.randn(64, 6, 6).abs(), -0.28 * torch.rand(64, 6, 6)], 1)

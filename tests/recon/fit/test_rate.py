@@ -10,8 +10,8 @@ from torch import nn
 from hwmodel import BitConfig, Precision
 from recon.fit.rate import AIM, MOST, MOST_OCTAVES, RateControl, control, stored_bytes
 from recon.graph.layers import Layer
-from recon.quantizers.coded import FARTHEST, ZERO, coded_bytes
-from recon.quantizers.learned import learn_rounding, rounding_of
+from recon.quantizers.coded import FARTHEST, ZERO, coded_bytes, to_bias_grid
+from recon.quantizers.learned import decide_rounding, learn_rounding, rounding_of
 from recon.quantizers.nearest import own_grid
 from recon.quantizers.quantized import QuantizedLayers
 from recon.quantizers.rounding import StraightThrough
@@ -87,3 +87,26 @@ def test_a_network_is_finished_within_its_bytes() -> None:
 
 def stored_bytes_of(done: QuantizedLayers, name: str) -> float:
     return coded_bytes(done.weights[name], done.biases[name])
+
+
+def test_gradient_steps_leave_codes_and_scales_alone() -> None:
+    torch.manual_seed(0)
+    net = of_images(nn.Sequential(nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 8)), (64,))
+    x = torch.randn(64, 64)
+    for inputs, same in ((32, True), (4, False)):
+        config = BitConfig.uniform(net.table.names, Precision(8, inputs, 3.0))
+        one, other = (
+            reconstruct(net, x, config, Settings(steps=steps, early_stopping=False)).layers for steps in (0, 40)
+        )
+        first = net.table.names[0]
+        assert torch.equal(one.weights[first].codes, other.weights[first].codes)
+        assert torch.equal(one.weights[first].grid.scale, other.weights[first].grid.scale)
+        assert torch.equal(one.biases[first], other.biases[first]) is same  # they learn with the steps of activations
+
+
+def test_biases_are_where_files_hold_them_when_a_unit_is_finished(layers: dict[str, Layer]) -> None:
+    for layer in layers.values():
+        before = layer.bias.detach().clone()
+        decide_rounding(layer)
+        assert not torch.equal(layer.bias, before)
+        assert torch.equal(layer.bias, to_bias_grid(before))

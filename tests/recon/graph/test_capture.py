@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -540,3 +543,27 @@ def test_data_of_a_tensor_is_named() -> None:
 
     with pytest.raises(InputError, match=r"hidden cannot be exported: its code reads x\.data, .* write x\.detach\(\)$"):
         capture(Hidden(), torch.randn(3, 4), "hidden")
+
+
+FORKED = """
+import os
+import torch
+from torch import nn
+from recon.graph.network import capture
+
+capture(nn.Conv2d(3, 4, 3).eval(), torch.zeros(3, 3, 8, 8))
+if os.fork() == 0:
+    try:
+        print(len(capture(nn.Conv2d(3, 4, 3).eval(), torch.zeros(3, 3, 8, 8)).table))
+    except Exception as error:
+        print(type(error).__name__, error)
+    os._exit(0)
+os.wait()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_a_process_that_was_forked_after_gradients_says_so() -> None:
+    done = subprocess.run([sys.executable, "-u", "-c", FORKED], check=True, capture_output=True, text=True)
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("InputError torch computes no gradients in a process that was forked")
