@@ -58,7 +58,9 @@ def require_as_predicted(name: str, network: Network, leaves: tuple[Tensor, ...]
             assert len(model.SerializeToString()) == predicted
 
 
-@pytest.mark.parametrize(("name", "form"), [*(("neck", form) for form in FORMS), ("residual", "onnx-packed")])
+@pytest.mark.parametrize(
+    ("name", "form"), [*(("neck", form) for form in FORMS), ("residual", "onnx-packed"), ("smooth", "onnx-packed")]
+)
 def test_files_of_small_networks_are_as_predicted(name: str, form: str) -> None:
     require(form)
     network, _, leaves = low_bit(name, Precision(8, 8))
