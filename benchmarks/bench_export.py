@@ -1,11 +1,11 @@
 """Finished models in other runtimes: integer kernels, speed beside float, size, and what accuracy is left.
 
-    python benchmarks/bench_export.py [WORK | NETWORK…]
+    python benchmarks/bench_export.py [NETWORK… | RUN…]
 
 Networks at plainly rounded bits say which exporters take them, and how fast onnxruntime runs them beside float: weights
 decide neither. Runs of the embedded default, with and without a target, and with ImageNet in ../shared/data (or
-MPSEARCH_DATA) of its MobileNetV2, say what accuracy exports keep; a run that is there already in the folder WORK is
-taken. Where networks are named, these alone are measured anew. Writes benchmarks/results/bench_export.json.
+MPSEARCH_DATA) of its MobileNetV2, say what accuracy exports keep. Networks and runs that are named are measured anew
+alone. Writes benchmarks/results/bench_export.json.
 """
 
 from __future__ import annotations
@@ -142,9 +142,10 @@ def mpsearch(*arguments: object) -> str:
     return done.stdout.decode()
 
 
-def run_rows(work: Path) -> Iterator[dict[str, Any]]:
+def run_rows(names: Sequence[str], work: Path) -> Iterator[dict[str, Any]]:
     """What checks find of the exports of finished runs at 1.5 MB."""
-    for name, more in RUNS.items():
+    for name in names:
+        more = RUNS[name]
         folder = work / name.replace(", ", "-").replace(" ", "-")
         model: tuple[object, ...] = ("--model", "mobilenetv2")
         if name.startswith("ImageNet"):
@@ -189,14 +190,16 @@ def run_rows(work: Path) -> Iterator[dict[str, Any]]:
 def main() -> None:
     path = ROOT / "benchmarks" / "results" / "bench_export.json"
     packages = ("onnx", "onnxruntime", "ai-edge-litert", "torch")
-    named = [name for name in sys.argv[1:] if name in NETWORKS]
-    result: dict[str, Any] = json.loads(path.read_text()) if named else {}
+    named = [name for name in sys.argv[1:] if name in (*NETWORKS, *RUNS)] or [*NETWORKS, *RUNS]
+    result: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     result |= {"machine": machine(), "versions": {name: version(name) for name in packages}}
     with TemporaryDirectory() as folder:
-        work = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(folder)
-        tables = {"networks": network_rows(named or tuple(NETWORKS))} | ({} if named else {"runs": run_rows(work)})
+        tables = {
+            "networks": network_rows([name for name in named if name in NETWORKS]),
+            "runs": run_rows([name for name in named if name in RUNS], Path(folder)),
+        }
         for key, found in tables.items():
-            result[key] = [row for row in result.get(key, []) if row["network"] not in named]
+            result[key] = [row for row in result.get(key, []) if row.get("network", row.get("run")) not in named]
             for row in found:  # what is measured is kept, whatever becomes of the rest
                 print(row, flush=True)
                 result[key].append(row)
