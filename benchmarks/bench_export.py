@@ -1,11 +1,11 @@
 """Finished models in other runtimes: integer kernels, speed beside float, size, and what accuracy is left.
 
-    python benchmarks/bench_export.py [WORK]
+    python benchmarks/bench_export.py [WORK | NETWORK…]
 
 Networks at plainly rounded bits say which exporters take them, and how fast onnxruntime runs them beside float: weights
 decide neither. Runs of the embedded default, with and without a target, and with ImageNet in ../shared/data (or
 MPSEARCH_DATA) of its MobileNetV2, say what accuracy exports keep; a run that is there already in the folder WORK is
-taken. Writes benchmarks/results/bench_export.json.
+taken. Where networks are named, these alone are measured anew. Writes benchmarks/results/bench_export.json.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -104,9 +104,10 @@ def exporters(network: Network, layers: QuantizedLayers, leaves: tuple[torch.Ten
     }
 
 
-def network_rows() -> Iterator[dict[str, Any]]:
-    """Every network at W8A8 and W4A8 (ends at 8 bits): exporters, integer layers, speed."""
-    for name, (make, shape) in NETWORKS.items():
+def network_rows(names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Networks at W8A8 and W4A8 (ends at 8 bits): exporters, integer layers, speed."""
+    for name in names:
+        make, shape = NETWORKS[name]
         samples = Samples.noise(shape, count=SAMPLES)
         network = capture(make(), samples, name)
         leaves = network.leaves(samples)
@@ -188,11 +189,14 @@ def run_rows(work: Path) -> Iterator[dict[str, Any]]:
 def main() -> None:
     path = ROOT / "benchmarks" / "results" / "bench_export.json"
     packages = ("onnx", "onnxruntime", "ai-edge-litert", "torch")
-    result: dict[str, Any] = {"machine": machine(), "versions": {name: version(name) for name in packages}}
+    named = [name for name in sys.argv[1:] if name in NETWORKS]
+    result: dict[str, Any] = json.loads(path.read_text()) if named else {}
+    result |= {"machine": machine(), "versions": {name: version(name) for name in packages}}
     with TemporaryDirectory() as folder:
         work = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(folder)
-        for key, found in (("networks", network_rows()), ("runs", run_rows(work))):
-            result[key] = []
+        tables = {"networks": network_rows(named or tuple(NETWORKS))} | ({} if named else {"runs": run_rows(work)})
+        for key, found in tables.items():
+            result[key] = [row for row in result.get(key, []) if row["network"] not in named]
             for row in found:  # what is measured is kept, whatever becomes of the rest
                 print(row, flush=True)
                 result[key].append(row)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodel.errors import InputError
+from hwmodel.filesize import PACKED
 from hwmodel.layer import LayerTable
 from hwmodel.precision import BitConfig, Precision
 
@@ -16,10 +17,10 @@ from hwmodel.precision import BitConfig, Precision
 class CostTable:
     """Additive costs of L layers at C precisions, shape (L, C) each, plus what every configuration pays.
 
-    `weight_bytes` are bytes of the packed file (codes, scales, zero-points, biases); a file has
-    `fixed_bytes + weight_bytes[range(L), choice].sum()` bytes, exactly. `code_bits` are the bits of the
-    weight codes alone (the weights-only figure of the papers × 8). `bops` are bit operations
-    (MACs × weight bits × activation bits). `latency_s` and `energy_j` are present where a device was given.
+    `weight_bytes` are bytes of the file that `size_of` names, by default the packed one (codes, scales, zero-points,
+    biases); a file has `fixed_bytes + weight_bytes[range(L), choice].sum()` bytes, exactly. `code_bits` are the bits of
+    the weight codes alone (the weights-only figure of the papers × 8). `bops` are bit operations (MACs × weight bits ×
+    activation bits). `latency_s` and `energy_j` are present where a device was given.
     """
 
     layers: tuple[str, ...]
@@ -28,6 +29,7 @@ class CostTable:
     code_bits: NDArray[np.int64]
     bops: NDArray[np.float64]
     fixed_bytes: int
+    size_of: str = PACKED
     latency_s: NDArray[np.float64] | None = None
     energy_j: NDArray[np.float64] | None = None
 

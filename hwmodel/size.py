@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hwmodel.cost import CostTable
+from hwmodel.filesize import FORMS, PACKED
 from hwmodel.layer import LayerSpec, LayerTable
 from hwmodel.precision import FLOAT_BITS, HALVED_BITS, HALVING_BITS, WEIGHT_BITS, BitConfig, Precision
 
@@ -224,12 +225,15 @@ def bops(layer: LayerSpec, precision: Precision) -> float:
     return float(layer.macs * precision.w * precision.a)
 
 
-def cost_table(table: LayerTable, precisions: Sequence[Precision], fixed_bytes: int) -> CostTable:
+def cost_table(
+    table: LayerTable, precisions: Sequence[Precision], fixed_bytes: int, size_of: str = PACKED
+) -> CostTable:
     """Sizes and bit operations of every layer at every candidate precision, arrays (L, C).
 
-    `fixed_bytes` are those of the layout of the layers' packed file.
+    `size_of` is the file whose size it is, and `fixed_bytes` what that has beside the layers.
     """
-    size = [[layer_bytes(layer, precision) for precision in precisions] for layer in table]
+    bytes_of = layer_bytes if size_of == PACKED else FORMS[size_of].layer_bytes
+    size = [[bytes_of(layer, precision) for precision in precisions] for layer in table]
     codes = [[round(layer.n_weights * precision.stored) for precision in precisions] for layer in table]
     operations = [[bops(layer, precision) for precision in precisions] for layer in table]
     return CostTable(
@@ -239,4 +243,5 @@ def cost_table(table: LayerTable, precisions: Sequence[Precision], fixed_bytes: 
         np.array(codes, np.int64),
         np.array(operations, np.float64),
         fixed_bytes,
+        size_of,
     )

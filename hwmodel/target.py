@@ -19,9 +19,10 @@ class TargetSpec:
     """A runtime by name.
 
     It runs weights of `weight_bits` with activations of `activation_bits`. Weights of `symmetric_bits` have their
-    zero-point in the middle, because it has signed integers without one for them. `channel_steps` says whether it
-    multiplies the channels of a tensor before it rounds it, so that each has a step of its own. `formats` are what
-    `mpsearch export` writes for it; `source` says where these rules are from.
+    zero-point in the middle, because it has signed integers without one for them. Where it `cuts_by_range`, what ReLU6
+    cuts off costs nothing if it lies beyond the range of codes. `channel_steps` says whether it multiplies the channels
+    of a tensor before it rounds it, so that each has a step of its own. `formats` are what `mpsearch export` writes for
+    it; `source` says where these rules are from.
     """
 
     name: str
@@ -30,6 +31,7 @@ class TargetSpec:
     weight_bits: tuple[int, ...]
     activation_bits: tuple[int, ...]
     symmetric_bits: tuple[int, ...]
+    cuts_by_range: bool
     channel_steps: bool
     source: str
 
@@ -90,12 +92,15 @@ def parse_target(text: str, where: str) -> TargetSpec:
     weights, activations, symmetric = (
         _bits(data[key], f"{where}: {key}") for key in ("weight_bits", "activation_bits", "symmetric_bits")
     )
+    cuts = data["cuts_by_range"]
+    if not isinstance(cuts, bool):
+        raise InputError(f"{where}: cuts_by_range must be true or false, got {cuts!r}")
     if not weights or not activations:
         raise InputError(f"{where}: weight_bits and activation_bits must not be empty")
     steps = data["channel_steps"]
     if not isinstance(steps, bool):
         raise InputError(f"{where}: channel_steps must be true or false, got {steps!r}")
-    return TargetSpec(name, title, tuple(formats), weights, activations, symmetric, steps, source)
+    return TargetSpec(name, title, tuple(formats), weights, activations, symmetric, cuts, steps, source)
 
 
 def _text(value: Any, where: str) -> str:

@@ -32,7 +32,7 @@ from recon.graph.layers import Layer
 from recon.graph.network import Network
 from recon.graph.samples import Samples
 from recon.likelihood.likelihood import CLASSIFIER, Likelihood
-from recon.quantizers.insert import find_ranges, input_scale, quantize_inputs, quantizers_of
+from recon.quantizers.insert import find_ranges, hold_below_caps, input_scale, quantize_inputs, quantizers_of
 from recon.quantizers.integer_domain import in_integer_domain
 from recon.quantizers.learned import bias_of, decide_rounding, learn_rounding, rounding_of, set_weight
 from recon.quantizers.nearest import nearest
@@ -120,6 +120,8 @@ def reconstruct(
         report = progress.restore(task.name, task.layers) if progress else None
         if report is None:
             report = _fit_unit(task, config, settings, rate)
+            if settings.below_caps:
+                hold_below_caps(work.module, task.layers)
             if progress:
                 progress.save(report, task.layers)
         elif settings.order == "weights first":

@@ -26,6 +26,7 @@ class Settings:
       rounded, or as `given`.
     - `start`: second-order rounding, or every weight where it stood (`nearest`).
     - `symmetric`: the bits of weights whose grids have the zero-point in the middle.
+    - `below_caps`: step sizes behind ReLU6 are such that the range of codes cuts off what ReLU6 does.
     - `target`: the float network's output (BRECQ), or the float unit's for the inputs that the quantized part before it
       gives (`same inputs`).
     - `weighting` of the squared error: the Fisher diagonal, or none (`mse`).
@@ -48,6 +49,7 @@ class Settings:
     basis: Basis = "balanced"
     start: Start = "second-order"
     symmetric: tuple[int, ...] = ()
+    below_caps: bool = False
     rounding: RoundingName = "straight-through"
     target: Target = "float network"
     weighting: Weighting = "fisher"

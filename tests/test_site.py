@@ -37,7 +37,7 @@ def test_an_example_is_a_command_line(line: str) -> None:
 
 def test_the_shell_completes() -> None:
     code = "import sys; sys.argv = ['mpsearch']; from mpsearch.cli.main import main; main()"
-    words = {"_MPSEARCH_COMPLETE": "complete_bash", "COMP_WORDS": "mpsearch run --size", "COMP_CWORD": "2"}
+    words = {"_MPSEARCH_COMPLETE": "complete_bash", "COMP_WORDS": "mpsearch run --size-b", "COMP_CWORD": "2"}
 
     done = subprocess.run(
         [sys.executable, "-c", code], env=os.environ | words, capture_output=True, text=True, check=False

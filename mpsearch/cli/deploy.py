@@ -11,7 +11,7 @@ from hwmodel import InputError
 from mpsearch.cli.arguments import Json
 from mpsearch.cli.common import console, emit_json
 
-MODEL_FORMATS = ("onnx", "tflite", "c", "qonnx", "pt2e", "aimet")
+MODEL_FORMATS = ("onnx", "tflite", "c", "qonnx", "pt2e", "pte", "aimet")
 
 
 def export_finished(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,21 +34,22 @@ class Runner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """An exported file: its metadata, the `runtime` with its version, and how the golden plan for it is made.
+    """An exported file: its metadata, the `runtime` with its version, and the `form` that its golden plan is for.
 
     `pair` gives the file and, where that is there, the float network with so many threads, 0 for all;
     `integer_layers` and `layers` count what the runtime computes in integers and in all, `kernels` its operations by
-    name.
+    name. It is timed with `threads` of these names.
     """
 
     metadata: dict[str, str]
     runtime: str
-    how: Mapping[str, bool]
+    form: str
     pair: Callable[[FinishedModel, int], tuple[Runner, Runner | None]]
     integer_layers: int | None
     layers: int | None
     kernels: dict[str, int]
     remark: str | None = None
+    threads: Mapping[str, int] = field(default_factory=lambda: {"1": 1, "all": 0})
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ def check(path: Path, folder: Path, opened: Opened, console: Console, seconds: f
     metrics = {"float": judge.truth, "packed": model.record["metrics"]["finished"], "exported": exported}
     leaves = [leaf.numpy() for leaf in next(judge.split.batches(1))[0].single().leaves]
     speed = {}
-    for name, threads in (("1", 1), ("all", 0)):
+    for name, threads in opened.threads.items():
         ours, real = opened.pair(model, threads)
         runs: dict[str, Callable[[], object]] = {"exported": lambda ours=ours: ours.run(leaves)}  # type: ignore[misc]
         if real is not None:
@@ -114,7 +115,7 @@ def check(path: Path, folder: Path, opened: Opened, console: Console, seconds: f
         model.record["size_bytes"],
         metrics,
         len(judge.split),
-        _agreement(model, runner, opened.how),
+        _agreement(model, runner, opened.form),
         opened.integer_layers,
         opened.layers,
         opened.kernels,
@@ -160,8 +161,8 @@ class _AsModule(nn.Module):
         return tree_unflatten(shaped, self.outputs)
 
 
-def _agreement(model: FinishedModel, runner: Runner, how: Mapping[str, bool]) -> Agreement:
-    plan = model.plan(**how)
+def _agreement(model: FinishedModel, runner: Runner, form: str) -> Agreement:
+    plan = model.plan(form)
     same = equal = count = values = 0
     squared = spread = 0.0
     for samples, _ in model.loaded.judge.split.batches(GOLDEN_BATCH):

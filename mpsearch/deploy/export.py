@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
+from torch.export import ExportedProgram
 
 from hwmodel import InputError
 from hwmodel.files import write_whole
 from mpsearch.deploy.finished import FinishedModel
 from mpsearch.export.encodings import VERSIONS
+from mpsearch.export.filesize import numpy_dtypes
 from mpsearch.export.outfile import require_free
 from mpsearch.export.plan.records import LAYERS, Plan
 
@@ -82,17 +82,20 @@ def export_model(model: FinishedModel, form: str, path: Path, choices: Choices, 
 
 
 def _onnx(model: FinishedModel, path: Path, choices: Choices) -> Made:
-    from mpsearch.export.onnx.write import write_onnx
+    from mpsearch.export.onnx.write import fill_up, write_onnx
 
-    plan = model.plan(real_outputs=True, channel_steps=True)
-    made = write_onnx(plan, model.metadata(), numpy_dtypes(model), choices.packed)
+    form = "onnx-packed" if choices.packed else "onnx"
+    plan, size = model.plan(form), model.filled(form)
+    made = write_onnx(plan, model.metadata(), numpy_dtypes(model.network), choices.packed)
+    if size is not None:
+        fill_up(made, size)
     return Made({path: made.SerializeToString(deterministic=True)}, notes_of(plan))
 
 
 def _qonnx(model: FinishedModel, path: Path, choices: Choices) -> Made:
     from mpsearch.export.onnx.qonnx import write_qonnx
 
-    made = write_qonnx(model.simulated_plan(), model.metadata(), numpy_dtypes(model))
+    made = write_qonnx(model.simulated_plan(), model.metadata(), numpy_dtypes(model.network))
     note = "tensors that a layer reads are on its grid, all others stay float, as in the packed file"
     return Made({path: made.SerializeToString(deterministic=True)}, (note,))
 
@@ -102,8 +105,8 @@ def _aimet(model: FinishedModel, path: Path, choices: Choices) -> Made:
     from mpsearch.export.encodings import as_json, encodings_of, inexpressible
     from mpsearch.export.onnx.real import write_real
 
-    plan = model.plan(real_outputs=True, channel_steps=True)
-    made = write_real(plan, model.metadata(), numpy_dtypes(model))
+    plan = model.plan("onnx")
+    made = write_real(plan, model.metadata(), numpy_dtypes(model.network))
     activations, weights = encodings_of(plan, made.tensors, made.weights)
     beside = _encodings(path)
     files = {
@@ -122,33 +125,40 @@ def _encodings(path: Path) -> tuple[Path, ...]:
 def _c(model: FinishedModel, path: Path, choices: Choices) -> Made:
     from mpsearch.export.c.write import write_c
 
-    plan = model.plan()
+    plan = model.plan("c")
     samples = model.loaded.calibration[:GOLDEN_SAMPLES].single()
     files = write_c(plan, [leaf.numpy() for leaf in samples.leaves], model.metadata())
     return Made({path / name: text.encode() for name, text in files.items()}, notes_of(plan))
 
 
 def _tflite(model: FinishedModel, path: Path, choices: Choices) -> Made:
-    from mpsearch.export.tflite.write import write_tflite
+    from mpsearch.export.tflite.write import filled_tflite, write_tflite
 
-    plan = model.plan(narrow=True)
-    return Made({path: write_tflite(plan, model.metadata(), choices.int4)}, notes_of(plan))
+    form = "tflite-int4" if choices.int4 else "tflite"
+    plan, about, size = model.plan(form), model.metadata(), model.filled(form)
+    made = write_tflite(plan, about, choices.int4) if size is None else filled_tflite(plan, about, choices.int4, size)
+    return Made({path: made}, notes_of(plan))
 
 
 def _pt2e(model: FinishedModel, path: Path, choices: Choices) -> Made:
-    from mpsearch.export.torch.module import exported_program, program_bytes
+    from mpsearch.export.torch.module import program_bytes
 
-    plan = model.plan(narrow=True)
-    program = exported_program(plan, model.loaded.calibration[:1].single().leaves)
+    plan, program = _program(model)
     return Made({path: program_bytes(program, model.metadata())}, notes_of(plan))
 
 
-def numpy_dtypes(model: FinishedModel) -> tuple[np.dtype[np.generic], ...]:
-    """The types of the network's inputs, real numbers in single precision."""
-    return tuple(
-        np.dtype(np.float32) if dtype.is_floating_point else torch.empty(0, dtype=dtype).numpy().dtype
-        for dtype in model.network.dtypes
-    )
+def _pte(model: FinishedModel, path: Path, choices: Choices) -> Made:
+    from mpsearch.export.torch.pte import pte_bytes
+
+    plan, program = _program(model)
+    return Made({path: pte_bytes(program, model.metadata())}, notes_of(plan))
+
+
+def _program(model: FinishedModel) -> tuple[Plan, ExportedProgram]:
+    from mpsearch.export.torch.module import exported_program
+
+    plan = model.plan("pt2e")
+    return plan, exported_program(plan, model.loaded.calibration[:1].single().leaves)
 
 
 def notes_of(plan: Plan) -> tuple[str, ...]:
@@ -174,5 +184,6 @@ FORMATS = {
     "qonnx": Format("onnx", "onnx", _qonnx),
     "c": Format(None, "", _c, folder=True),
     "pt2e": Format(None, "", _pt2e),
+    "pte": Format("executorch", "executorch", _pte),
     "aimet": Format("onnx", "onnx", _aimet, beside=_encodings),
 }

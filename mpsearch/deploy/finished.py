@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from hwmodel import BitConfig, InputError
+from mpsearch.export.filesize import about, plan_for
 from mpsearch.export.packed import read_layers
-from mpsearch.export.plan.build import build_plan, simulated_plan
+from mpsearch.export.plan.build import simulated_plan
 from mpsearch.export.plan.records import Plan
 from mpsearch.files.folder import Json, RunFolder
 from mpsearch.request.compute import HERE, ComputeOptions
@@ -50,17 +50,9 @@ class FinishedModel:
         """Its bits."""
         return BitConfig.from_json(self.record["config"])
 
-    def plan(self, *, real_outputs: bool = False, narrow: bool = False, channel_steps: bool = False) -> Plan:
-        """Its integer plan."""
-        leaves = self.network.leaves(self.loaded.calibration)
-        return build_plan(
-            self.network,
-            self.layers,
-            leaves,
-            real_outputs=real_outputs,
-            narrow=narrow,
-            channel_steps=channel_steps,
-        )
+    def plan(self, name: str) -> Plan:
+        """Its integer plan for files of the form `name`."""
+        return plan_for(name, self.network, self.layers, self.network.leaves(self.loaded.calibration))
 
     def simulated_plan(self) -> Plan:
         """Its plan in real arithmetic, as the packed file is simulated."""
@@ -68,16 +60,14 @@ class FinishedModel:
 
     def metadata(self) -> dict[str, str]:
         """What an exported file says of itself: its bits by layer and its budgets as JSON, what it was made from."""
-        options = self.loaded.options
+        options, model = self.loaded.options, self.loaded.model
         budgets = options.budgets if isinstance(options, RunOptions) else {}
-        return {
-            "mpsearch.model": self.loaded.model.reference.rsplit("/", 1)[-1],
-            "mpsearch.fingerprint": self.loaded.model.fingerprint,
-            "mpsearch.configuration": self.name,
-            "mpsearch.bits": json.dumps(self.record["config"], separators=(",", ":")),
-            "mpsearch.budgets": json.dumps(budgets, separators=(",", ":")),
-            "mpsearch.packed_bytes": str(self.record["size_bytes"]),
-        }
+        size = int(self.record["size_bytes"])
+        return about(model.reference, model.fingerprint, self.name, self.config, budgets, size)
+
+    def filled(self, name: str) -> int | None:
+        """What a file of the form `name` is filled up to: what was budgeted, where that was its size."""
+        return int(self.record["file_bytes"]) if self.record.get("size_of") == name else None
 
 
 def finished_model(folder: Path, name: str | None, console: Console, place: ComputeOptions = HERE) -> FinishedModel:

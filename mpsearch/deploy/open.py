@@ -9,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import mkdtemp
 
+import torch
+
 from hwmodel import InputError
 from mpsearch.deploy.check import Opened, Runner
-from mpsearch.deploy.export import numpy_dtypes
 from mpsearch.deploy.finished import FinishedModel
+from mpsearch.export.filesize import numpy_dtypes
 
 
 def open_exported(path: Path) -> Opened:
@@ -46,14 +48,13 @@ def _onnx(path: Path) -> Opened:
     counts = kernels(data, str(path))
 
     def pair(model: FinishedModel, threads: int) -> tuple[Runner, Runner | None]:
-        real = write_onnx(float_plan(model.loaded.network), {}, numpy_dtypes(model)).SerializeToString()
+        real = write_onnx(float_plan(model.loaded.network), {}, numpy_dtypes(model.network)).SerializeToString()
         return Session(data, threads, str(path)), Session(real, threads, "the float network")
 
     integers = sum(counts[kind] for kind in INTEGER_LAYERS)
     layers = integers + sum(counts[kind] for kind in FLOAT_LAYERS)
     runtime = f"onnxruntime {onnxruntime.__version__}"
-    how = {"real_outputs": True, "channel_steps": True}
-    return Opened(metadata, runtime, how, pair, integers, layers, dict(counts), remark)
+    return Opened(metadata, runtime, "onnx", pair, integers, layers, dict(counts), remark)
 
 
 def _tflite(path: Path) -> Opened:
@@ -69,7 +70,7 @@ def _tflite(path: Path) -> Opened:
 
     runtime = f"LiteRT {version('ai-edge-litert')}"
     layers = sum(counts[kind] for kind in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"))
-    return Opened(metadata, runtime, {"narrow": True}, pair, layers, layers, dict(counts))
+    return Opened(metadata, runtime, "tflite", pair, layers, layers, dict(counts))
 
 
 def _c(path: Path) -> Opened:
@@ -81,9 +82,26 @@ def _c(path: Path) -> Opened:
     program, said = build(path, Path(place))
 
     def pair(model: FinishedModel, threads: int) -> tuple[Runner, Runner | None]:
-        return Program(program, model.plan()), None
+        return Program(program, model.plan("c")), None
 
-    return Opened(metadata, "C99", {"real_outputs": False}, pair, None, None, {"arena_bytes": arena_bytes(path)}, said)
+    return Opened(metadata, "C99", "c", pair, None, None, {"arena_bytes": arena_bytes(path)}, said)
 
 
-_OPENERS: dict[str, Callable[[Path], Opened]] = {".onnx": _onnx, ".tflite": _tflite}
+def _pte(path: Path) -> Opened:
+    require("executorch", "executorch", f"checking {path}")
+    from importlib.metadata import version
+
+    from mpsearch.export.torch.pte import Method, pte_bytes, read_pte
+
+    data, metadata, counts = read_pte(path)
+
+    def pair(model: FinishedModel, threads: int) -> tuple[Runner, Runner | None]:
+        sample = tuple(leaf.contiguous() for leaf in model.loaded.calibration[:1].single().leaves)
+        real = torch.export.export(model.loaded.network.module.eval(), sample)
+        return Method(data, str(path)), Method(pte_bytes(real, {}), "the float network")
+
+    runtime = f"ExecuTorch {version('executorch')}"
+    return Opened(metadata, runtime, "pt2e", pair, None, None, counts, threads={"all": 0})
+
+
+_OPENERS: dict[str, Callable[[Path], Opened]] = {".onnx": _onnx, ".tflite": _tflite, ".pte": _pte}

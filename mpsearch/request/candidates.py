@@ -37,7 +37,7 @@ class Candidates:
 
 
 def candidates(options: RunOptions, table: LayerTable, fixed_bytes: int, device: DeviceSpec | None) -> Candidates:
-    """The candidates for the layers of `table`, whose packed file has `fixed_bytes` beside its layers.
+    """The candidates for the layers of `table`, whose file has `fixed_bytes` beside its layers.
 
     Raises InputError where nothing is left for a layer, or for all.
     """
@@ -67,7 +67,7 @@ def priced(
 
     Raises InputError where energy is asked for and the device gives none.
     """
-    costs = cost_table(table, precisions, fixed_bytes)
+    costs = cost_table(table, precisions, fixed_bytes, options.size_of)
     if device is None:
         return costs
     costs = with_device(costs, table, device)

@@ -12,6 +12,7 @@ import tomli_w
 
 from hwmodel import FLOAT_BITS, WEIGHT_BITS, InputError, Precision
 from hwmodel.device import load_device
+from hwmodel.filesize import PACKED, SIZES
 from hwmodel.precision import CODED_BITS, RATES, is_rate
 from hwmodel.target import load_target
 from mpsearch.files.reading import reading
@@ -30,6 +31,7 @@ from mpsearch.request.parse import (
     parse_objectives,
     parse_rates,
     parse_shape,
+    parse_size_of,
 )
 from mpsearch.request.places import found_again, seen_from
 from mpsearch.request.rules import parse_rule, parse_tie
@@ -46,7 +48,8 @@ WBITS = (2, 3, 4, 5, 6, 8)
 
 
 # A field's default stands in the record; the command line shows it as people write it.
-_SIZE = Flag(BUDGETS, "What the packed file may take: 1.5MB, 900kB, 2MiB.", parse_size, None, "--size-budget", "SIZE")
+_SIZE = Flag(BUDGETS, "What the file may take: 1.5MB, 900kB, 2MiB.", parse_size, None, "--size-budget", "SIZE")
+_SIZE_OF = f"Whose size it is: {', '.join(SIZES)} (c: constants of the code)."
 _LATENCY = Flag(
     BUDGETS, "Seconds an image on the device: 3ms, 250us.", parse_duration, None, "--latency-budget", "TIME"
 )
@@ -190,16 +193,17 @@ class FinishOptions(ModelOptions):
 class RunOptions(FinishOptions):
     """Everything that determines a run's result.
 
-    Budgets are upper bounds in the units of their names; at least one is needed. `size_budget_bytes` is what the packed
-    file may take; latency and energy are those of `device`, a name or a file. `objectives` are the costs that the front
-    spans beside the loss, those of `default_objectives` where none is named. Without `abits` activations stay float,
-    32 among them is float. With `coding` entropy, codes of weights are stored entropy-coded and candidates are `rates`,
-    bits that a weight takes in the file; with fixed they are `wbits`. `edges` are those of `FinishOptions`, or 8 bits
-    unless that takes more than a quarter of a budget (`auto`). `fix` and `tie` are rules about single layers, as on the
-    command line.
+    Budgets are upper bounds in the units of their names; at least one is needed. `size_budget_bytes` is what the file
+    of `size_of` may take, by default the packed one; latency and energy are those of `device`, a name or a file.
+    `objectives` are the costs that the front spans beside the loss, those of `default_objectives` where none is named.
+    Without `abits` activations stay float, 32 among them is float. With `coding` entropy, codes of weights are stored
+    entropy-coded and candidates are `rates`, bits that a weight takes in the file; with fixed they are `wbits`. `edges`
+    are those of `FinishOptions`, or 8 bits unless that takes more than a quarter of a budget (`auto`). `fix` and `tie`
+    are rules about single layers, as on the command line.
     """
 
     size_budget_bytes: Annotated[int | None, _SIZE] = None
+    size_of: Annotated[str, Flag(BUDGETS, _SIZE_OF, parse_size_of, PACKED, "--size-of", "FILE")] = PACKED
     latency_budget_s: Annotated[float | None, _LATENCY] = None
     energy_budget_j: Annotated[float | None, _ENERGY] = None
     bops_budget: Annotated[float | None, _BOPS] = None
@@ -239,6 +243,7 @@ class RunOptions(FinishOptions):
             if count < least:
                 raise InputError(f"--{name} must be at least {least}, got {count}")
         self._check_coding()
+        self._check_size_of()
         for text in self.fix:
             parse_rule(text)
         for text in self.tie:
@@ -266,6 +271,16 @@ class RunOptions(FinishOptions):
             raise InputError(
                 "--wbits are candidates where codes have a fixed width: with --coding entropy, give --rates"
             )
+
+    def _check_size_of(self) -> None:
+        if parse_size_of(self.size_of) == PACKED:
+            return
+        if self.coding != "fixed":
+            raise InputError(
+                f"--size-of {self.size_of}: exports store codes at their width; leave out --coding entropy"
+            )
+        if self.size_of == "tflite-int4" and 4 not in self.symmetric_bits:
+            raise InputError("--size-of tflite-int4 needs symmetric 4-bit weights: add --target tflite-int4")
 
     @classmethod
     def from_flags(cls, given: Mapping[str, Any]) -> Self:

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 from hwmodel import FLOAT_BITS, WEIGHT_BITS, InputError
 from hwmodel.device import load_device
+from hwmodel.filesize import SIZES
 from hwmodel.precision import CODED_BITS, LEAST_RATE, is_rate
 from mpsearch.request.budgets import COSTS, FRONT
 
@@ -28,6 +29,13 @@ def parse_coding(text: str) -> Coding:
         if text == coding:
             return text  # type: ignore[return-value]
     raise InputError(f"--coding must be one of {listed(get_args(Coding))}, got {text!r}")
+
+
+def parse_size_of(text: str) -> str:
+    """Reads `--size-of`. Raises InputError for what it does not take."""
+    if text not in SIZES:
+        raise InputError(f"--size-of must be one of {listed(SIZES)}, got {text!r}")
+    return text
 
 
 def parse_rates(text: str) -> tuple[float, ...]:

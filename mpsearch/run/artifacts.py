@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from hwmodel import BitConfig, CostTable, InputError, LayerTable, Precision
+from hwmodel.filesize import PACKED
 from mpsearch.files.folder import AGAIN, Json, RunFolder
 from mpsearch.files.reading import reading
 from mpsearch.optimization.build import build_problem
@@ -20,6 +21,7 @@ from mpsearch.optimization.picks import picked
 from mpsearch.optimization.problem import BitProblem
 from mpsearch.request.assignment import read_assignment
 from mpsearch.request.budgets import COSTS, NEED_DEVICE
+from mpsearch.request.parse import parse_size_of
 from mpsearch.sensitivity.cache import load_table
 from mpsearch.sensitivity.table import SensitivityTable
 from mpsearch.sources.models import LoadedModel
@@ -38,8 +40,8 @@ class Origin:
     """What a run is of, the contents of `layers.json`.
 
     `key` is of the options that it was made from, `model` the fingerprint of the weights, `graph` that of the
-    operations, `images` that of the calibration samples; `heads` say what the network's outputs mean. A packed file has
-    `fixed_bytes` beside the layers of `table`.
+    operations, `images` that of the calibration samples; `heads` say what the network's outputs mean. The file
+    whose size counts has `fixed_bytes` beside the layers of `table`.
     """
 
     key: str
@@ -192,6 +194,7 @@ def costs_json(costs: CostTable, allowed: Mapping[str, Sequence[Precision]], dev
         "weight_bytes": costs.weight_bytes.tolist(),
         "code_bits": costs.code_bits.tolist(),
         "bops": costs.bops.tolist(),
+        **({} if costs.size_of == PACKED else {"size_of": costs.size_of}),
         **({} if device is None else {"device": device}),
         **{name: array.tolist() for name, array in arrays.items() if array is not None},
     }
@@ -212,6 +215,7 @@ def read_costs(folder: RunFolder) -> tuple[CostTable, dict[str, tuple[Precision,
             np.array(data["code_bits"], np.int64),
             np.array(data["bops"], np.float64),
             int(data["fixed_bytes"]),
+            parse_size_of(data.get("size_of", PACKED)),
             **arrays,
         )
         if not all(np.isfinite(array).all() for array in (costs.bops, *arrays.values())):

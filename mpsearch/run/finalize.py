@@ -6,10 +6,14 @@ from collections.abc import Mapping
 
 from hwmodel import BitConfig, LayerTable
 from hwmodel.files import write_whole
+from hwmodel.filesize import FORMS, PACKED
 from hwmodel.size import input_bytes
+from mpsearch.export.filesize import about, file_bytes, plan_for
+from mpsearch.export.packed import read_layers
 from mpsearch.files.folder import Json, RunFolder
-from mpsearch.finish.finalize import finish
-from mpsearch.run.artifacts import boxes_file, read_costs
+from mpsearch.finish.finalize import Finished, finish
+from mpsearch.request.options import RunOptions
+from mpsearch.run.artifacts import boxes_file, read_costs, read_origin
 from mpsearch.run.expected import Stage
 from mpsearch.run.keys import finished_key
 from mpsearch.run.loaded import Loaded
@@ -53,13 +57,42 @@ def finalize_step(loaded: Loaded, config: BitConfig, name: str, coded_bytes: Map
             coded_bytes,
             loaded.prepared(config),
         )
-    data = {"key": key, "task": loaded.options.task, **finished.to_json()}
+    data = {"key": key, "task": loaded.options.task, **finished.to_json(), **_exported(loaded, finished)}
     if finished.shown and loaded.validation.normalization is not None:
         images = loaded.validation.stored.leaves[0][: len(finished.shown["float"])]
         picture = draw_boxes(images.numpy(), finished.shown, model_title(loaded.model.reference))
         write_whole(boxes_file(folder, name), picture)
     folder.write_json(f"chosen/{name}.json", data)
     return data
+
+
+def _exported(loaded: Loaded, finished: Finished) -> Json:
+    """An exported file's size, where that was budgeted, and what the search took it for, which it is filled up to."""
+    options, network = loaded.options, loaded.network
+    if not isinstance(options, RunOptions) or options.size_of == PACKED:
+        return {}
+    form, origin = FORMS[options.size_of], read_origin(loaded.folder)
+    if origin is None:  # a worker elsewhere has no run folder
+        return {}
+    pairs = zip(network.table, finished.config.precisions, strict=True)
+    predicted = origin.fixed_bytes + sum(form.layer_bytes(*pair) for pair in pairs)
+    low_bit, layers = read_layers(loaded.folder.file(f"model-{finished.name}.safetensors"), network)
+    metadata = about(
+        loaded.model.reference,
+        loaded.model.fingerprint,
+        finished.name,
+        finished.config,
+        options.budgets,
+        finished.size_bytes,
+    )
+    plan = plan_for(form.name, low_bit, layers, network.leaves(loaded.calibration))
+    written = file_bytes(form.name, low_bit, plan, metadata)
+    if written > predicted:
+        loaded.console.note(
+            f"the {form.title} of {finished.name} has {written:,} bytes, {written - predicted:,} more than were "
+            "searched with; lower --size-budget by as much"
+        )
+    return {"size_of": form.name, "predicted_bytes": predicted, "file_bytes": max(written, predicted)}
 
 
 def current_finished(loaded: Loaded, name: str, key: str) -> Json | None:

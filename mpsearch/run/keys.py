@@ -24,7 +24,19 @@ from recon.graph.network import Network
 
 def origin_key(options: RunOptions) -> str:
     """The options that `layers.json` depends on."""
-    names = ("model", "weights", "weights_key", "input_size", "data", "samples", "seed", "tie", "annotations", "fit")
+    names = (
+        "model",
+        "weights",
+        "weights_key",
+        "input_size",
+        "data",
+        "samples",
+        "seed",
+        "tie",
+        "annotations",
+        "fit",
+        "size_of",
+    )
     code = task_digest(options.task), task_digest(options.decode or "")
     return fingerprint(*[getattr(options, name) for name in names], bool(options.abits), *code)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from hwmodel import BitConfig, InputError
+from hwmodel.target import load_target
 from mpsearch.files.folder import RunFolder
 from mpsearch.finish.evaluate import Judge
 from mpsearch.finish.examples import example_outputs, is_random, require_finite
@@ -139,6 +140,7 @@ class Loaded:
             seed=options.seed,
             granularity=options.granularity,  # type: ignore[arg-type]
             symmetric=options.symmetric_bits,
+            below_caps=options.target is not None and load_target(options.target).cuts_by_range,
         )
 
     @cached_property

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from hwmodel import BitConfig, BudgetError, CostTable, LayerTable, Precision
+from hwmodel import FLOAT_BITS, BitConfig, BudgetError, CostTable, LayerTable, Precision
 from hwmodel.cost import total_costs
 from hwmodel.device import DeviceSpec, load_device
+from hwmodel.filesize import FORMS, PACKED
 from hwmodel.size import PackedLayout
+from mpsearch.export.filesize import fixed_bytes, longest
 from mpsearch.export.packed import layout_of
 from mpsearch.files.folder import Json, RunFolder
 from mpsearch.optimization.build import build_problem, with_budgets, with_sensitivity
@@ -39,6 +41,7 @@ from mpsearch.tasks.detection import NAME as DETECTION
 from recon.graph.beside import operations_beside
 from recon.graph.gradients import without_gradient
 
+SHAPES = 2  # samples that the size of exported files is found with
 ROUGHLY = 0.8  # of what entropy-coded layers are thought to take before they are coded, they may take as little
 FLOAT_SHARE, MOST_NAMED = 0.1, 3  # of a file's fixed bytes, from which parts that stay float are named, and how many
 
@@ -90,10 +93,16 @@ class Run:
 
     @cached_property
     def fixed_bytes(self) -> int:
-        """What a packed file holds beside its layers."""
+        """What the file whose size counts holds beside its layers."""
         if self.stored is not None:
             return self.stored.fixed_bytes
-        return self._layout.fixed_bytes()
+        if self.options.size_of == PACKED:
+            return self._layout.fixed_bytes()
+        loaded, abits = self.loaded, max(self.options.abits, default=FLOAT_BITS)
+        network, model = loaded.network, loaded.model
+        metadata = longest(model.reference, model.fingerprint, network.table.names, self.options.budgets)
+        leaves = network.leaves(loaded.calibration[:SHAPES])
+        return fixed_bytes(FORMS[self.options.size_of], network, metadata, leaves, abits)
 
     @cached_property
     def _layout(self) -> PackedLayout:
@@ -175,7 +184,8 @@ class Run:
 
     def _in_the_way(self, cost: str) -> str:
         """What no choice of bits makes smaller: the largest of the parts that stay float, where they take a share."""
-        parts = () if cost != "size_bytes" or self.stored is not None else self._layout.float_bytes()
+        known = cost == "size_bytes" and self.stored is None and self.options.size_of == PACKED
+        parts = self._layout.float_bytes() if known else []
         total = sum(size for _, size in parts)
         if total <= FLOAT_SHARE * self.fixed_bytes:
             return ""

@@ -54,6 +54,7 @@ def summarize(
         **({} if thresholds is None else dict(zip(("confidence", "nms"), thresholds, strict=True))),
         **{COSTS[name].field: getattr(options, COSTS[name].field) for name in options.budgets},
         **{name: chosen[name] for name in measured},
+        **{name: chosen[name] for name in ("size_of", "file_bytes") if name in chosen},
         **({} if device is None else {"device": device}),
         **({"activation_bits": list(options.abits)} if options.abits else {}),
         **({"coding": options.coding} if options.coding != "fixed" else {}),

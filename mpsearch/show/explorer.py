@@ -75,7 +75,7 @@ class ExploredRun:
                 {
                     "name": name,
                     "title": COSTS[name].title,
-                    "axis": axis_title(COSTS[name]),
+                    "axis": axis_title(COSTS[name], self.costs.size_of),
                     "unit": COSTS[name].shown,
                     "scale": COSTS[name].scale,
                     "objective": name in front.names,
@@ -124,7 +124,10 @@ class ExploredRun:
             "name": name,
             "index": self._index(config),
             "precisions": [str(precision) for precision in config.precisions],
-            "costs": {**(self._costs(config) if priced else {}), "size_bytes": record["size_bytes"]},
+            "costs": {
+                **(self._costs(config) if priced else {}),
+                "size_bytes": record.get("file_bytes", record["size_bytes"]),
+            },
             "kl": values["finished"][KL] if math.isfinite(values["finished"][KL]) else None,
             "label": "" if first is None else first.brief(values["finished"][first.name]),
             "samples": record["validation_samples"],

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodel import FLOAT_BITS, BitConfig, LayerTable
+from hwmodel.filesize import PACKED, title_of
 from mpsearch.files.folder import Json
 from mpsearch.files.picture import write_picture
 from mpsearch.optimization.baselines import Answer
@@ -67,8 +68,10 @@ def front_info(
     answers: Sequence[Answer],
     finished: Sequence[tuple[str, Json]] = (),
     tight: Json | None = None,
+    size_of: str = PACKED,
 ) -> FrontInfo:
-    """The picture of `front` with point `index` chosen; `tight` is what the folder says of its tight end."""
+    """The picture of `front` with point `index` chosen; `tight` is what the folder says of its tight end, `size_of`
+    the file whose size counts."""
     name, *others = front.names[1:]
     cost = COSTS[name]
     loss, values = front.objectives[:, 0], front.objectives[:, 1] * cost.scale
@@ -77,11 +80,11 @@ def front_info(
     limit = budgets[name] * cost.scale if name in budgets else None
     return FrontInfo(
         model_title(table.model),
-        axis_title(cost),
+        axis_title(cost, size_of),
         cost.scale,
         values,
         loss,
-        axis_title(other) if other else "",
+        axis_title(other, size_of) if other else "",
         front.objectives[:, 2] * other.scale if other else None,
         budgets[other.name] * other.scale if other and other.name in budgets else None,
         limit,
@@ -119,9 +122,9 @@ def model_title(reference: str) -> str:
     return reference.split("?")[0].removeprefix("torchvision:").rsplit("/", 1)[-1]
 
 
-def axis_title(cost: Cost) -> str:
-    """What stands beside the axis of a cost, with its unit."""
-    return f"{'packed file' if cost.name == 'size_bytes' else cost.title}, {cost.shown}"
+def axis_title(cost: Cost, size_of: str = PACKED) -> str:
+    """What stands beside the axis of a cost, with its unit; sizes are those of the file that `size_of` names."""
+    return f"{title_of(size_of) if cost.name == 'size_bytes' else cost.title}, {cost.shown}"
 
 
 def _colour(bits: float) -> str:

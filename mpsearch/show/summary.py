@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
+from hwmodel.filesize import title_of
 from mpsearch.files.folder import Json
 from mpsearch.request.budgets import COSTS, NEED_DEVICE
 from mpsearch.show.columns import columns, heading, shown_cost
@@ -21,8 +22,8 @@ def summary_rows(summary: Json) -> Table:
 def _summary_lines(summary: Json) -> list[tuple[str, str]]:
     """The summary for reading: (what, figure) rows."""
 
-    def cost(name: str) -> str:
-        limit, value = summary.get(COSTS[name].field), summary[name]
+    def cost(name: str, key: str = "") -> str:
+        limit, value = summary.get(COSTS[name].field), summary[key or name]
         text = COSTS[name].text(value)
         if limit is None:
             return text
@@ -33,7 +34,11 @@ def _summary_lines(summary: Json) -> list[tuple[str, str]]:
     bounded = [name for name in COSTS if name != "size_bytes" and name in summary]
     on = {name: f" on {summary['device']}" if name in NEED_DEVICE else "" for name in bounded}
     return [
-        ("packed file", cost("size_bytes")),
+        *(
+            [(title_of(summary["size_of"]), cost("size_bytes", "file_bytes"))]
+            if "size_of" in summary
+            else [("packed file", cost("size_bytes"))]
+        ),
         *[(f"{COSTS[name].title}{on[name]}", cost(name)) for name in bounded],
         (
             "weights only",

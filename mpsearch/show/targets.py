@@ -33,6 +33,8 @@ def target_lines(target: TargetSpec) -> Iterator[str]:
         if target.symmetric_bits
         else "any zero-point"
     )
+    if target.cuts_by_range:
+        yield "steps behind ReLU6 such that the range of codes ends with it"
     yield f"a step for every channel of what depthwise layers read: {'yes' if target.channel_steps else 'no'}"
     yield f"mpsearch export --format {' or '.join(target.formats)}"
     yield f"source: {target.source}"

@@ -7,6 +7,7 @@ fake-quantized values too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -104,6 +105,18 @@ def _rectify_in_quantizers(module: fx.GraphModule, bits: Mapping[str, int]) -> N
             quantizer.cap = cap
             rounded.replace_input_with(relu, relu.all_input_nodes[0])
             module.graph.erase_node(relu)
+
+
+@torch.no_grad()
+def hold_below_caps(module: fx.GraphModule, layers: Mapping[str, Layer]) -> None:
+    """Makes steps behind a ReLU that cuts off so small that the range of codes does it, and no code lies beyond."""
+    for name, layer in layers.items():
+        quantizer, call = quantizer_of(layer), only_call(module, f"{name}.{QUANTIZER}")
+        if quantizer is None or call is None:
+            continue
+        cap = quantizer.cap if quantizer.cap is not None else relu_cap(call.all_input_nodes[0])
+        if cap is not None and math.isfinite(cap):
+            quantizer.log_scale.clamp_(max=math.log(cap / (2**quantizer.bits - 1)))
 
 
 @contextmanager

@@ -17,6 +17,7 @@ formats = ["onnx"]
 weight_bits = [8, 4]
 activation_bits = [8]
 symmetric_bits = [4]
+cuts_by_range = true
 channel_steps = true
 source = "assumed: for a test"
 """
@@ -48,6 +49,7 @@ def test_a_target_of_a_file(tmp_path: Path) -> None:
         ('formats = ["onnx"]', 'formats = "onnx"', "formats must be a list of names"),
         ('source = "assumed: for a test"', 'source = ""', "source must be a text"),
         ('name = "mine"', 'name = "mine"\nbits = 3', "unknown key 'bits'"),
+        ("cuts_by_range = true", "cuts_by_range = 1", "cuts_by_range must be true or false"),
         ('name = "mine"', "name = ", "no valid TOML"),
     ],
 )

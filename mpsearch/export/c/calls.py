@@ -91,13 +91,9 @@ def _layer(calls: Calls, op: Op, name: str) -> None:
     weight, source, target = op.weight, calls.tensor(op.inputs[0]), calls.tensor(op.output)
     assert weight is not None
     assert weight.steps is not None
-    if weight.exact and weight.stored is not None:
-        bits, doubled = weight.stored.grid.bits, is_halved(weight.stored)
-        codes = weight.stored.codes.cpu().numpy()
-        zero = (weight.stored.grid.zero_point.cpu().numpy() * (2 if doubled else 1)).astype(np.int64)
-    else:
-        bits, doubled, codes = 8, False, (weight.codes.astype(np.int64) + 128).astype(np.uint8)
-        zero = np.full(len(codes), 128)
+    assert weight.kept is not None
+    bits, doubled, codes = weight.kept.grid.bits, is_halved(weight.kept), weight.kept.codes.cpu().numpy()
+    zero = (weight.kept.grid.zero_point.cpu().numpy() * (2 if doubled else 1)).astype(np.int64)
     rows = codes.reshape(len(codes), -1)
     planes = (rows[:, :, None] >> np.arange(bits, dtype=np.uint8)) & 1
     calls.array("uint8_t", f"{name}_w", np.packbits(planes.reshape(len(rows), -1), axis=1, bitorder="little"))

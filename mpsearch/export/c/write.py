@@ -84,6 +84,14 @@ def write_c(plan: Plan, samples: Sequence[NDArray[Any]], metadata: Mapping[str, 
     }
 
 
+def constant_bytes(plan: Plan) -> int:
+    """Bytes of a plan's constants, most of what the code takes in flash. Raises InputError as `write_c` does."""
+    calls = Calls(plan, arrange(plan)[0])
+    for index, op in enumerate(plan.ops):
+        calls.add(op, index)
+    return calls.flash
+
+
 def fixed_files() -> dict[str, str]:
     """The files that are the same for every network."""
     kernels = resources.files("mpsearch.export.c").joinpath(KERNELS).read_text("utf-8")

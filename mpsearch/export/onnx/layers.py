@@ -18,7 +18,9 @@ def layer(graph: Graph, op: Op, form: Form) -> str:
     if op.kind == "embedding":
         return graph.node("Gather", [form.real_weight(graph, op), x], op.output, axis=0)
     if weight.steps is not None and op.kind != "transposed":
-        w, b = _dequantized(graph, op, form)
+        grid = graph.plan.tensors[op.inputs[0]].grid
+        assert grid is not None
+        w, b = form.dequantized(graph, op, grid.scale)
     else:
         w, b = form.real_weight(graph, op), form.real_bias(graph, op)
     if op.kind == "linear":
@@ -33,20 +35,6 @@ def layer(graph: Graph, op: Op, form: Form) -> str:
     if op.kind == "conv":
         return graph.node("Conv", [x, w, b], op.output, **attributes)
     return _transposed(graph, op, [x, w, b], attributes)
-
-
-def _dequantized(graph: Graph, op: Op, form: Form) -> tuple[str, str]:
-    """int8 weights and int32 biases behind DequantizeLinear."""
-    grid = graph.plan.tensors[op.inputs[0]].grid
-    assert grid is not None
-    scale = form.scale(graph, op)
-    weight = [form.codes(graph, op), scale]
-    if op.kind == "linear":  # onnxruntime's QGemm wants the zero-point that is zero where there is none
-        weight.append(graph.constant(np.zeros(len(weight_of(op).bias), np.int8), "no_zero"))
-    w = graph.node("DequantizeLinear", weight, f"{op.name}.weight", axis=0)
-    step = form.step(graph, op, grid.scale, scale)
-    bias = [form.bias(graph, op, step), step]
-    return w, graph.node("DequantizeLinear", bias, f"{op.name}.bias_real", axis=0)
 
 
 def _linear(graph: Graph, op: Op, x: str, w: str, b: str) -> str:

@@ -9,10 +9,8 @@ import numpy as np
 
 from mpsearch.export.onnx.aten import translate
 from mpsearch.export.onnx.graph import Graph, shape_of
-from mpsearch.export.plan.records import LOWEST, Grid, Op
+from mpsearch.export.plan.records import Op
 from recon.graph.nodes import aten
-
-_SIGMOID = Grid(1 / 256, LOWEST)  # onnxruntime's integer sigmoid is a table
 
 
 def operation(graph: Graph, op: Op) -> str:
@@ -80,10 +78,13 @@ def _nearest(graph: Graph, op: Op, read: list[str]) -> str:
 
 
 def _table(graph: Graph, op: Op, read: list[str]) -> str:
-    """SiLU of integers is a sigmoid that is a table, and a product; other functions are computed on real numbers."""
-    if graph.integers and graph.plan.is_integer(op) and op.settings["target"].overloadpacket is aten.silu:
-        gate = graph.node("Sigmoid", read, f"{op.output}.sigmoid")
-        return graph.node("Mul", [read[0], graph.on_grid(gate, _SIGMOID, f"{op.output}.gate")], op.output)
+    """SiLU and HardSwish of integers are two integer kernels; other functions are computed on real numbers."""
+    if graph.integers and graph.plan.is_integer(op):
+        packet = op.settings["target"].overloadpacket
+        if packet is aten.silu:
+            return graph.silu(read[0], op.output)
+        if packet is aten.hardswish:
+            return graph.hardswish(read[0], op.output)
     return translate(graph, op)
 
 

@@ -9,11 +9,12 @@ import numpy as np
 
 from mpsearch.export.codes import pack
 from mpsearch.export.onnx.forms import CastForm, column, weight_of
-from mpsearch.export.onnx.graph import Graph
-from mpsearch.export.plan.records import Op
+from mpsearch.export.onnx.graph import GATE, Graph
+from mpsearch.export.plan.records import LOWEST, Grid, Op
 from mpsearch.export.plan.weights import is_halved
+from recon.quantizers.weights import QuantizedWeight
 
-DOMAIN = "mpsearch"
+DOMAIN = "mp"  # every call of a function takes its bytes
 BITS_A_BYTE = 8
 
 
@@ -23,24 +24,15 @@ class PackedForm:
     def __init__(self) -> None:
         self._cast = CastForm()
 
-    def codes(self, graph: Graph, op: Op) -> str:
-        if not weight_of(op).exact:
-            return self._cast.codes(graph, op)
-        return graph.node("Codes", self._parts(graph, op), f"{op.name}.int8", domain=DOMAIN)
-
-    def scale(self, graph: Graph, op: Op) -> str:
-        weight = weight_of(op)
-        if not weight.exact or weight.stored is None:
-            return self._cast.scale(graph, op)
-        half = graph.constant(weight.stored.grid.scale.cpu().numpy(), f"{op.name}.half_scale", np.float16)
-        return graph.node("Scale", [half, self._factor(graph, op)], f"{op.name}.scale", domain=DOMAIN)
-
-    def step(self, graph: Graph, op: Op, input_scale: float, scale: str) -> str:
+    def dequantized(self, graph: Graph, op: Op, input_scale: float) -> tuple[str, str]:
+        kept = weight_of(op).kept
+        assert kept is not None
+        half = graph.constant(kept.grid.scale.cpu().numpy(), f"{op.name}.half_scale", np.float16)
         factor = graph.constant(np.float32(input_scale), f"{op.name}.input_scale")
-        return graph.node("Mul", [factor, scale], f"{op.name}.step")
-
-    def bias(self, graph: Graph, op: Op, step: str) -> str:
-        return graph.node("Bias", [self._half_bias(graph, op), step], f"{op.name}.bias", domain=DOMAIN)
+        parts = [*self._parts(graph, op, kept), half, self._half_bias(graph, op), factor]
+        kind = "Linear" if op.kind == "linear" else "Layer"
+        w, b = graph.call(kind, parts, [f"{op.name}.weight", f"{op.name}.bias"], domain=DOMAIN)
+        return w, b
 
     def real_weight(self, graph: Graph, op: Op) -> str:
         weight = weight_of(op)
@@ -48,7 +40,7 @@ class PackedForm:
             return self._cast.real_weight(graph, op)
         scale = column(weight.stored.grid.scale.cpu().numpy(), weight.values.ndim)
         half = graph.constant(scale, f"{op.name}.half_scale", np.float16)
-        return graph.node("Weight", [*self._parts(graph, op), half], f"{op.name}.weight", domain=DOMAIN)
+        return graph.node("Weight", [*self._parts(graph, op, weight.stored), half], f"{op.name}.weight", domain=DOMAIN)
 
     def real_bias(self, graph: Graph, op: Op) -> str:
         from onnx import TensorProto
@@ -58,16 +50,13 @@ class PackedForm:
     def _half_bias(self, graph: Graph, op: Op) -> str:
         return graph.constant(weight_of(op).bias, f"{op.name}.half_bias", np.float16)
 
-    def _factor(self, graph: Graph, op: Op) -> str:
+    def _factor(self, graph: Graph, weight: QuantizedWeight) -> str:
         """Two where zero-points count in halves: codes are doubled then, and scales are halved."""
-        weight = weight_of(op)
-        doubled = weight.stored is not None and is_halved(weight.stored)
+        doubled = is_halved(weight)
         return graph.constant(np.float32(2 if doubled else 1), "two" if doubled else "one")
 
-    def _parts(self, graph: Graph, op: Op) -> list[str]:
+    def _parts(self, graph: Graph, op: Op, stored: QuantizedWeight) -> list[str]:
         """What Codes and Weight unpack."""
-        stored = weight_of(op).stored
-        assert stored is not None
         bits, codes = stored.grid.bits, stored.codes.cpu().numpy()
         flat = np.pad(codes.ravel(), (0, -codes.size % BITS_A_BYTE))
         zero = stored.grid.zero_point.cpu().numpy() * (2 if is_halved(stored) else 1)
@@ -76,9 +65,21 @@ class PackedForm:
             graph.constant((2.0 ** np.arange(bits)).reshape(bits, 1), f"powers{bits}", np.float32),
             graph.constant(np.array(codes.shape, np.int64), "shape"),
             graph.constant(np.array([codes.size], np.int64), "count"),
-            self._factor(graph, op),
+            self._factor(graph, stored),
             graph.constant(column(zero, codes.ndim), f"{op.name}.zero", np.uint8),
         ]
+
+
+class PackedGraph(Graph):
+    """A graph that calls a function for each rounding: what takes most bytes where layers are small."""
+
+    def on_grid(self, x: str, grid: Grid, name: str) -> str:
+        if not grid.whole or x in self.factors:
+            return super().on_grid(x, grid, name)
+        return self.node("Grid", [x, *self.scale_and_zero(grid, name)], f"{name}.dq", domain=DOMAIN)
+
+    def silu(self, x: str, name: str) -> str:
+        return self.node("SiLU", [x], name, domain=DOMAIN)
 
 
 def functions(graph: Graph, opset: int) -> list[Any]:
@@ -88,14 +89,14 @@ def functions(graph: Graph, opset: int) -> list[Any]:
     called = {node.op_type for node in graph.nodes if node.domain == DOMAIN}
     imports = [helper.make_opsetid("", opset)]
     return [
-        helper.make_function(DOMAIN, name, inputs, [output], nodes, imports)
-        for name, inputs, output, nodes in _definitions()
+        helper.make_function(DOMAIN, name, inputs, outputs, nodes, imports)
+        for name, inputs, outputs, nodes in _definitions()
         if name in called
     ]
 
 
-def _definitions() -> list[tuple[str, list[str], str, list[Any]]]:
-    """Name, inputs, output and nodes. Codes are found bit by bit, and these added up, weighted by `powers` of two."""
+def _definitions() -> list[tuple[str, list[str], list[str], list[Any]]]:
+    """Name, inputs, outputs and nodes. Codes are found bit by bit, and these added up, weighted by `powers` of two."""
     from onnx import TensorProto, helper, numpy_helper
 
     def constant(name: str, value: Any) -> Any:
@@ -127,16 +128,35 @@ def _definitions() -> list[tuple[str, list[str], str, list[Any]]]:
         node("Cast", ["half_scale"], "single", to=TensorProto.FLOAT),
         node("Div", ["single", "factor"], "scale"),
     ]
-    bias = [
-        node("Cast", ["half_bias"], "single", to=TensorProto.FLOAT),
-        node("Div", ["single", "step"], "steps"),
+    layer = [
+        *unpack,
+        *scale,
+        node("Cast", ["centred"], "int8", to=TensorProto.INT8),
+        node("Mul", ["input_scale", "scale"], "step"),
+        node("Cast", ["half_bias"], "real_bias", to=TensorProto.FLOAT),
+        node("Div", ["real_bias", "step"], "steps"),
         node("Round", ["steps"], "whole"),
-        node("Cast", ["whole"], "bias", to=TensorProto.INT32),
+        node("Cast", ["whole"], "int32", to=TensorProto.INT32),
+        node("DequantizeLinear", ["int32", "step"], "bias", axis=0),
     ]
-    parts = ["packed", "powers", "shape", "count", "factor", "zero"]
+    no_zero = [node("Sub", ["scale", "scale"], "nothing"), node("Cast", ["nothing"], "no_zero", to=TensorProto.INT8)]
+    rounded = [node("QuantizeLinear", ["x", "s", "z"], "codes"), node("DequantizeLinear", ["codes", "s", "z"], "y")]
+    gate = [
+        constant("s", np.float32(GATE.scale)),
+        constant("z", np.uint8(GATE.zero - LOWEST)),
+        node("Sigmoid", ["x"], "share"),
+        node("QuantizeLinear", ["share", "s", "z"], "codes"),
+        node("DequantizeLinear", ["codes", "s", "z"], "gate"),
+        node("Mul", ["x", "gate"], "y"),
+    ]
+    parts = ["packed", "powers", "shape", "count", "factor", "zero", "half_scale"]
+    held, results = [*parts, "half_bias", "input_scale"], ["weight", "bias"]
+    plain = node("DequantizeLinear", ["int8", "scale"], "weight", axis=0)
+    zeroed = node("DequantizeLinear", ["int8", "scale", "no_zero"], "weight", axis=0)
     return [
-        ("Codes", parts, "int8", [*unpack, node("Cast", ["centred"], "int8", to=TensorProto.INT8)]),
-        ("Weight", [*parts, "half_scale"], "weight", [*unpack, *scale, node("Mul", ["centred", "scale"], "weight")]),
-        ("Scale", ["half_scale", "factor"], "scale", scale),
-        ("Bias", ["half_bias", "step"], "bias", bias),
+        ("Layer", held, results, [*layer, plain]),
+        ("Linear", held, results, [*layer, *no_zero, zeroed]),  # onnxruntime's QGemm wants a zero-point
+        ("Weight", parts, ["weight"], [*unpack, *scale, node("Mul", ["centred", "scale"], "weight")]),
+        ("SiLU", ["x"], ["y"], gate),
+        ("Grid", ["x", "s", "z"], ["y"], rounded),
     ]

@@ -15,10 +15,12 @@ from mpsearch.export.plan.real import (
     averaged,
     call,
     compute,
+    constant_of,
     move,
     pooled_maximum,
     quantize,
     real,
+    real_layer,
 )
 from mpsearch.export.plan.records import HIGHEST, LOWEST, Grid, Op, Plan, Tensor
 
@@ -158,11 +160,15 @@ def function_table(op: Op, source: Tensor, grid: Grid) -> NDArray[np.int8]:
     """What a function of one value gives for each of the 256 codes of its input, in order."""
     codes = np.arange(LOWEST, HIGHEST + 1)
     x = (codes.astype(np.float32) - np.float32(_grid(source).zero)) * np.float32(_grid(source).scale)
-    return quantize(grid, call(op, {source.name: torch.from_numpy(x)}, {}).numpy())
+    return quantize(grid, call(op, {source.name: torch.from_numpy(x)}, _no_constant).numpy())
+
+
+def _no_constant(name: str) -> torch.Tensor:
+    raise AssertionError(f"a function of one value reads {name}")
 
 
 def _moved(op: Op, tensors: list[Tensor], read: list[Array], target: Tensor) -> Array:
-    return move(op, read[0], target)
+    return move(op, torch.from_numpy(read[0].astype(np.float64)), target).numpy().astype(np.int8)
 
 
 _INTEGER: dict[str, Callable[[Op, list[Tensor], list[Array], Tensor], Array]] = {
@@ -181,5 +187,6 @@ _INTEGER: dict[str, Callable[[Op, list[Tensor], list[Array], Tensor], Array]] = 
 
 def _real(plan: Plan, op: Op, values: Mapping[str, Array]) -> Array:
     """The operation on real numbers, rounded to the grid of its result where that has one."""
-    read = {name: torch.from_numpy(np.ascontiguousarray(real(plan.tensors[name], values[name]))) for name in op.inputs}
-    return _stored(plan.tensors[op.output], compute(op, read, plan).numpy())
+    read = [torch.from_numpy(np.ascontiguousarray(real(plan.tensors[name], values[name]))) for name in op.inputs]
+    result = plan.tensors[op.output]
+    return _stored(result, compute(op, read, result, real_layer, constant_of(plan)).numpy())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch.utils._pytree import tree_map
 
-from mpsearch.export.plan.records import LAYERS, Grid, Op, Plan, Ref, Tensor, Weight
+from mpsearch.export.plan.records import LAYERS, Grid, Op, Plan, Ref, Tensor
 
 Array = NDArray[Any]
 
@@ -30,45 +31,57 @@ def quantize(grid: Grid, x: Array) -> NDArray[np.int8]:
     return clipped
 
 
-def compute(op: Op, read: Mapping[str, torch.Tensor], plan: Plan) -> torch.Tensor:
-    """An operation of any kind on real numbers."""
-    parts = [read[name] for name in op.inputs]
+def compute(
+    op: Op,
+    parts: Sequence[torch.Tensor],
+    result: Tensor,
+    layer: Callable[[Op, torch.Tensor], torch.Tensor],
+    constant: Callable[[str], torch.Tensor],
+) -> torch.Tensor:
+    """An operation of any kind on real numbers, the tensors (N, …) that it reads in order.
+
+    `result` is the tensor that it writes, `layer` computes layers, `constant` gives the plan's constants by name.
+    """
+    x = parts[0]
     if op.kind in LAYERS:
-        assert op.weight is not None
-        return _real_layer(op, parts[0], op.weight)
+        return layer(op, x)
     if op.kind in ("float", "table"):
-        return call(op, read, plan.constants)
+        return call(op, dict(zip(op.inputs, parts, strict=True)), constant)
     if op.kind == "rescale":
-        return parts[0]
+        return x
     if op.kind in ("add", "mul"):
-        return parts[0] + parts[1] if op.kind == "add" else parts[0] * parts[1]
+        return x + parts[1] if op.kind == "add" else x * parts[1]
     if op.kind == "concat":
-        return torch.cat(parts, op.settings["axis"])
+        return torch.cat(list(parts), op.settings["axis"])
     if op.kind == "mean":
-        return parts[0].mean(op.settings["axes"], keepdim=op.settings["keepdim"])
+        return x.mean(op.settings["axes"], keepdim=op.settings["keepdim"])
     if op.kind in ("maxpool", "avgpool"):
-        return pooled_maximum(op, parts[0], -np.inf) if op.kind == "maxpool" else averaged(op, parts[0])
-    return torch.from_numpy(np.ascontiguousarray(move(op, parts[0].numpy(), plan.tensors[op.output])))
+        return pooled_maximum(op, x, -math.inf) if op.kind == "maxpool" else averaged(op, x)
+    return move(op, x, result)
 
 
-def _real_layer(op: Op, x: torch.Tensor, weight: Weight) -> torch.Tensor:
-    values = torch.from_numpy(weight.values)
-    return (
-        F.embedding(x, values) if op.kind == "embedding" else apply_layer(op, x, values, torch.from_numpy(weight.bias))
-    )
+def real_layer(op: Op, x: torch.Tensor) -> torch.Tensor:
+    """A layer with its real weight."""
+    assert op.weight is not None
+    return apply_layer(op, x, torch.from_numpy(op.weight.values), torch.from_numpy(op.weight.bias))
 
 
-def call(op: Op, read: Mapping[str, torch.Tensor], constants: Mapping[str, Array]) -> torch.Tensor:
+def call(op: Op, read: Mapping[str, torch.Tensor], constant: Callable[[str], torch.Tensor]) -> torch.Tensor:
     """An ATen operation on real numbers."""
 
     def value(part: Any) -> Any:
         if not isinstance(part, Ref):
             return part
-        return read[part.name] if part.name in read else torch.from_numpy(np.array(constants[part.name]))
+        return read[part.name] if part.name in read else constant(part.name)
 
     args, kwargs = (tree_map(value, op.settings[key], is_leaf=_is_ref) for key in ("args", "kwargs"))
     result: torch.Tensor = op.settings["target"](*args, **kwargs)
     return result
+
+
+def constant_of(plan: Plan) -> Callable[[str], torch.Tensor]:
+    """The plan's constants as tensors."""
+    return lambda name: torch.from_numpy(np.array(plan.constants[name]))
 
 
 def _is_ref(part: Any) -> bool:
@@ -78,6 +91,8 @@ def _is_ref(part: Any) -> bool:
 def apply_layer(op: Op, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """A layer's operation on x (N, …), with a weight (O, I / G, *kernel) and a bias (O,)."""
     settings = op.settings
+    if op.kind == "embedding":
+        return F.embedding(x, weight)
     if op.kind == "linear":
         return F.linear(x, weight, bias)
     rank = weight.dim() - 2
@@ -111,19 +126,14 @@ def averaged(op: Op, x: torch.Tensor) -> torch.Tensor:
     return pool(x, op.settings["kernel"], op.settings["stride"])
 
 
-def move(op: Op, x: Array, target: Tensor) -> Array:
+def move(op: Op, x: torch.Tensor, result: Tensor) -> torch.Tensor:
     """The values of x (N, …) where a view puts them."""
     settings = op.settings
     if op.kind == "reshape":
-        sizes = [-1 if size < 0 else size for size in target.shape]
-        return x.reshape(sizes)
+        return x.reshape([-1 if size < 0 else size for size in result.shape])
     if op.kind == "permute":
-        return x.transpose(settings["order"])
+        return x.permute(settings["order"])
     if op.kind == "slice":
-        place: list[Any] = [slice(None)] * x.ndim
-        place[settings["axis"]] = slice(settings["start"], settings["stop"], settings["step"])
-        part: Array = x[tuple(place)]
-        return part
-    for axis, factor in enumerate(settings["factors"]):
-        x = x.repeat(factor, 2 + axis)
-    return x
+        sliced: torch.Tensor = torch.ops.aten.slice(x, *(settings[key] for key in ("axis", "start", "stop", "step")))
+        return sliced
+    return F.interpolate(x, scale_factor=[float(factor) for factor in settings["factors"]])

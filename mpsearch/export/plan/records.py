@@ -60,12 +60,14 @@ class Tensor:
 class Weight:
     """A layer's weight: as it is `stored`, which a float network's is not, and for integer arithmetic.
 
-    `values` are the real weights (O, I / G, *kernel). `codes` are int8 of the same shape with zero-point 0 and a
-    float32 `scale` (O,); `exact` says that they are the stored values. `bias` (O,) is float32; `steps` (O,) is the
+    `values` are the real weights (O, I / G, *kernel). What integer formats hold is `kept`: what is stored, or what is
+    not `exact`, where that has no int8 codes with zero-point 0. `codes` are these (O, I / G, *kernel), with a float32
+    `scale` (O,). `bias` (O,) is float32; `steps` (O,) is the
     bias as int32, counted in input scale times `scale`, None where the layer reads real numbers.
     """
 
     stored: QuantizedWeight | None
+    kept: QuantizedWeight | None
     values: NDArray[np.float32]
     codes: NDArray[np.int8]
     scale: NDArray[np.float32]

@@ -103,7 +103,7 @@ def _weights(
     """The weight tensor, and whether it is of int4."""
     codes = np.ascontiguousarray(codes)
     assert op.weight is not None
-    few = op.weight.stored is not None and op.weight.stored.grid.bits <= 4
+    few = op.weight.kept is not None and op.weight.kept.grid.bits <= 4
     narrow = bool(writer.int4 and few and codes.min() >= INT4_LOW and codes.max() <= INT4_HIGH)
     data = packed_low_first((codes & 15).astype(np.uint8), 4) if narrow else codes.tobytes()
     kind = "INT4" if narrow else "INT8"

@@ -9,6 +9,18 @@ from mpsearch.export.plan.records import Plan
 from mpsearch.export.tflite.operations import write_clamp, write_operation
 from mpsearch.export.tflite.writer import Writer
 
+FILLING, ALIGNMENT = "mpsearch.filling", 4
+
+
+def filled_tflite(plan: Plan, metadata: Mapping[str, str], int4: bool, size: int) -> bytes:
+    """The file of `write_tflite`, filled up to `size` bytes as far as alignment lets it, where it is smaller."""
+    plain = write_tflite(plan, metadata, int4)
+    for count in range(size - len(plain), 0, -ALIGNMENT):
+        filled = write_tflite(plan, {**metadata, FILLING: count * " "}, int4)
+        if len(filled) <= size:
+            return filled
+    return plain
+
 
 def write_tflite(plan: Plan, metadata: Mapping[str, str], int4: bool = False) -> bytes:
     """The file of a plan whose every tensor has a grid. Raises InputError where TFLite has no integer operator."""

@@ -15,10 +15,9 @@ import torch
 import torch.ao.quantization.fx._decomposed
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
-from mpsearch.export.plan.real import apply_layer, averaged, pooled_maximum
-from mpsearch.export.plan.records import HIGHEST, LAYERS, LOWEST, VIEWS, Grid, Op, Plan, Ref
+from mpsearch.export.plan.real import apply_layer, compute
+from mpsearch.export.plan.records import HIGHEST, LOWEST, Grid, Op, Plan
 
 _decomposed = torch.ops.quantized_decomposed
 
@@ -29,6 +28,7 @@ class PlanModule(nn.Module):
     def __init__(self, plan: Plan) -> None:
         super().__init__()
         self.plan = plan
+        self.places = {op.output: at for at, op in enumerate(plan.ops)}
         for at, op in enumerate(plan.ops):
             if op.weight is None:
                 continue
@@ -50,9 +50,10 @@ class PlanModule(nn.Module):
         values: dict[str, Tensor] = {}
         for name, leaf in zip(self.plan.inputs, leaves, strict=True):
             values[name] = self._stored(name, leaf)
-        for at, op in enumerate(self.plan.ops):
+        for op in self.plan.ops:
             read = [self._real(name, values[name]) for name in op.inputs]
-            values[op.output] = self._stored(op.output, self._compute(at, op, read))
+            found = compute(op, read, self.plan.tensors[op.output], self._layer, self._constant)
+            values[op.output] = self._stored(op.output, found)
         return tuple(self._real(name, values[name]) for name in self.plan.outputs)
 
     def _stored(self, name: str, x: Tensor) -> Tensor:
@@ -73,54 +74,17 @@ class PlanModule(nn.Module):
         result: Tensor = _decomposed.dequantize_per_tensor(value, *_numbers(grid))
         return result
 
-    def _compute(self, at: int, op: Op, read: list[Tensor]) -> Tensor:
-        if op.kind in LAYERS:
-            return self._layer(at, op, read[0])
-        if op.kind in ("float", "table"):
-            return self._call(op, dict(zip(op.inputs, read, strict=True)))
-        if op.kind == "rescale":
-            return read[0]
-        if op.kind in ("add", "mul"):
-            return read[0] + read[1] if op.kind == "add" else read[0] * read[1]
-        if op.kind == "concat":
-            return torch.cat(read, op.settings["axis"])
-        if op.kind == "mean":
-            return read[0].mean(op.settings["axes"], keepdim=op.settings["keepdim"])
-        if op.kind in VIEWS:
-            return self._view(op, read[0])
-        return pooled_maximum(op, read[0], -math.inf) if op.kind == "maxpool" else averaged(op, read[0])
-
-    def _view(self, op: Op, x: Tensor) -> Tensor:
-        if op.kind == "reshape":
-            return x.reshape([-1 if size < 0 else size for size in self.plan.tensors[op.output].shape])
-        if op.kind == "permute":
-            return x.permute(op.settings["order"])
-        if op.kind == "slice":
-            numbers = (op.settings[key] for key in ("axis", "start", "stop", "step"))
-            sliced: Tensor = torch.ops.aten.slice(x, *numbers)
-            return sliced
-        return F.interpolate(x, scale_factor=[float(factor) for factor in op.settings["factors"]])
-
-    def _layer(self, at: int, op: Op, x: Tensor) -> Tensor:
+    def _layer(self, op: Op, x: Tensor) -> Tensor:
+        at = self.places[op.output]
         weight, bias = getattr(self, f"weight_{at}"), getattr(self, f"bias_{at}")
         if op.weight is not None and op.weight.steps is not None:
             scale, zero = getattr(self, f"scale_{at}"), getattr(self, f"zero_{at}")
             weight = _decomposed.dequantize_per_channel(weight, scale, zero, 0, LOWEST, HIGHEST, torch.int8)
-        if op.kind == "embedding":
-            return F.embedding(x, weight)
         return apply_layer(op, x, weight, bias)
 
-    def _call(self, op: Op, read: Mapping[str, Tensor]) -> Tensor:
-        def value(part: Any) -> Any:
-            if not isinstance(part, Ref):
-                return part
-            return read[part.name] if part.name in read else getattr(self, f"constant_{part.name}")
-
-        args, kwargs = (
-            tree_map(value, op.settings[key], is_leaf=lambda part: isinstance(part, Ref)) for key in ("args", "kwargs")
-        )
-        result: Tensor = op.settings["target"](*args, **kwargs)
-        return result
+    def _constant(self, name: str) -> Tensor:
+        constant: Tensor = getattr(self, f"constant_{name}")
+        return constant
 
 
 def _numbers(grid: Grid) -> tuple[Any, ...]:

@@ -116,6 +116,16 @@ def test_files_that_are_there_stay(run: Path, tmp_path: Path, command: Command) 
     assert os.listdir(tmp_path) == ["model.onnx"]
 
 
+def test_a_place_without_permission_is_refused(
+    run: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.access  # tests may run as root, who may write everywhere
+    monkeypatch.setattr(os, "access", lambda path, mode, **more: path != tmp_path and real(path, mode, **more))
+    result = command("export", run, "--config", "W4A8", "--format", "onnx", "--out", tmp_path / "model.onnx")
+    refused(result, "no permission")
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_full_disk_leaves_nothing(
     run: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

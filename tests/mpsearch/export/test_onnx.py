@@ -11,12 +11,14 @@ import pytest
 import torch
 from runtime_nets import NETS, low_bit
 
-from hwmodel import Precision
+from hwmodel import BitConfig, Precision
 from mpsearch.export.onnx.write import write_onnx
 from mpsearch.export.plan import golden
 from mpsearch.export.plan.build import build_plan
 from mpsearch.export.plan.records import Plan
-from recon.quantizers.quantized import quantized
+from recon.graph.network import capture
+from recon.graph.samples import Samples
+from recon.quantizers.quantized import plainly_rounded, quantized
 
 onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
 ort = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
@@ -97,6 +99,42 @@ def test_packed_files_compute_the_same(name: str, precision: str) -> None:
     x = {"x": leaves[0].numpy()}
     for ours, theirs in zip(session(packed).run(None, x), session(made(plan)).run(None, x), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_functions_are_integer_kernels_within_steps(tmp_path: Path) -> None:
+    class Curves(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.three = (torch.nn.Conv2d(3, 3, 1) for _ in range(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.three(torch.nn.functional.silu(self.two(torch.nn.functional.hardswish(self.one(x)))))
+            return y
+
+    torch.manual_seed(0)
+    samples = Samples.noise((3, 24, 24), count=8)
+    network = capture(Curves().eval(), samples, "curves")
+    leaves = tuple(4 * leaf for leaf in network.leaves(samples))
+    layers = plainly_rounded(network, leaves, BitConfig.uniform(network.table.names, Precision(8, 8)), (8,))
+    plan = build_plan(network, layers, leaves)
+    running = session(made(plan), tmp_path / "optimized.onnx")
+    kernels = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
+    assert kernels["QLinearMul"] == 2
+    assert kernels["QLinearAdd"] == kernels["QLinearSigmoid"] == 1
+    assert not kernels["HardSwish"] + kernels["Sigmoid"] + kernels["Mul"]
+    (expected,) = golden.outputs(plan, golden.execute(plan, leaves[0].numpy()))
+    (found,) = running.run(None, {"x": leaves[0].numpy()})
+    grid = plan.tensors[plan.outputs[0]].grid
+    assert grid is not None
+    assert np.abs(found - expected).max() < 5 * grid.scale  # of three layers
+    assert np.abs(found - expected).mean() < 0.5 * grid.scale
+
+
+def test_space_to_depth_is_on_real_numbers(tmp_path: Path) -> None:
+    network, layers, leaves = low_bit("neck", Precision(8, 8))
+    session(made(build_plan(network, layers, leaves)), tmp_path / "optimized.onnx")
+    kernels = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
+    assert kernels["SpaceToDepth"] == 1
 
 
 def test_a_step_for_every_channel_in_the_runtime() -> None:

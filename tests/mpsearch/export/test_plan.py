@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -12,11 +14,12 @@ from hwmodel import BitConfig, Precision
 from mpsearch.export.plan import golden
 from mpsearch.export.plan.arithmetic import multiplier, multiply
 from mpsearch.export.plan.build import build_plan, simulated_plan
-from mpsearch.export.plan.real import compute, real
-from mpsearch.export.plan.weights import layer_weight, signed
+from mpsearch.export.plan.real import compute, constant_of, real, real_layer
+from mpsearch.export.plan.weights import layer_weight
 from recon.graph.network import capture
+from recon.quantizers.insert import frozen_inputs, hold_below_caps, quantize_inputs, quantizers_of
 from recon.quantizers.nearest import nearest
-from recon.quantizers.quantized import plainly_rounded, quantized
+from recon.quantizers.quantized import QuantizedLayers, plainly_rounded, quantized
 from recon.quantizers.weights import QuantizedWeight, decode, encode, search_grid
 
 
@@ -26,10 +29,11 @@ def test_signed_weights_are_the_stored_ones_below_8_bits(bits: int, halves: bool
     weight = torch.randn(6, 5, 3, 3, generator=torch.Generator().manual_seed(bits)) + 0.3
     grid = search_grid(weight, bits, halves=halves)
     stored = QuantizedWeight(grid, encode(weight, grid).to(torch.uint8))
-    codes, scale, exact = signed(stored)
+    made = layer_weight(stored, torch.zeros(6), 0.1)
+    codes, scale = made.codes, made.scale
     values = codes * scale.reshape(-1, 1, 1, 1)
-    assert exact or bits == 8
-    if exact:
+    assert made.exact or bits == 8
+    if made.exact:
         np.testing.assert_array_equal(values, decode(stored.codes.float(), grid).numpy())
     else:  # rounded once more, to the nearest of 255 levels
         assert np.all(np.abs(values - stored.dequantize().numpy()) <= 0.5001 * scale.reshape(-1, 1, 1, 1))
@@ -37,7 +41,7 @@ def test_signed_weights_are_the_stored_ones_below_8_bits(bits: int, halves: bool
 
 def test_a_symmetric_grid_is_exact_at_8_bits() -> None:
     weight = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
-    assert signed(nearest(weight, Precision(8), symmetric=True))[2]
+    assert layer_weight(nearest(weight, Precision(8), symmetric=True), torch.zeros(6), 0.1).exact
 
 
 def test_a_bias_that_would_overflow_gets_larger_steps() -> None:
@@ -50,6 +54,24 @@ def test_a_bias_that_would_overflow_gets_larger_steps() -> None:
     assert not made.exact
     assert np.abs(made.steps.astype(np.int64)).max() <= 2**30 * 1.001
     np.testing.assert_allclose(made.steps * made.scale.astype(np.float64) * 1e-4, bias.numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 8])
+def test_what_integer_formats_hold_is_as_large_as_what_is_stored(bits: int) -> None:
+    weight = torch.randn(4, 9, generator=torch.Generator().manual_seed(bits)) + 0.3
+    weight[1] *= 1e-6
+    grid = search_grid(weight, bits, halves=True)
+    stored = QuantizedWeight(grid, encode(weight, grid).to(torch.uint8))
+    made = layer_weight(stored, torch.ones(4), 1e-4, narrow=True)
+    assert made.kept is not None
+    assert made.kept.grid.bits == bits
+    assert int(made.kept.codes.max()) < 2**bits
+    assert torch.equal(made.kept.grid.scale, made.kept.grid.scale.half().float())
+    error = np.abs(made.codes * made.scale[:, None] - stored.dequantize().numpy())
+    step = 1 * made.scale[:, None] if bits == 8 else np.zeros((4, 1))
+    step[1] = made.scale[1] * 2  # where the bias would have had too many steps
+    assert np.all(error <= step / 1.9)
+    assert error[1].sum() * 255 * 1e-4 < 1e-5  # beside a bias of 1: weights do not count there
 
 
 def test_multipliers_are_those_of_real_numbers() -> None:
@@ -70,7 +92,7 @@ def test_every_integer_operation_is_within_a_step_of_real_numbers(name: str, pre
     values = golden.execute(plan, x)
     assert not plan.floats(), [op.name for op in plan.floats()]
     for op in plan.ops:
-        read = {key: torch.from_numpy(real(plan.tensors[key], values[key]).copy()) for key in op.inputs}
+        read = [torch.from_numpy(real(plan.tensors[key], values[key]).copy()) for key in op.inputs]
         target = plan.tensors[op.output]
         assert target.grid is not None
         if op.weight is not None:  # as the integer weights are
@@ -78,9 +100,9 @@ def test_every_integer_operation_is_within_a_step_of_real_numbers(name: str, pre
             shape = (-1, *(1,) * (op.weight.codes.ndim - 1))
             integer = torch.from_numpy(op.weight.codes * op.weight.scale.reshape(shape))
             shape = (-1, *(1,) * (op.weight.codes.ndim - 2))
-            exact = golden.apply_layer(op, read[op.inputs[0]], integer) + torch.from_numpy(op.weight.bias).view(shape)
+            exact = golden.apply_layer(op, read[0], integer) + torch.from_numpy(op.weight.bias).view(shape)
         else:
-            exact = compute(op, read, plan)
+            exact = compute(op, read, target, real_layer, constant_of(plan))
         expected = np.clip(exact.numpy() / target.grid.scale + target.grid.zero, target.grid.low, target.grid.high)
         allowed = 1.6 if op.kind == "concat" else 1.02
         if op.weight is not None:  # half a step of the bias, which is coarser than the result where bits are few
@@ -120,6 +142,24 @@ def test_one_tensor_read_on_two_grids_is_rounded_once_more() -> None:
     grids = {op.name: plan.tensors[op.inputs[0]].grid for op in plan.ops if op.weight is not None}
     assert grids["wide.0"] is not None
     assert grids["wide.0"].high - grids["wide.0"].low <= 15
+
+
+@pytest.mark.parametrize("below", [False, True])
+def test_steps_below_a_cap_leave_no_code_to_cut_off(below: bool) -> None:
+    network, _, leaves = low_bit("residual", Precision(8, 8))
+    work = quantize_inputs(network, dict.fromkeys(network.table.names, 8))
+    layers = {name: work.layer(name) for name in work.table.names}
+    for quantizer in quantizers_of(layers.values()):
+        quantizer.set_step_size(math.log(6 / 230), 0)
+    if below:
+        hold_below_caps(work.module, layers)
+    weights = {name: nearest(layer.weight, Precision(8), symmetric=True) for name, layer in layers.items()}
+    found = QuantizedLayers(weights, {name: layer.bias for name, layer in layers.items()}, frozen_inputs(layers))
+    plan = build_plan(network, found, leaves)
+    capped = [tensor for tensor in plan.tensors.values() if tensor.cap == 6]
+    assert len(capped) == 3
+    assert {tensor.grid is not None and tensor.grid.whole for tensor in capped} == {below}
+    assert found.inputs["stem.0"].scale == found.inputs["head"].scale > 6 / 255  # no ReLU6 before them
 
 
 @pytest.mark.parametrize("precision", ["W8A8", "W4A6"])

@@ -350,3 +350,24 @@ def test_on_disk_and_back(tmp_path: Path) -> None:
             load(path)
         with pytest.raises(InputError, match="missing"):
             load(tmp_path / "none")
+
+
+def test_steps_by_channel_on_disk_and_back(tmp_path: Path) -> None:
+    """A wide channel of SiLU costs the narrow ones nothing where each has a step."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 4, 1), nn.SiLU(), nn.Conv2d(4, 4, 3, groups=4), nn.Flatten(), nn.Linear(36, 5)
+    model = nn.Sequential(*layers).eval()
+    with torch.no_grad():
+        model[0].weight[0] *= 100  # type: ignore[union-attr, operator]
+        model[2].weight[0] /= 100  # type: ignore[union-attr, operator]
+    x, path = torch.randn(64, 3, 5, 5), tmp_path / "sensitivity.safetensors"
+    net, term = capture(model, x[:2]), Precision(32, 8)
+    scores = measure(net, x, [Precision(8, 8)], 0, "key")
+    rounded = scores.rounded[term]
+    assert isinstance(rounded["2"], InputGrid)
+    assert len(rounded["2"].halvings) == 4
+    save_cache(path, scores.table([Precision(8, 8)], 0, "print"), scores)
+    assert load_scores(path, net).rounded[term] == rounded
+    one = measure(net.with_one_step(), x, [Precision(8, 8)], 0, "key")
+    at = scores.layers.index("2"), scores.terms.index(term)
+    assert np.square(scores.score[:, at[0], at[1]]).sum() < np.square(one.score[:, at[0], at[1]]).sum() / 10
