@@ -60,6 +60,8 @@ def test_the_same_bytes_in_all_surroundings(kill: Any, tmp_path: Path) -> None:
         )
         assert done.returncode == 0, f"{name}: {done.stderr}"
         found: dict[str, Any] = kill.contents(folder)
+        if out is not None:  # the page names the folder as the user did
+            found["front.html"] = found["front.html"].replace(out.encode(), b"")
         return found
 
     plain = ran("plain", PYTHONHASHSEED="1")
