@@ -304,6 +304,38 @@ CHANCE = 0.3  # points: a third more than one standard deviation at W4A4, where 
 SHORT = {("resnet20", "W4A32"): 0.36}  # points that are missing there, with three seeds of each: docs/reconstruction.md
 
 
+def test_figures_of_detectors_codes_and_runtimes_are_the_measured_ones() -> None:
+    text = " ".join(README.split())
+    read = {
+        name: json.loads((RESULTS / f"bench_{name}.json").read_text("utf-8"))
+        for name in ("coding", "detection", "export")
+    }
+    (coded,) = (
+        row
+        for row in read["coding"]["networks"]
+        if (row["network"], row["budget"], row["seed"]) == ("mobilenetv2", "1.5MB", 0)
+    )
+    assert f"keeps {coded['top1']:.2f} % in the same 1.5 MB" in text
+    rows = read["detection"]["rows"]
+
+    def points(method: str) -> list[str]:
+        names = [f"yolox_nano {bits} {method} 0" for bits in ("W8A8", "W4A8", "W3A32")]
+        return [f"{rows[name]['metrics']['map']:.1f}" for name in names]
+
+    first, second, third = points("ours")
+    assert f"mAP {rows['yolox_nano float']['metrics']['map']:.1f} in float" in text
+    assert (
+        f"{first} with 8-bit weights and activations, {second} with 4-bit weights, {third} with 3-bit weights alone"
+        in text
+    )
+    first, second, third = points("plain")
+    assert f"keeps {first}, {second} and {third}." in text
+    ratio = {(row["network"], row["bits"]): f"{row['ratio']:.2f}" for row in read["export"]["networks"]}
+    assert f"runs {ratio['MobileNetV2', 'W8A8']} times as fast as in float" in text
+    assert f"weights and {ratio['MobileNetV2', 'W4A8']} times with 4-bit ones" in text
+    assert f"ResNet-18 {ratio['ResNet-18', 'W8A8']} and {ratio['ResNet-18', 'W4A8']} times" in text
+
+
 def test_reconstruction_beats_the_published_recipe_in_less_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     mean = importlib.import_module("bench_reconstruction").mean
