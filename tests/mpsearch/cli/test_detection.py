@@ -18,7 +18,8 @@ from mpsearch.export.packed import load_packed
 from mpsearch.files.folder import RunFolder
 from mpsearch.request.options import FinishOptions
 from mpsearch.run.loaded import Loaded
-from mpsearch.run.spread import finish_point, shared_state
+from mpsearch.run.sent import sent
+from mpsearch.run.spread import finish_point
 from mpsearch.show.boxes import MOST_BYTES
 from mpsearch.show.console import Console
 from mpsearch.sources.detectors import NeuralPart, OneStage, TwoStage, neural_part
@@ -163,7 +164,7 @@ def test_workers_elsewhere_send_the_picture_along(folder: Path) -> None:
     options = FinishOptions(**files, task="detection", samples=16, steps=0)
     loaded = Loaded(options, RunFolder(folder / "out"), Console())
     bits = dict.fromkeys(loaded.network.table.names, "W4A32")
-    record, made = finish_point(shared_state(loaded, 1), "mine", bits, {}, None)
+    record, made = finish_point(sent(loaded, 1, loaded.data), "mine", bits, {}, None)
     assert record["metrics"]["finished"]["map"] >= 0
     assert sorted(made) == ["boxes-mine.webp", "model-mine.safetensors"]
     assert made["boxes-mine.webp"].startswith(b"RIFF")
