@@ -104,11 +104,11 @@ class LayerSpec:
             for name, like in fields.items():
                 if name == "channel_steps":
                     if type(like) is not bool:
-                        raise TypeError(f"{name} must be true or false, got {str(like)[:40]}")
+                        raise TypeError(f"{name} must be true or false, got {str(like)[:40]!r}")
                     continue
                 sizes = like if isinstance(like, tuple) else () if isinstance(like, str) else (like,)
                 if (isinstance(like, tuple) and len(like) != 2) or not all(type(size) is int for size in sizes):
-                    raise TypeError(f"{name} must be text, a whole number or two of them, got {str(like)[:40]}")
+                    raise TypeError(f"{name} must be text, a whole number or two of them, got {str(like)[:40]!r}")
             return cls(**fields)
         except (TypeError, AttributeError) as error:
             raise InputError(f"not a layer description: {error}") from None

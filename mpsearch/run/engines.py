@@ -165,7 +165,7 @@ def _ray(engine: Engine, call: Call, shared: bytes, tasks: Mapping[str, tuple[An
     here = {"num_cpus": engine.workers, "include_dashboard": False} if engine.scheduler is None else {}
     try:
         _require_listener(engine.scheduler)
-        ray.init(address=engine.scheduler, log_to_driver=False, logging_level="ERROR", **here)
+        ray.init(address=engine.scheduler or "local", log_to_driver=False, logging_level="ERROR", **here)
     except (OSError, ValueError, RuntimeError) as error:
         raise _unreachable(engine, error) from None
     try:
