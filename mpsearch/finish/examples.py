@@ -15,6 +15,7 @@ from recon.graph.samples import named_parts
 from recon.likelihood.likelihood import Likelihood
 
 MOST, BATCH = 128, 16
+DRAWS = 8
 MOST_BYTES = 2**28  # of outputs, where those of a batch are large
 
 
@@ -45,11 +46,13 @@ def require_finite(likelihood: Likelihood, outputs: Any) -> None:
 
 
 def is_random(network: Network, split: Split) -> bool:
-    """Whether the network gives other outputs when it sees the same samples once more."""
+    """Whether the network gives other outputs when it sees the same samples again: `DRAWS` times, as two draws may be
+    much alike."""
     samples = next(split.batches(2))[0].to(network.device)
     with torch.no_grad():
-        pairs = zip(*(network.module(*network.leaves(samples)) for _ in range(2)), strict=True)
-    return any(_differ(once.double().nan_to_num(), again.double().nan_to_num()) for once, again in pairs)
+        tensors = zip(*(network.module(*network.leaves(samples)) for _ in range(DRAWS)), strict=True)
+    pairs = ((first, again) for first, *others in tensors for again in others)
+    return any(_differ(first.double().nan_to_num(), again.double().nan_to_num()) for first, again in pairs)
 
 
 def _differ(once: Tensor, again: Tensor) -> bool:
