@@ -26,7 +26,7 @@ from machine import machine
 
 from hwmodel import Precision
 from mpsearch.run.summary import versions
-from mpsearch.sensitivity.terms import LayerErrors, score_by_outputs, score_by_weight
+from mpsearch.sensitivity.terms import score_by_outputs, score_by_weight
 from recon.compute.arithmetic import fast_dtype, keep_freed_memory
 from recon.fit.start import second_order_rounding, second_order_roundings
 from recon.graph.layers import Convolution
@@ -57,8 +57,7 @@ def measured(inputs: int, outputs: int, kernel: int, groups: int, side: int) -> 
     )
     x = torch.randn(SAMPLES, inputs, side, side).to(kind, memory_format=torch.channels_last)
     gradient = torch.randn(SAMPLES, outputs, side, side).to(kind, memory_format=torch.channels_last)
-    changes = [(torch.randn_like(layer.weight) * 2.0**-width, torch.zeros(outputs)) for width in WIDTHS]
-    errors = LayerErrors.of(layer, changes)
+    errors = [(torch.randn_like(layer.weight) * 2.0**-width, torch.zeros(outputs)) for width in WIDTHS]
     length, precisions = layer.weight[0].numel(), [Precision(width) for width in WIDTHS]
     moments = InputMoments()
     moments.add(torch.randn(groups, length, PATCHES), None, None)

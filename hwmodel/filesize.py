@@ -26,10 +26,9 @@ class FileForm:
 
     Weights of some bits are stored at the `width` of those bits, or else at 8, in units of `unit` bytes, or of eight
     codes where that is 0; where `rows`, every output channel starts a unit, and where `convolutions`, those widths are
-    for convolutions alone. An output
-    channel adds `channel` bytes, or `widened` where its codes become int8 when the file is loaded, which takes nodes of
-    `nodes` bytes and `per_letter` bytes for each letter of the layer's name. `real` is `channel` where activations are
-    float, None where the format has integers alone.
+    for convolutions alone. An output channel adds `channel` bytes, or `widened` where its codes become int8 when the
+    file is loaded, which takes nodes of `nodes` bytes and `per_letter` bytes for each letter of the layer's name.
+    `real` is `channel` where activations are float, None where the format has integers alone.
     """
 
     name: str

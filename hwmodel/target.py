@@ -92,15 +92,16 @@ def parse_target(text: str, where: str) -> TargetSpec:
     weights, activations, symmetric = (
         _bits(data[key], f"{where}: {key}") for key in ("weight_bits", "activation_bits", "symmetric_bits")
     )
-    cuts = data["cuts_by_range"]
-    if not isinstance(cuts, bool):
-        raise InputError(f"{where}: cuts_by_range must be true or false, got {cuts!r}")
+    cuts, steps = (_flag(data[key], f"{where}: {key}") for key in ("cuts_by_range", "channel_steps"))
     if not weights or not activations:
         raise InputError(f"{where}: weight_bits and activation_bits must not be empty")
-    steps = data["channel_steps"]
-    if not isinstance(steps, bool):
-        raise InputError(f"{where}: channel_steps must be true or false, got {steps!r}")
     return TargetSpec(name, title, tuple(formats), weights, activations, symmetric, cuts, steps, source)
+
+
+def _flag(value: Any, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise InputError(f"{where} must be true or false, got {value!r}")
+    return value
 
 
 def _text(value: Any, where: str) -> str:

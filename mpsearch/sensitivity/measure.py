@@ -28,7 +28,7 @@ from torch import Tensor
 from hwmodel import FLOAT_BITS, Precision
 from mpsearch.sensitivity.forward import Change, measured_scores
 from mpsearch.sensitivity.scores import Rounded, RoundedWeight, Scores, widths
-from mpsearch.sensitivity.terms import LayerErrors, batch_terms
+from mpsearch.sensitivity.terms import batch_terms
 from recon.compute.arithmetic import picked
 from recon.fit.start import second_order_rounding, second_order_roundings
 from recon.graph.gradients import without_gradient
@@ -140,18 +140,10 @@ class Scored:
         """The samples of a part."""
         return min(SENSITIVITY_BATCH, len(self.leaves[0]) - part.start)
 
-    def _changes(self, names: Sequence[str]) -> dict[str, list[Change | None]]:
+    @cached_property
+    def _changes(self) -> dict[str, list[Change | None]]:
+        names = self.network.table.names
         return {name: [change(self.network, name, row) for row in self.rounded.values()] for name in names}
-
-    @cached_property
-    def _measured(self) -> dict[str, list[Change | None]]:
-        return self._changes(self.alone)
-
-    @cached_property
-    def _errors(self) -> dict[str, LayerErrors]:
-        names = [name for name in self.network.table.names if name not in self.alone]
-        changes = self._changes(names)
-        return {name: LayerErrors.of(self.network.layer(name), changes[name]) for name in names}
 
     def of(self, part: Part) -> Terms:
         """⟨g, Δ⟩ and Σ g² Δ² (n, L, T) of one part: nothing in it depends on any other."""
@@ -160,16 +152,15 @@ class Scored:
         score, square = np.zeros((2, self.size(part), len(names), len(at)), np.float32)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + part.start)
         x = picked(self.leaves, slice(part.start, part.start + SENSITIVITY_BATCH), self.network.device)
-        if self._errors:
-            of = [names.index(name) for name in self._errors]
+        missing = {name: [row[index] for index in at] for name, row in self._changes.items()}
+        alone = {name: missing.pop(name) for name in self.alone}
+        if missing:
+            of = [names.index(name) for name in missing]
             squares = part.start // SENSITIVITY_BATCH % SQUARED == 0
-            score[:, of], square[:, of] = batch_terms(
-                self.network, x, self.likelihood, self._errors, at, generator, squares
-            )
-        if self.alone:
-            missing = {name: [row[index] for index in at] for name, row in self._measured.items()}
-            of = [names.index(name) for name in self.alone]
-            score[:, of] = measured_scores(self.network, x, self.likelihood, missing)
+            score[:, of], square[:, of] = batch_terms(self.network, x, self.likelihood, missing, generator, squares)
+        if alone:
+            of = [names.index(name) for name in alone]
+            score[:, of] = measured_scores(self.network, x, self.likelihood, alone)
         return score, square
 
 

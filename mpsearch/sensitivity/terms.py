@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,57 +21,25 @@ from recon.quantizers.inputs import InputGrid, round_to_grid
 LARGE = 4  # copies of a sample's outputs that its gradient by the weight may take as much room as
 
 Terms = NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class LayerErrors:
-    """What T roundings change in a layer: `weights` (S, O · K) and `biases` (S, O) of the terms `at`, those of weights,
-    and the `grids` of its inputs by term."""
-
-    at: list[int]
-    weights: Tensor
-    biases: Tensor
-    grids: dict[int, InputGrid]
-
-    @classmethod
-    def of(cls, layer: Layer, row: Sequence[Change | None]) -> LayerErrors:
-        """Those of the T changes of a layer; None changes nothing."""
-        pairs = {at: change for at, change in enumerate(row) if isinstance(change, tuple)}
-        grids = {at: change for at, change in enumerate(row) if isinstance(change, InputGrid)}
-        sizes = layer.weight.numel(), layer.bias.numel()
-        weights, biases = (layer.weight.new_zeros(len(pairs), size) for size in sizes)
-        for row_of, (weight, bias) in enumerate(pairs.values()):
-            weights[row_of], biases[row_of] = weight.flatten(), bias
-        return cls(list(pairs), weights, biases, grids)
-
-    def part(self, terms: Sequence[int]) -> LayerErrors:
-        """Of these terms alone, counted anew."""
-        if list(terms) == list(range(len(self.at) + len(self.grids))):
-            return self
-        rows = [self.at.index(term) for term in terms if term in self.at]
-        at = [index for index, term in enumerate(terms) if term in self.at]
-        grids = {index: self.grids[term] for index, term in enumerate(terms) if term in self.grids}
-        return LayerErrors(at, self.weights[rows], self.biases[rows], grids)
+Error = tuple[Tensor, Tensor]  # of a weight (O, …), and the bias (O,) that goes with it
 
 
 def batch_terms(
     network: Network,
     leaves: Sequence[Tensor],
     likelihood: Likelihood,
-    errors: Mapping[str, LayerErrors],
-    terms: Sequence[int],
+    changes: Mapping[str, Sequence[Change | None]],
     generator: torch.Generator,
     squares: bool,
 ) -> tuple[Terms, Terms]:
-    """⟨g, Δ⟩ and, if `squares`, Σ g² Δ² (n, L, T), else NaN, for T `terms` of samples, whose tensors are (n, …), with Δ
-    the error of a layer's output, or of its input.
+    """⟨g, Δ⟩ and, if `squares`, Σ g² Δ² (n, L, T), else NaN, for the T `changes` of L layers and samples, whose tensors
+    are (n, …), with Δ the error of a layer's output, or of its input.
 
     ⟨g, Δ⟩ is also the error of the weight times the sample's own gradient by it: where maps are large, one gradient
     that serves all widths takes less than the errors of the outputs, and so do the squares of a few samples.
     """
-    wanted = {name: found.part(terms) for name, found in errors.items()}
-    of_inputs = any(found.grids for found in wanted.values())
-    layers = {name: network.layer(name) for name in wanted}
+    of_inputs = any(isinstance(change, InputGrid) for row in changes.values() for change in row)
+    layers = {name: network.layer(name) for name in changes}
     leaves = [x.requires_grad_(of_inputs) if x.is_floating_point() else x for x in leaves]
     with keep_outputs(layers) as calls, torch.enable_grad(), fast(network.device):
         probe = likelihood.probe(network.outputs_of(*leaves), generator)
@@ -84,9 +51,9 @@ def batch_terms(
     ]
     of_read = dict(zip(read, gradients[len(calls) :], strict=True))
     readers = Counter(id(inputs) for _, inputs, _ in calls)
-    index = {name: position for position, name in enumerate(wanted)}
+    index = {name: position for position, name in enumerate(changes)}
     axes, count = network.sample_axes(), len(leaves[0])
-    score = torch.zeros(count, len(wanted), len(terms), device=network.device)
+    score = torch.zeros(count, len(changes), len(next(iter(changes.values()))), device=network.device)
     square = torch.zeros_like(score) if squares else torch.full_like(score, math.nan)
 
     def add(own: int, at: int, sums: tuple[Tensor, Tensor], *, counts: bool = True) -> None:
@@ -94,17 +61,20 @@ def batch_terms(
         square[:, own, at] += sums[1]
 
     for (name, inputs, _), gradient in zip(calls, gradients, strict=False):
-        layer, found, axis, own = layers[name], wanted[name], axes[name], index[name]
-        by_weight = bool(found.at) and _maps_are_large(layer, gradient, axis, count)
+        layer, axis, own = layers[name], axes[name], index[name]
+        errors = {at: change for at, change in enumerate(changes[name]) if isinstance(change, tuple)}
+        by_weight = bool(errors) and _maps_are_large(layer, gradient, axis, count)
         if by_weight and axis is not None:
-            score[:, own, found.at] += score_by_weight(layer, found, inputs, gradient, axis, count)
+            score[:, own, [*errors]] += score_by_weight(layer, [*errors.values()], inputs, gradient, axis, count)
         if squares or not by_weight:
-            for at, sums in zip(found.at, score_by_outputs(layer, found, inputs, gradient, axis, count), strict=True):
+            of_outputs = score_by_outputs(layer, [*errors.values()], inputs, gradient, axis, count)
+            for at, sums in zip(errors, of_outputs, strict=True):
                 add(own, at, sums, counts=not by_weight)
         if id(inputs) in read:
             exact, share = inputs.detach().float(), of_read[id(inputs)].float() / readers[id(inputs)]
-            for at, grid in found.grids.items():
-                add(own, at, sums_by_sample((round_to_grid(exact, grid) - exact).mul_(share), axis, count))
+            for at, grid in enumerate(changes[name]):
+                if isinstance(grid, InputGrid):
+                    add(own, at, sums_by_sample((round_to_grid(exact, grid) - exact).mul_(share), axis, count))
     return score.cpu().numpy(), square.cpu().numpy()
 
 
@@ -117,17 +87,17 @@ def _maps_are_large(layer: Layer, z: Tensor, axis: int | None, count: int) -> bo
 
 @torch.no_grad()
 def score_by_outputs(
-    layer: Layer, errors: LayerErrors, inputs: Tensor, gradient: Tensor, axis: int | None, count: int
+    layer: Layer, errors: Sequence[Error], inputs: Tensor, gradient: Tensor, axis: int | None, count: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """⟨g, Δ⟩ and Σ g² Δ² (n,) at every width, from the error of the outputs there."""
-    for weight, bias in zip(errors.weights, errors.biases, strict=True):
+    for weight, bias in errors:
         with fast(inputs.device):
-            moved = layer.apply_weight(inputs, weight.view_as(layer.weight), bias)
+            moved = layer.apply_weight(inputs, weight, bias)
         yield sums_by_sample(moved.float().mul_(gradient.float()), axis, count)
 
 
 def score_by_weight(
-    layer: Layer, errors: LayerErrors, inputs: Tensor, gradient: Tensor, axis: int, count: int
+    layer: Layer, errors: Sequence[Error], inputs: Tensor, gradient: Tensor, axis: int, count: int
 ) -> Tensor:
     """⟨g, Δ⟩ (n, S) of n samples, which `axis` of inputs and outputs counts, or windows of them one after another."""
     gradient = gradient.float() if layer.exact else gradient
@@ -137,9 +107,9 @@ def score_by_weight(
         by_bias = gradient.movedim((axis, layer.channel_axis), (0, -1)).reshape(count, -1, len(layer.bias))
         by_bias = by_bias.sum(1, dtype=torch.float32)
     # Width by width: the last digits of a product may depend on how many columns there are.
-    found = [by_weight @ weight for weight in errors.weights]
+    found = [by_weight @ weight.flatten() for weight, _ in errors]
     if by_bias is not None:
-        found = [score + by_bias @ bias for score, bias in zip(found, errors.biases, strict=True)]
+        found = [score + by_bias @ bias for score, (_, bias) in zip(found, errors, strict=True)]
     return torch.stack(found, 1)
 
 

@@ -152,22 +152,18 @@ def _array(tensor: Tensor) -> NDArray[np.float32]:
     return np.ascontiguousarray(tensor.detach().cpu().numpy())
 
 
-def descend_together(weight: Tensor, codes: Tensor, grid: Grid, hessian: Tensor, metric: Tensor) -> tuple[Grid, Tensor]:
-    """A grid and continuous codes (O, K) whose rounding leaves little of tr G (Q − W) H (Q − W)ᵀ: here the errors of
-    output channels act together, and may make up for each other.
+def descend_together(
+    weight: Tensor, codes: Sequence[Tensor], grids: Sequence[Grid], hessian: Tensor, metric: Tensor
+) -> list[tuple[Grid, Tensor]]:
+    """From codes (O, K) on each of several grids, a grid and continuous codes (O, K) whose rounding leaves little of
+    tr G (Q − W) H (Q − W)ᵀ: here the errors of output channels act together, and may make up for each other. What one
+    grid gets does not depend on the others.
 
     H is the `hessian` (1, K, K) of the inputs, G the `metric` (O, O), the second moment of the loss' gradient at the
     outputs; their Kronecker product stands for the Fisher information (Martens and Grosse, ICML 2015, arXiv
     1503.05671). An eighth of the channels moves at a time: the weights that would make up best for the errors of the
     others are rounded as by `descend`, and kept if they do.
     """
-    return descend_together_all(weight, [codes], [grid], hessian, metric)[0]
-
-
-def descend_together_all(
-    weight: Tensor, codes: Sequence[Tensor], grids: Sequence[Grid], hessian: Tensor, metric: Tensor
-) -> list[tuple[Grid, Tensor]]:
-    """`descend_together` from codes on several grids at once, to the same bits."""
     damping = (TOGETHER_DAMPING * metric.diagonal().mean()).clamp_min(1e-30)
     metric = metric + damping * torch.eye(len(metric), device=metric.device)
     places, scales = [one.clone() for one in codes], [grid.scale.clone() for grid in grids]

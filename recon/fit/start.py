@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hwmodel import BitConfig, Precision
 from recon.fit.compensation import compensated
-from recon.fit.obq import descend, descend_all, descend_together_all, output_error, place_all, place_obq, refit_scale
+from recon.fit.obq import descend, descend_all, descend_together, output_error, place_all, place_obq, refit_scale
 from recon.fit.task import UnitTask
 from recon.graph.layers import Embedding, Layer
 from recon.quantizers.coded import coded_grid, to_log_grid
@@ -166,7 +166,7 @@ def _round_channels(
     if metric is None:
         return found
     codes = [place.round() for _, place in found]
-    return descend_together_all(weight, codes, [grid for grid, _ in found], hessian, metric)
+    return descend_together(weight, codes, [grid for grid, _ in found], hessian, metric)
 
 
 def _promising(weight: Tensor, grids: Sequence[Grid], hessian: Tensor) -> list[Tried]:
@@ -174,8 +174,8 @@ def _promising(weight: Tensor, grids: Sequence[Grid], hessian: Tensor) -> list[T
     `PROMISING` a channel. So many channels at a time that a cache holds what is tried for them."""
     tries = [len(grid.scale) // len(weight) for grid in grids]
     each = len(weight) // len(hessian)  # channels of a group
-    count = each * max(1, TRIED // (each * tries[0] * weight.shape[1]))
-    count = max(1, TRIED // (tries[0] * weight.shape[1])) if len(hessian) == 1 else count
+    least = 1 if len(hessian) == 1 else each
+    count = least * max(1, TRIED // (least * tries[0] * weight.shape[1]))
     found: list[list[Tried]] = [[] for _ in grids]
     for first in range(0, len(weight), count):
         last = min(first + count, len(weight))

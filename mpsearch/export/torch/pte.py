@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from hwmodel.errors import InputError
 
-METADATA, DELEGATE = "mpsearch_metadata", "executorch_call_delegate"
+METADATA = "mpsearch_metadata"
 
 
 def pte_bytes(program: torch.export.ExportedProgram, metadata: Mapping[str, str]) -> bytes:

@@ -267,9 +267,9 @@ def test_only_what_is_new_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     rounded: list[tuple[Precision, ...]] = []
     batch_terms, roundings = sensitivity.batch_terms, sensitivity._roundings
 
-    def count(network, leaves, likelihood, errors, terms, *how):  # type: ignore[no-untyped-def]
-        measured.append((len(leaves[0]), len(terms)))
-        return batch_terms(network, leaves, likelihood, errors, terms, *how)
+    def count(network, leaves, likelihood, changes, *how):  # type: ignore[no-untyped-def]
+        measured.append((len(leaves[0]), len(next(iter(changes.values())))))
+        return batch_terms(network, leaves, likelihood, changes, *how)
 
     def note(network, images, terms, *how):  # type: ignore[no-untyped-def]
         rounded.append(tuple(terms))

@@ -14,7 +14,6 @@ from recon.fit.obq import (
     descend,
     descend_all,
     descend_together,
-    descend_together_all,
     place_all,
     place_obq,
     refit_scale,
@@ -126,7 +125,7 @@ def test_channels_that_act_together_are_rounded_together(monkeypatch: pytest.Mon
         best = min(float(loss(codes, grid)) for codes in grids)
         codes = descend(weight, encode(weight, grid), grid, hessian).round()
         refitted = refit_scale(weight, codes, grid, hessian)
-        found_grid, places = descend_together(weight, codes, refitted, hessian, metric)
+        ((found_grid, places),) = descend_together(weight, [codes], [refitted], hessian, metric)
         found, before = float(loss(places.round(), found_grid)), float(loss(codes, refitted))
         assert found <= before * (1 + 1e-3)  # scales are stored in half precision
         together.append(found / best)
@@ -144,7 +143,7 @@ def test_channels_that_get_into_each_others_way_move_one_by_one() -> None:
     def loss(codes: torch.Tensor, grid: Grid) -> float:
         return float((decode(codes, grid) - weight).sum(0).square().sum())
 
-    found, places = descend_together(weight, codes, grid, hessian, metric)
+    ((found, places),) = descend_together(weight, [codes], [grid], hessian, metric)
     assert loss(places.round(), found) < 0.2 * loss(codes, grid)
 
 
@@ -193,7 +192,7 @@ def test_several_grids_at_once_give_the_same_bits_as_one_by_one() -> None:
             assert torch.equal(placed[at], place_obq(weight, grid, hessian))
             assert torch.equal(descended[at], descend(weight, codes[at], grid, hessian))
         if groups == 1:
-            for at, (grid, place) in enumerate(descend_together_all(weight, codes, grids, hessian, metric)):
-                alone, there = descend_together(weight, codes[at], grids[at], hessian, metric)
+            for at, (grid, place) in enumerate(descend_together(weight, codes, grids, hessian, metric)):
+                ((alone, there),) = descend_together(weight, [codes[at]], [grids[at]], hessian, metric)
                 assert torch.equal(grid.scale, alone.scale)
                 assert torch.equal(place, there)
