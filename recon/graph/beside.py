@@ -6,14 +6,10 @@ from collections import Counter
 
 from torch import fx
 
-from recon.graph.nodes import aten, packet_of
+from recon.graph.nodes import VIEWS, aten, packet_of
 from recon.graph.units import flow_nodes
 
-_MOVE_NOTHING = frozenset((
-    aten.reshape, aten.view, aten.flatten, aten.squeeze, aten.unsqueeze, aten.permute, aten.transpose, aten.t,
-    aten.expand, aten.slice, aten.select, aten.split, aten.split_with_sizes, aten.chunk, aten.unbind, aten.alias,
-    aten.detach, aten.dropout,
-))  # fmt: skip
+_MOVE_NOTHING = VIEWS | {aten.dropout}
 
 
 def operations_beside(module: fx.GraphModule) -> dict[str, int]:

@@ -7,14 +7,7 @@ import operator
 
 from torch import fx
 
-from recon.graph.nodes import SAMPLES, aten, packet_of
-
-# What these give lies in the memory of what they read.
-_VIEWS = (
-    aten.view, aten._unsafe_view, aten.reshape, aten.flatten, aten.permute, aten.transpose, aten.t, aten.movedim,
-    aten.expand, aten.squeeze, aten.unsqueeze, aten.slice, aten.select, aten.split, aten.split_with_sizes, aten.chunk,
-    aten.unbind, aten.alias, aten.detach, operator.getitem,
-)  # fmt: skip
+from recon.graph.nodes import SAMPLES, VIEWS, packet_of
 
 
 def values_of(node: fx.Node) -> int:
@@ -52,4 +45,4 @@ def alive_values(module: fx.GraphModule) -> int:
 
 
 def _is_view(node: fx.Node) -> bool:
-    return node.op == "call_function" and (packet_of(node) in _VIEWS or node.target in _VIEWS)
+    return node.op == "call_function" and (packet_of(node) in VIEWS or node.target is operator.getitem)

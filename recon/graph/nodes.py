@@ -11,6 +11,12 @@ from torch import Tensor, fx
 aten = torch.ops.aten
 SAMPLES = "samples"  # node.meta: which axis of the value counts the samples, None where none does
 ELSEWHERE = "read_elsewhere"  # what holds parameters of layers that other operations read as well
+# What these give lies in the memory of what they read.
+VIEWS = frozenset((
+    aten.view, aten._unsafe_view, aten.reshape, aten.flatten, aten.permute, aten.transpose, aten.t, aten.movedim,
+    aten.expand, aten.squeeze, aten.unsqueeze, aten.slice, aten.select, aten.split, aten.split_with_sizes, aten.chunk,
+    aten.unbind, aten.alias, aten.detach,
+))  # fmt: skip
 STACK = "modules"  # node.meta: paths of the modules that were running, outermost first
 
 
