@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rich import box
 from rich.table import Table
 
 from hwmodel.target import TargetSpec
+from mpsearch.show.columns import columns
 
 
 def targets_rows(targets: Sequence[TargetSpec]) -> Table:
     """The targets, one a line."""
-    view = Table("target", "weights", "activations", "format", "what it is", box=box.SIMPLE_HEAD)
+    gone = ("activations", "weights", "format")
+    view = columns("target", "weights", "activations", "format", "~what it is", first_to_go=gone)
     for target in targets:
         view.add_row(
             target.name,

@@ -7,13 +7,17 @@ import json
 import os
 import shutil
 import sys
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 from commandline import Command, refused
+from rich.console import Console
 
+from hwmodel.target import list_targets, load_target
 from mpsearch.cli.main import main
+from mpsearch.show.targets import targets_rows
 
 pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 
@@ -222,6 +226,15 @@ def test_bits_that_a_target_lacks_are_refused(tiny: Path, tmp_path: Path, comman
         "target tflite does not run W2A4",
     )
     refused(command("run", *model, "--size-budget", "1MB", "--target", "tflit"), "did you mean tflite")
+
+
+def test_a_narrow_window_cuts_no_name_of_a_target() -> None:
+    known = [load_target(name) for name in list_targets()]
+    console = Console(width=40, force_terminal=True, file=StringIO())
+    console.print(targets_rows(known))
+    assert isinstance(console.file, StringIO)
+    shown = console.file.getvalue()
+    assert all(target.name in shown for target in known)
 
 
 def test_targets_are_listed(command: Command) -> None:
