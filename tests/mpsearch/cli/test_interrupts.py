@@ -27,9 +27,18 @@ IN_PYTHON = "time.sleep(600)"
 DEAF = "exec('''while True:\\n try: time.sleep(600)\\n except BaseException: pass''')"
 
 
+# What starts the tests may ignore signals, as nohup and `&` in a script do, and processes inherit that.
+HEARD = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+"""
+
+
 def started(body: str) -> subprocess.Popen[str]:
+    script = HEARD + LONG.format(body=body)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen([sys.executable, "-c", LONG.format(body=body)], **pipes)  # type: ignore[call-overload]
+    process = subprocess.Popen([sys.executable, "-c", script], **pipes)  # type: ignore[call-overload]
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     return process  # type: ignore[no-any-return]
