@@ -28,7 +28,7 @@ from hwmodel.precision import FLOAT_BITS, HALVED_BITS, HALVING_BITS, WEIGHT_BITS
 HALF_BYTES = 2
 HEADER_LENGTH_BYTES = 8
 ALIGNMENT = 8  # safetensors pads its header to this
-FORMAT = "mpsearch-packed-3"
+FORMAT = "mpsearch-packed-4"
 CODED = "coded"  # the tensor of the entropy-coded layers
 HALVINGS = "input_halvings"  # the tensor of how often each channel's step is half of the scale of a layer's inputs
 CHANNEL_BYTES = 2  # about: scale and bias of an output channel of an entropy-coded layer

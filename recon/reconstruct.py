@@ -47,6 +47,7 @@ FEWEST_SAMPLES = 2
 NEGLIGIBLE = 1e-4  # of the output's power: what 8 bits leave, and not worth a gradient step
 EASY, MOST = 0.02, 4  # where the start leaves more of the output's power, steps may grow with it, up to fourfold
 FIRST, PARTS = 10, 7  # a first cycle of falling rates has ten steps or a seventh of all; each next one twice as many
+TRIES = 4  # of steps that take the bytes wanted
 INPUT_STEPS = 4  # activations learn for a fourth of the steps where they come after the weights (BRECQ's code)
 
 States = dict[str, tuple[Rounding, Tensor, Tensor | None]]
@@ -157,7 +158,7 @@ def _fit_unit(task: UnitTask, config: BitConfig, settings: Settings, rate: RateC
         return BlockReport(task.name, bits, before, before, 0, time.perf_counter() - started, "enough")
 
     widened: dict[str, float] | None = rate.widened() if rate else {}
-    for _ in range(2):  # the second time with steps that take the bytes wanted
+    for _ in range(TRIES):  # after the first with steps that take the bytes wanted
         for name, layer in task.layers.items():
             set_weight(layer, floats[name])
             bias_of(layer).data = plain[name][1].clone()

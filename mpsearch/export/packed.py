@@ -131,7 +131,7 @@ def _coded(table: LayerTable, layers: QuantizedLayers) -> bytes | None:
     """The entropy-coded layers, if any."""
     found = [name for name in table.names if layers.weights[name].grid.rate]
     weights = [(layers.weights[name], layers.biases[name].cpu()) for name in found]
-    parts = [CodedLayer(weight.codes.cpu().numpy().ravel(), weight.grid.scale, bias) for weight, bias in weights]
+    parts = [CodedLayer(weight.codes.flatten(1).cpu().numpy(), weight.grid.scale, bias) for weight, bias in weights]
     return encode(parts) if parts else None
 
 

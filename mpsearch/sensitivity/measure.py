@@ -50,7 +50,7 @@ Terms = tuple[np.ndarray, np.ndarray]  # (n, L, T) each
 Spread = Callable[["Scored", Sequence["Part"]], Iterator[tuple["Part", Terms]]]
 SENSITIVITY_BATCH = 4
 SQUARED = 8  # one batch of so many is measured for the diagonal Fisher, which a few images tell
-ROUNDING_SAMPLES = 128  # the first ones, half of them at most, so that the roundings stay when more images come
+ROUNDING_SAMPLES = 256  # the first ones, half of them at most, so that the roundings stay when more images come
 
 
 def split(samples: Samples) -> tuple[Samples, Samples]:

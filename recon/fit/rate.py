@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from recon.graph.layers import Layer
-from recon.quantizers.coded import ZERO, coded_bytes
+from recon.quantizers.coded import ZERO, coded_bytes, symbols_of
 from recon.quantizers.learned import bias_of, rounding_of
 
-AIM, MOST = 0.999, 0.9999  # of what is wanted: where steps aim, and what the coder leaves nothing of
-CLOSE = 0.002  # of a unit's bytes: nearer to them it is not rounded again
+MOST = 0.9999  # of what is wanted: what the coder leaves nothing of
+CLOSE, LAST_CLOSE = 0.01, 0.001  # of a unit's bytes: nearer to them it is not rounded again
 MOST_OCTAVES = 0.5  # by which a step may change: where little is left to make up for it, the end does
+SAME_STATE = 4  # steps between codes of one quantizer whose indices have the same parity
 HALVINGS = 20  # of the interval that a dead zone's width is looked for in
 
 
@@ -38,32 +39,40 @@ class RateControl:
     def widened(self) -> dict[str, float]:
         """By how many octaves the steps of the layers that are left are to be wider: a bit of every code for each."""
         left = [name for name in self.wanted if name not in self.spent]
-        excess = 8 * sum(self.spent[name] - AIM * self.wanted[name] for name in self.spent)
+        excess = 8 * sum(self.spent[name] - self.wanted[name] for name in self.spent)
         octaves = excess / max(sum(self.counts[name] for name in left), 1)
         return dict.fromkeys(left, max(-MOST_OCTAVES, min(octaves, MOST_OCTAVES)))
 
     def corrected(self, layers: Mapping[str, Layer], widened: Mapping[str, float]) -> dict[str, float] | None:
-        """By how many octaves the steps of rounded layers should have been wider, to take what is wanted when they are
-        `widened`; None where they nearly do."""
+        """By how many octaves the steps of rounded layers, which were `widened`, should have been wider to take what is
+        due; None where they nearly do. The last layers are to take no more than what is left for them."""
         names = [name for name in layers if name in self.wanted]
         count = sum(self.counts[name] for name in names)
-        aim = sum(AIM * self.wanted[name] - widened[name] * self.counts[name] / 8 for name in names)
+        if all(name in self.spent or name in names for name in self.wanted):
+            close = LAST_CLOSE
+            aim = (1 - close) * (MOST * sum(self.wanted.values()) - sum(self.spent.values()))
+        else:
+            close = CLOSE
+            due = self.widened()
+            aim = sum(self.wanted[name] - due[name] * self.counts[name] / 8 for name in names)
         excess = sum(stored_bytes(layers[name]) for name in names) - aim
-        if not names or abs(excess) <= CLOSE * aim:
+        if not names or abs(excess) <= close * aim:
             return None
         return {name: widened[name] + max(-MOST_OCTAVES, min(8 * excess / count, MOST_OCTAVES)) for name in names}
 
     @torch.no_grad()
     def trim(self, layers: Mapping[str, Layer]) -> None:
-        """Moves codes one step nearer to zero where they stand least beyond the middle between the two, in all layers
-        alike, as many as it takes for what they take together to be no more than wanted."""
+        """Moves codes nearer to zero, as many as it takes for what they take together to be no more than wanted: by one
+        step those that stand least beyond the middle between the two, in all layers alike; on a path of the trellis, to
+        which four steps lead back, the largest."""
         layers = {name: layer for name, layer in layers.items() if name in self.wanted}
         codes = {name: rounding_of(layer).code for name, layer in layers.items()}
         places = {name: code.detach().clone() for name, code in codes.items()}
+        tables = {name: len(symbols_of(rounding_of(layer).freeze().codes)) for name, layer in layers.items()}
 
         def put(width: float) -> float:
             for name, code in codes.items():
-                code.data = _with_dead_zone(places[name], width)
+                code.data = _nearer_to_zero(places[name], width, SAME_STATE if tables[name] > 1 else 1)
             return sum(map(stored_bytes, layers.values()))
 
         most = MOST * sum(self.wanted.values())
@@ -81,12 +90,16 @@ def stored_bytes(layer: Layer) -> float:
     return coded_bytes(rounding_of(layer).freeze(), bias_of(layer).detach())
 
 
-def _with_dead_zone(place: Tensor, width: float) -> Tensor:
-    """Continuous codes (O, …); those less than `width` beyond the middle between two move to the one nearer to zero."""
+def _nearer_to_zero(place: Tensor, width: float, step: int) -> Tensor:
+    """Continuous codes (O, …), some of them moved by `step`, as many as the `width`, 0 to 1, says: those that stand
+    least beyond the middle between two, or, where steps are large, the farthest. Beyond ½ all of them move by more."""
     size = (place - ZERO).abs()
     rounded = size.round()
-    moved = (rounded > 0) & (size - rounded + 0.5 < width)
-    return torch.where(moved, ZERO + (place - ZERO).sign() * (rounded - 1), place)
+    far = rounded.amax()
+    first = size - rounded + 0.5 < 2 * width if step == 1 else rounded > (1 - 2 * width) * far
+    moves = first + torch.floor(max(2 * width - 1, 0.0) * far / step)
+    moves = torch.minimum(moves, torch.floor(rounded / step))
+    return torch.where(moves > 0, ZERO + (place - ZERO).sign() * (rounded - step * moves), place)
 
 
 def control(wanted: Mapping[str, float] | None, layers: Iterable[tuple[str, Layer]]) -> RateControl | None:

@@ -13,11 +13,13 @@ from hwmodel import BitConfig, Precision
 from recon.fit.compensation import compensated
 from recon.fit.obq import descend, descend_all, descend_together, output_error, place_all, place_obq, refit_scale
 from recon.fit.task import UnitTask
+from recon.fit.trellis import finer, trellis_rounding
 from recon.graph.layers import Embedding, Layer
-from recon.quantizers.coded import coded_grid, to_log_grid
+from recon.quantizers.coded import PER_OCTAVE, coded_grid, to_log_grid
 from recon.quantizers.learned import bias_of, learn_rounding
 from recon.quantizers.nearest import own_grid
 from recon.quantizers.rounding import make_rounding
+from recon.quantizers.trellis import SHORTEST
 from recon.quantizers.weights import Grid, codes_at, decode, nearby_grids, search_grid
 from recon.settings import Settings
 from recon.statistics.moments import InputMoments, mean_output
@@ -26,6 +28,8 @@ TRUSTED, MOST_SHARED = 0.15, 2.0  # 0.3 is no better in ResNet-20, where 0 leave
 SEEN = 8  # inputs for every output, from which its importance is known
 SHORT = 64  # weights of an output channel, up to which many grids are tried: there it is cheap and pays most
 PROMISING = 16  # of the grids tried in a channel that descend
+TRELLIS_MOST = 5.0
+GOLDEN = 0.6180339887498949
 TRIED = 2**16  # weights at a time that many grids are tried for, at one width
 
 
@@ -40,6 +44,7 @@ def second_order_rounding(
     symmetric: bool = False,
     metric: Tensor | None = None,
     widened: float = 0.0,
+    trellis: bool = False,
 ) -> Rounded:
     """The grid of a weight (O, …) for inputs with these `moments`, its continuous codes (O, …), and a bias (O,).
 
@@ -47,7 +52,8 @@ def second_order_rounding(
     then of `descend` and, where there is the `metric` (O, O) of the outputs, of `descend_together`; the scales are
     refitted to them each time. The bias, to be added, takes out the mean error of the outputs, so that only their
     variance counts. Where the precision has a rate, the grid is that of `coded_grid`, its steps `widened` by so many
-    octaves, and what is rounded is `shrunk`.
+    octaves on average, and what is rounded is `shrunk`. Codes are on a path of the `trellis` where that is wanted, the
+    rate is `TRELLIS_MOST` at most, beyond which 8 bits do not hold them, and rows are long enough.
     """
     if not precision.rate:
         return second_order_roundings(weight, [precision], moments, (precision.w,) if symmetric else (), metric)[0]
@@ -59,7 +65,11 @@ def second_order_rounding(
         place = _round_blocks(flat, grid, hessian, moments.patches())
     else:
         wanted, ridged = shrunk(flat, grid, hessian)
-        ((grid, place),) = _round_channels(wanted, [grid], ridged, metric)
+        if trellis and precision.rate <= TRELLIS_MOST and flat.shape[1] >= SHORTEST:
+            known = metric if moments.count >= len(flat) else None  # by few inputs, less than nothing
+            grid, place = trellis_rounding(wanted, widen(grid, finer(precision.rate), flat), ridged, known)
+        else:
+            ((grid, place),) = _round_channels(wanted, [grid], ridged, metric)
         grid = refit_scale(flat, place.round(), grid, hessian)
     return _unbiased(weight, replace(grid, scale=to_log_grid(grid.scale)), place, moments)
 
@@ -141,9 +151,12 @@ def shared_out(grid: Grid, importance: Tensor, weight: Tensor) -> Grid:
 
 
 def widen(grid: Grid, octaves: float, weight: Tensor) -> Grid:
-    """The grid with steps that are wider by so many octaves, as far as codes do not go beyond the ends."""
+    """The grid with steps that are wider by so many octaves, as far as codes do not go beyond the ends: as scales are
+    powers of 2^(1/32), a part of the channels, spread evenly, gets one more of them than the others."""
+    spread = torch.arange(len(grid.scale), device=weight.device).double() * GOLDEN % 1
+    wider = torch.floor(PER_OCTAVE * octaves + spread) / PER_OCTAVE
     farthest = weight.flatten(1).abs().amax(1)
-    return replace(grid, scale=to_log_grid(grid.scale * 2**octaves, farthest)) if octaves else grid
+    return replace(grid, scale=to_log_grid(grid.scale * wider.exp2().float(), farthest))
 
 
 def _round_channels(
@@ -231,6 +244,7 @@ def second_order_start(
             config[name].w in settings.symmetric,
             task.metrics.get(name),
             widened.get(name, 0.0),
+            trellis=True,
         )
         bias_of(layer).data = bias_of(layer).data + shift + bias
         learn_rounding(layer, make_rounding(settings.rounding, place, grid))

@@ -3,8 +3,9 @@
 For normally distributed weights a uniform grid with as many levels as it takes leaves 0.59 of the error of the best
 grid of 8 levels in the same bits, 0.48 of that of 16 (Gish and Pierce, "Asymptotically efficient quantizing", IEEE
 Trans. Inf. Theory 14, 1968: 0.25 bits from the bound of any code). The step is the same multiple of the standard
-deviation in all output channels of a layer, so that one table of frequencies serves them all: tables by input channel
-or by neighbouring codes save 0.3 % in MobileNetV2, less than they cost in ResNet-20 (docs/coding.md).
+deviation in all output channels of a layer, so that one table of frequencies serves them all, or two where codes are
+on a path of the trellis: tables by input channel or by neighbouring codes save 0.3 % in MobileNetV2, less than they
+cost in ResNet-20 (docs/coding.md).
 
 Zero is code 128. Scales are powers of 2^(1/32), biases multiples of a power of two by layer, so that a channel takes
 about two bytes beside its codes.
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from hwmodel import InputError
 from hwmodel.precision import CODED_BITS
+from recon.quantizers.trellis import path_of
 from recon.quantizers.weights import SMALLEST_SCALE, Grid, QuantizedWeight
 
 ZERO, FARTHEST = 128, 127  # the code of zero, and the most that any code is from it
@@ -42,9 +44,9 @@ class Frequencies:
     halvings: NDArray[np.uint8]
 
     @classmethod
-    def of(cls, codes: Tensor) -> Frequencies:
-        """Those of codes (…), uint8, in one byte a code."""
-        counts = torch.bincount(codes.flatten().to(torch.int32), minlength=256).cpu().numpy()
+    def of(cls, codes: NDArray[np.uint8]) -> Frequencies:
+        """Those of codes (n,), in one byte a code."""
+        counts = np.bincount(codes, minlength=256)
         there = np.flatnonzero(counts)
         counts = counts[there[0] : there[-1] + 1]
         halvings = np.rint(PER_HALVING * np.log2(counts.max() / np.maximum(counts, 1))).clip(0, 254)
@@ -56,9 +58,9 @@ class Frequencies:
         whole = np.where(self.halvings == 255, 0.0, powers.clip(1))
         return np.asarray(whole / whole.sum())
 
-    def bits(self, codes: Tensor) -> float:
-        """What codes (…), uint8, take in the stream; infinite where one of them never is."""
-        counts = torch.bincount(codes.flatten().to(torch.int32), minlength=256).cpu().numpy()
+    def bits(self, codes: NDArray[np.uint8]) -> float:
+        """What codes (n,) take in the stream; infinite where one of them never is."""
+        counts = np.bincount(codes, minlength=256)
         inside = counts[self.lowest : self.lowest + len(self.halvings)]
         if inside.sum() < counts.sum():
             return math.inf
@@ -162,20 +164,30 @@ def bias_steps(bias: Tensor) -> tuple[int, Whole]:
     return exponent, Whole.of(np.rint(values / 2.0**exponent).astype(np.int64))
 
 
+def symbols_of(codes: Tensor) -> list[NDArray[np.uint8]]:
+    """What is coded for codes (O, …), uint8, by the table that expects it: the codes (n,), or where they are on a path
+    of the trellis the indices of each quantizer."""
+    rows = codes.flatten(1).cpu().numpy()
+    path = path_of(rows.astype(np.int16) - ZERO)
+    return [rows.ravel()] if path is None else [path.indices[~path.second], path.indices[path.second]]
+
+
 def code_bits(weight: QuantizedWeight) -> float:
     """Bits of the codes alone: at their width, or in the stream."""
     if weight.grid.rate:
-        return Frequencies.of(weight.codes).bits(weight.codes)
+        return sum(Frequencies.of(part).bits(part) for part in symbols_of(weight.codes))
     return float(weight.codes.numel() * weight.grid.bits)
 
 
 def coded_bytes(weight: QuantizedWeight, bias: Tensor) -> float:
     """Bytes of a layer in a file: the share of its codes in the stream, and what stands in front of it (see
     `mpsearch.export.coded`)."""
-    frequencies = Frequencies.of(weight.codes)
+    parts = [(Frequencies.of(part), part) for part in symbols_of(weight.codes)]
+    tables = sum(TABLE_BYTES + len(frequencies.halvings) for frequencies, _ in parts)
     scales, (_, biases) = scale_steps(weight.grid.scale), bias_steps(to_bias_grid(bias))
     packed = sum(-(-len(whole.above) * whole.width // 8) for whole in (scales, biases))
-    return frequencies.bits(weight.codes) / 8 + len(frequencies.halvings) + packed + LAYER_BYTES
+    return sum(frequencies.bits(part) for frequencies, part in parts) / 8 + tables + packed + LAYER_BYTES
 
 
-LAYER_BYTES = 12  # lowest code, number of codes, least scale and width, exponent, least bias and width
+LAYER_BYTES = 11  # number of tables, least scale and width, exponent, least bias and width
+TABLE_BYTES = 2  # lowest code, number of codes

@@ -131,5 +131,6 @@ class AdaRound(Rounding):
 
 
 def make_rounding(name: RoundingName, place: Tensor, grid: Grid) -> Rounding:
-    """The rounding called `name` for a weight that stands at the continuous codes `place` (O, …) of a grid."""
-    return AdaRound(place, grid) if name == "adaround" else StraightThrough(place, grid)
+    """The rounding called `name` for a weight that stands at the continuous codes `place` (O, …) of a grid; codes that
+    are to be entropy-coded stay."""
+    return AdaRound(place, grid) if name == "adaround" and not grid.rate else StraightThrough(place, grid)

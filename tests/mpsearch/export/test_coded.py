@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,18 +21,37 @@ from recon.graph.network import Network, capture
 from recon.graph.samples import Samples
 from recon.quantizers.coded import ZERO, coded_bytes, to_bias_grid, to_log_grid
 from recon.quantizers.quantized import plainly_rounded, quantized
+from recon.quantizers.trellis import FOLLOWING, second_quantizer, steps_of
 from recon.quantizers.weights import Grid, QuantizedWeight
 
 
 def layer(channels: int, length: int, spread: float, seed: int = 0) -> CodedLayer:
     rng = np.random.default_rng(seed)
-    codes = np.rint(rng.normal(ZERO, spread, channels * length)).clip(0, 255).astype(np.uint8)
+    codes = np.rint(rng.normal(ZERO, spread, (channels, length))).clip(0, 255).astype(np.uint8)
     scale = to_log_grid(torch.from_numpy(rng.lognormal(-4, 1, channels).astype(np.float32)))
     return CodedLayer(codes, scale, to_bias_grid(torch.from_numpy(rng.normal(size=channels).astype(np.float32))))
 
 
-LAYERS = [layer(16, 500, 0.4), layer(3, 7, 3.0, 1), layer(1, 4, 0.0, 2), layer(8, 99, 300.0, 3)]
-SIZES = [(len(part.codes), len(part.scale), len(part.bias)) for part in LAYERS]
+def on_a_path(channels: int, length: int, spread: float) -> CodedLayer:
+    """A layer whose codes are on a path of the trellis."""
+    rng, states = np.random.default_rng(4), np.zeros(channels, np.int64)
+    codes = np.empty((channels, length), np.uint8)
+    for k in range(length):
+        indices = np.rint(rng.normal(0, spread, channels)).astype(np.int64).clip(-63, 63)
+        codes[:, k] = steps_of(indices, second_quantizer(states)) + ZERO
+        states = FOLLOWING[states, indices & 1]
+    return replace(layer(channels, length, spread), codes=codes)
+
+
+LAYERS = [
+    layer(16, 500, 0.4),
+    on_a_path(16, 70, 1.5),
+    layer(3, 7, 3.0, 1),
+    layer(1, 4, 0.0, 2),
+    on_a_path(1, 30, 40.0),
+    layer(8, 99, 300.0, 3),
+]
+SIZES = [(part.codes.size, len(part.scale), len(part.bias)) for part in LAYERS]
 
 
 def counted(part: CodedLayer) -> float:

@@ -192,7 +192,7 @@ def test_a_header_that_lies(case: str, good: bytes, tmp_path: Path) -> None:
     [
         b"", b"null", b"[]", b"{", b"NaN", b'"text"', b"1" * 5000, b"\xff\xfe", b"[" * 200_000, b'{"a":' * 200_000,
         b'{"__metadata__":null}', b'{"__metadata__":{"format":NaN}}',
-        b'{"__metadata__":{"format":"mpsearch-packed-3"}}',
+        b'{"__metadata__":{"format":"mpsearch-packed-4"}}',
     ],
     ids=lambda text: repr(text[:20]),
 )  # fmt: skip
