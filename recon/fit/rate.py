@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from recon.graph.layers import Layer
-from recon.quantizers.coded import ZERO, coded_bytes, symbols_of
+from recon.quantizers.coded import ZERO, coded_bytes, spread_evenly, symbols_of
 from recon.quantizers.learned import bias_of, rounding_of
 
 MOST = 0.9999  # of what is wanted: what the coder leaves nothing of
@@ -96,7 +96,11 @@ def _nearer_to_zero(place: Tensor, width: float, step: int) -> Tensor:
     size = (place - ZERO).abs()
     rounded = size.round()
     far = rounded.amax()
-    first = size - rounded + 0.5 < 2 * width if step == 1 else rounded > (1 - 2 * width) * far
+    if step == 1:
+        first = size - rounded + 0.5 < 2 * width
+    else:  # of those that are as far, some before others
+        turn = spread_evenly(size.numel()).to(size).view(size.shape)
+        first = rounded + turn > (1 - 2 * width) * (far + 1)
     moves = first + torch.floor(max(2 * width - 1, 0.0) * far / step)
     moves = torch.minimum(moves, torch.floor(rounded / step))
     return torch.where(moves > 0, ZERO + (place - ZERO).sign() * (rounded - step * moves), place)

@@ -15,7 +15,7 @@ from recon.fit.obq import descend, descend_all, descend_together, output_error, 
 from recon.fit.task import UnitTask
 from recon.fit.trellis import finer, trellis_rounding
 from recon.graph.layers import Embedding, Layer
-from recon.quantizers.coded import PER_OCTAVE, coded_grid, to_log_grid
+from recon.quantizers.coded import PER_OCTAVE, coded_grid, spread_evenly, to_log_grid
 from recon.quantizers.learned import bias_of, learn_rounding
 from recon.quantizers.nearest import own_grid
 from recon.quantizers.rounding import make_rounding
@@ -29,7 +29,6 @@ SEEN = 8  # inputs for every output, from which its importance is known
 SHORT = 64  # weights of an output channel, up to which many grids are tried: there it is cheap and pays most
 PROMISING = 16  # of the grids tried in a channel that descend
 TRELLIS_MOST = 5.0
-GOLDEN = 0.6180339887498949
 TRIED = 2**16  # weights at a time that many grids are tried for, at one width
 
 
@@ -153,7 +152,7 @@ def shared_out(grid: Grid, importance: Tensor, weight: Tensor) -> Grid:
 def widen(grid: Grid, octaves: float, weight: Tensor) -> Grid:
     """The grid with steps that are wider by so many octaves, as far as codes do not go beyond the ends: as scales are
     powers of 2^(1/32), a part of the channels, spread evenly, gets one more of them than the others."""
-    spread = torch.arange(len(grid.scale), device=weight.device).double() * GOLDEN % 1
+    spread = spread_evenly(len(grid.scale)).to(weight.device)
     wider = torch.floor(PER_OCTAVE * octaves + spread) / PER_OCTAVE
     farthest = weight.flatten(1).abs().amax(1)
     return replace(grid, scale=to_log_grid(grid.scale * wider.exp2().float(), farthest))

@@ -32,6 +32,7 @@ BIAS_STEPS = 256  # of a layer's biases, root mean square
 PER_HALVING = 16  # steps of a frequency's logarithm: within 0.03 bits
 COUNTED = 2**24  # what frequencies are counted in
 STEPS_TRIED = 12  # of the search for a step; the entropy falls by a bit as the step doubles
+GOLDEN = 0.6180339887498949
 _LOG2_WIDTH = math.log2(math.sqrt(2 * math.pi * math.e))  # a normal variable's entropy, of steps of one deviation
 
 
@@ -128,6 +129,11 @@ def to_log_grid(scale: Tensor, farthest: Tensor | None = None) -> Tensor:
     if farthest is not None:
         steps += (torch.exp2(steps / PER_OCTAVE) * (FARTHEST + 0.49) < farthest).double()
     return scale_of(steps.cpu().numpy().astype(np.int64)).to(scale.device)
+
+
+def spread_evenly(count: int) -> Tensor:
+    """Numbers (count,) from 0 to 1, float64, of which any first ones are nearly evenly spread."""
+    return torch.arange(count, dtype=torch.float64) * GOLDEN % 1
 
 
 def scale_of(steps: NDArray[np.int64]) -> Tensor:

