@@ -36,7 +36,8 @@ from mpsearch.request.units import parse_size
 from mpsearch.run.artifacts import read_front
 from mpsearch.run.summary import versions
 from recon.fit.obq import output_error
-from recon.fit.start import second_order_rounding
+from recon.fit.start import TRELLIS_MOST, second_order_rounding, shrunk, widen
+from recon.fit.trellis import finer, trellis_rounding
 from recon.quantizers.coded import code_bits, coded_grid
 from recon.quantizers.weights import QuantizedWeight, decode, encode, search_grid
 from recon.statistics.moments import gather_moments
@@ -67,16 +68,24 @@ def curve() -> list[dict[str, Any]]:
     weight, hessian = layer.weight.detach(), moments.hessian()
     power = float(output_error(weight.flatten(1), hessian).sum())
     rows = []
-    for precision in [*map(Precision, FIXED), *(Precision(8, rate=rate) for rate in RATES)]:
+    precisions = [(Precision(bits), False) for bits in FIXED]
+    precisions += [(Precision(8, rate=rate), path) for path in (False, True) for rate in RATES]
+    for precision, path in precisions:
         rate = precision.rate
+        if path and rate > TRELLIS_MOST:
+            continue
         grid = coded_grid(normal, rate) if rate else search_grid(normal, precision.w, halves=True)
-        plain = QuantizedWeight(grid, encode(normal, grid).to(torch.uint8))
-        own, place, _ = second_order_rounding(weight, precision, moments)
+        codes = encode(normal, grid)
+        if path:
+            wanted, ridged = shrunk(normal, grid, torch.eye(normal.shape[1])[None])
+            grid, codes = trellis_rounding(wanted, widen(grid, finer(rate), normal), ridged, None)
+        plain = QuantizedWeight(grid, codes.to(torch.uint8))
+        own, place, _ = second_order_rounding(weight, precision, moments, trellis=path)
         stored = QuantizedWeight(own, place.round().to(torch.uint8))
         error = decode(place.round(), own) - weight
         rows.append(
             {
-                "coding": "entropy" if rate else "fixed",
+                "coding": "trellis" if path else "entropy" if rate else "fixed",
                 "asked": precision.stored,
                 "normal_bits": round(code_bits(plain) / normal.numel(), 3),
                 "normal_error": float((plain.dequantize() - normal).square().mean()),
