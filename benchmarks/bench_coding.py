@@ -78,7 +78,8 @@ def curve() -> list[dict[str, Any]]:
         codes = encode(normal, grid)
         if path:
             wanted, ridged = shrunk(normal, grid, torch.eye(normal.shape[1])[None])
-            grid, codes = trellis_rounding(wanted, widen(grid, finer(rate), normal), ridged, None)
+            ridge = (ridged - torch.eye(normal.shape[1])[None])[:, 0, 0]
+            grid, codes = trellis_rounding(wanted, widen(grid, finer(rate), normal), ridged, ridge, None)
         plain = QuantizedWeight(grid, codes.to(torch.uint8))
         own, place, _ = second_order_rounding(weight, precision, moments, trellis=path)
         stored = QuantizedWeight(own, place.round().to(torch.uint8))

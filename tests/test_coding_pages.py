@@ -25,6 +25,10 @@ def test_coding(monkeypatch: pytest.MonkeyPatch) -> None:
     for bits, share in ((3, 0.61), (4, 0.49)):  # what the page's first words say of normal weights
         assert by_rate[bits]["normal_error"] < share * fixed[bits]["normal_error"]
         assert by_rate[bits]["layer_bits"] <= bits
+    for row in results["layer"]:
+        over = row["normal_error"] * 4 ** row["normal_bits"]
+        assert row["coding"] != "trellis" or row["asked"] < 2 or 1 < over < 1.13  # less than half as far from the bound
+        assert row["coding"] != "entropy" or row["asked"] < 2 or 1.4 < over < 1.6
     for row in results["networks"]:
         assert row["size_bytes"] <= row["predicted_bytes"] < 1.01 * row["size_bytes"]
 

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from recon.fit.obq import TOGETHER_DAMPING, refit_scale
 from recon.quantizers.coded import FARTHEST
-from recon.quantizers.trellis import FOLLOWING, MIDDLE, STATES, path_of, steps_of
+from recon.quantizers.trellis import FOLLOWING, MIDDLE, STATES, Path, path_of, steps_of
 from recon.quantizers.weights import Grid, decode
 
-ERROR = 0.267  # of a step squared: what a path leaves, of weights that are spread evenly
 TOLD = 64  # channels that tell how often codes are
 PARTS = 4  # of the channels that are rounded together: one moves at a time
 ROWS = 128  # output channels at a time: a cache holds what a column needs
@@ -37,28 +36,50 @@ def finer(rate: float) -> float:
     return 2 ** (-1.17 * rate) - 0.99
 
 
-def trellis_rounding(wanted: Tensor, grid: Grid, hessian: Tensor, metric: Tensor | None) -> tuple[Grid, Tensor]:
+@dataclass(frozen=True, slots=True)
+class _Price:
+    """What the `bits` of codes (2, 2·127 + 1), by quantizer, cost in groups of channels of which each has a `weight`
+    (G,) for a bit."""
+
+    bits: Bits
+    weight: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, bits: Bits, deviation: float, ridge: Tensor) -> _Price:
+        """What is beyond the bits of normally distributed codes with this deviation, which are in a `ridge` (G,)
+        already: they grow with the square of a code, so that the ridge says what a bit costs."""
+        steps = np.arange(-FARTHEST, FARTHEST + 1, dtype=np.float32)
+        a_square = math.log2(math.e) / (2 * deviation**2)
+        weight = np.asarray((ridge / a_square).cpu().numpy().astype(np.float32))
+        return cls(bits - np.float32(a_square) * steps**2, weight)
+
+
+def trellis_rounding(
+    wanted: Tensor, grid: Grid, hessian: Tensor, ridge: Tensor, metric: Tensor | None
+) -> tuple[Grid, Tensor]:
     """A grid and codes (O, K) on a path of the trellis for each output channel, on a grid that is to hold `wanted`.
 
-    The weight `wanted` (O, K) and the `hessian` (G, K, K) are those of `recon.fit.start.shrunk`, in which bits count
-    that grow with the square of a code; what codes take besides is weighed here. They are rounded once as if they were
-    normally distributed, and again as they then are: where there is the `metric` (O, O) of the outputs, a fourth of the
-    channels at a time, so that each makes up for the errors of the others. Without it, a few channels tell of all.
+    The weight `wanted` (O, K) and the `hessian` (G, K, K) are those of `recon.fit.start.shrunk`, the `ridge` (G,) is
+    what it adds for bits that grow with the square of a code; what codes take besides is weighed here. They are rounded
+    once as if they were normally distributed, and again as they then are: where there is the `metric` (O, O) of the
+    outputs, a fourth of the channels at a time, so that each makes up for the errors of the others. Without it, a few
+    channels tell of all.
     """
     deviation = float((wanted / grid.scale[:, None]).square().mean().sqrt().clamp_min(1e-3))
-    bits = _surcharge(_of_normal(deviation), deviation)
+    price = _Price.of(_of_normal(deviation), deviation, ridge)
+    few = max(1, len(wanted) // TOLD) if metric is None and len(hessian) == 1 else 1
+    part = replace(grid, scale=grid.scale[::few], zero_point=grid.zero_point[::few])
+    codes = _rounded(wanted[::few], part, hessian, price)
+    path = path_of((codes - part.zero_point[:, None]).cpu().numpy().astype(np.int16))
+    if path:
+        price = _Price.of(_of_codes(path), deviation, ridge)
     if metric is None:
-        few = max(1, len(wanted) // TOLD) if len(hessian) == 1 else 1
-        part = replace(grid, scale=grid.scale[::few], zero_point=grid.zero_point[::few])
-        codes = _rounded(wanted[::few], part, hessian, bits) - part.zero_point[:, None]
-        return grid, _rounded(wanted, grid, hessian, _surcharge(_of_codes(codes), deviation))
-    codes = _rounded(wanted, grid, hessian, bits)
-    bits = _surcharge(_of_codes(codes - grid.zero_point[:, None]), deviation)
-    return _together(wanted, codes, grid, hessian, metric, bits)
+        return grid, _rounded(wanted, grid, hessian, price)
+    return _together(wanted, codes, grid, hessian, metric, price)
 
 
 def _together(
-    wanted: Tensor, codes: Tensor, grid: Grid, hessian: Tensor, metric: Tensor, bits: Bits
+    wanted: Tensor, codes: Tensor, grid: Grid, hessian: Tensor, metric: Tensor, price: _Price
 ) -> tuple[Grid, Tensor]:
     """As `recon.fit.obq.descend_together`: each part of the channels anew, for what makes up best for the others."""
     damping = (TOGETHER_DAMPING * metric.diagonal().mean()).clamp_min(1e-30)
@@ -70,19 +91,13 @@ def _together(
         within, pull = metric[part][:, part], metric[part] @ error
         target = wanted[part] + error[part] - torch.cholesky_solve(pull, torch.linalg.cholesky(within))
         own = replace(grid, scale=scale[part], zero_point=grid.zero_point[part])
-        found = _rounded(target, own, hessian, bits)
+        found = _rounded(target, own, hessian, price)
         own = refit_scale(target, found, own, hessian)
         step = decode(found, own) - wanted[part] - error[part]
         if (step @ hessian[0] * (2 * pull + within @ step)).sum() < 0:
             codes[part], scale[part] = found, own.scale
             error[part] += step
     return replace(grid, scale=scale), codes
-
-
-def _surcharge(bits: Bits, deviation: float) -> Bits:
-    """What bits of codes are beyond those of normally distributed ones, which grow with their square."""
-    steps = np.arange(-FARTHEST, FARTHEST + 1, dtype=np.float32)
-    return bits - np.float32(math.log2(math.e) / (2 * deviation**2)) * steps**2
 
 
 def _of_normal(deviation: float) -> Bits:
@@ -97,10 +112,8 @@ def _of_normal(deviation: float) -> Bits:
     return found
 
 
-def _of_codes(steps: Tensor) -> Bits:
-    """Bits of codes (O, K), in steps from zero, by how often they are; a little for those that never are."""
-    path = path_of(steps.cpu().numpy().astype(np.int16))
-    assert path is not None
+def _of_codes(path: Path) -> Bits:
+    """Bits of codes by how often those of a path are; a little for those that never are."""
     found = np.full((2, 2 * FARTHEST + 1), NEVER, np.float32)
     for quantizer in (0, 1):
         counts = np.bincount(path.indices[path.second == bool(quantizer)], minlength=2 * MIDDLE + 1) + 0.02
@@ -110,20 +123,19 @@ def _of_codes(steps: Tensor) -> Bits:
     return found
 
 
-def _rounded(wanted: Tensor, grid: Grid, hessian: Tensor, bits: Bits) -> Tensor:
+def _rounded(wanted: Tensor, grid: Grid, hessian: Tensor, price: _Price) -> Tensor:
     """Codes (O, K) of a weight (O, K) on `grid` under `hessian` (G, K, K), which weigh the error that GPTQ's feedback
-    leaves and `bits` of codes."""
+    leaves and the price of codes."""
     rows = len(wanted) // len(hessian)
     steps = (wanted / grid.scale[:, None]).float()
     found = torch.empty_like(steps)
     for group, own in enumerate(hessian):
         upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(own)), upper=True).cpu().numpy()
-        curvature = math.exp(-2 * float(np.log(upper.diagonal()).mean()))
-        price = np.float32(2 * math.log(2) * ERROR * curvature) * bits
+        bits = price.weight[group] * price.bits
         for first in range(group * rows, (group + 1) * rows, ROWS):
             part = slice(first, min(first + ROWS, (group + 1) * rows))
             columns = np.ascontiguousarray(steps[part].T.cpu().numpy())
-            found[part] = torch.from_numpy(_survivor(columns, upper, price).T.astype(np.float32)).to(found.device)
+            found[part] = torch.from_numpy(_survivor(columns, upper, bits).T.astype(np.float32)).to(found.device)
     return found + grid.zero_point[:, None]
 
 

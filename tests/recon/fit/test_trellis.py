@@ -74,7 +74,8 @@ def test_normal_weights_come_near_the_bound(rate: float) -> None:
     uniform = coded_grid(weight, rate)
     grid = replace(uniform, scale=uniform.scale * 2 ** finer(rate))
     wanted, ridged = shrunk(weight, uniform, torch.eye(512)[None])
-    grid, codes = trellis_rounding(wanted, grid, ridged, None)
+    ridge = (ridged - torch.eye(512)[None])[:, 0, 0]
+    grid, codes = trellis_rounding(wanted, grid, ridged, ridge, None)
     bits, error = bits_of(codes, grid), float((decode(codes, grid) - weight).square().mean())
     assert on_path(codes)
     assert bits == pytest.approx(rate, abs=0.12)
@@ -88,8 +89,11 @@ def test_less_error_in_the_same_bits(groups: int) -> None:
     hessian, weight = root @ root.mT + 0.3 * torch.eye(length), normal(128, length)
     uniform = coded_grid(weight, rate)
     wanted, ridged = shrunk(weight, uniform, hessian)
+    ridge = (ridged - hessian)[:, 0, 0]
     alone = descend(wanted, place_obq(wanted, uniform, ridged).round(), uniform, ridged).round()
-    fine, codes = trellis_rounding(wanted, replace(uniform, scale=uniform.scale * 2 ** finer(rate)), ridged, None)
+    fine, codes = trellis_rounding(
+        wanted, replace(uniform, scale=uniform.scale * 2 ** finer(rate)), ridged, ridge, None
+    )
 
     def over_bound(codes: Tensor, grid: Grid) -> float:
         return float(output_error(decode(codes, grid) - weight, hessian).sum()) * 4 ** bits_of(codes, grid)
@@ -102,10 +106,11 @@ def test_channels_make_up_for_each_other() -> None:
     hessian, metric, weight = (root @ root.T + 0.3 * torch.eye(96))[None], mix @ mix.T, normal(48, 96)
     uniform = coded_grid(weight, 3.0)
     wanted, ridged = shrunk(weight, uniform, hessian)
+    ridge = (ridged - hessian)[:, 0, 0]
     fine = replace(uniform, scale=uniform.scale * 2 ** finer(3.0))
 
     def loss(with_metric: bool) -> float:
-        grid, codes = trellis_rounding(wanted, fine, ridged, metric if with_metric else None)
+        grid, codes = trellis_rounding(wanted, fine, ridged, ridge, metric if with_metric else None)
         error = decode(codes, grid) - weight
         assert on_path(codes)
         return float((metric @ error @ hessian[0] * error).sum()) * 4 ** bits_of(codes, grid)
@@ -136,3 +141,17 @@ def test_far_weights_of_a_channel_are_not_clipped() -> None:
     assert on_path(place.round())
     assert float(decode(place.round(), grid)[3, 7]) == pytest.approx(300.0, rel=0.03)
     assert torch.equal(encode(weight, grid).clamp(0, 255), encode(weight, grid))
+
+
+@pytest.mark.parametrize("metric", [None, torch.eye(16)])
+def test_a_layer_of_zeros_stays_one(metric: Tensor | None) -> None:
+    moments = moments_of(nn.Linear(64, 16), normal(256, 64))
+    grid, place, _ = second_order_rounding(
+        torch.zeros(16, 64), Precision(8, rate=3.0), moments, False, metric, 0.0, True
+    )
+    assert torch.isfinite(grid.scale).all()
+    assert (place == ZERO).all()
+    one = torch.zeros(16, 64)
+    one[2, 5] = 1.0
+    grid, place, _ = second_order_rounding(one, Precision(8, rate=3.0), moments, False, metric, 0.0, True)
+    assert float(decode(place.round(), grid)[2, 5]) == pytest.approx(1.0, rel=0.05)
