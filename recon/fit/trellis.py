@@ -105,7 +105,7 @@ def _of_normal(deviation: float) -> Bits:
     steps = np.arange(-FARTHEST, FARTHEST + 1)
     found = np.full((2, len(steps)), NEVER, np.float32)
     for quantizer in (0, 1):
-        own = steps[(steps + quantizer) % 2 == 0 if not quantizer else (steps % 2 != 0) | (steps == 0)]
+        own = steps[(steps % 2 == quantizer) | (steps == 0)]
         below = [0.5 * (1 + math.erf(middle / deviation / math.sqrt(2))) for middle in (own[1:] + own[:-1]) / 2]
         share = np.diff(np.array([0.0, *below, 1.0])) + RARE
         found[quantizer, own + FARTHEST] = -np.log2(share / share.sum())
