@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,12 +28,12 @@ from recon.graph.products import products
 from recon.graph.refusal import first_line
 from recon.graph.samples import Samples, single
 from recon.graph.uncounted import uncounted
-from recon.graph.units import Unit, is_layer, units_of
+from recon.graph.units import UNIT, Unit, is_layer, units_of
 
 __all__ = ["Network", "Unit", "capture"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Network:
     """A captured network in eval mode, batch norms folded, without gradients.
 
@@ -44,11 +45,15 @@ class Network:
 
     module: fx.GraphModule
     table: LayerTable
-    units: tuple[Unit, ...]
     inputs: TreeSpec
     dtypes: tuple[torch.dtype, ...]
     outputs: TreeSpec
     names: tuple[str, ...]
+
+    @cached_property
+    def units(self) -> tuple[Unit, ...]:
+        """Parts of the module, each with a graph of its own, made when they are first asked for."""
+        return units_of(self.module)
 
     @property
     def device(self) -> torch.device:
@@ -108,7 +113,7 @@ class Network:
     def rebuilt(self, module: fx.GraphModule) -> Network:
         """The same network with another module, whose nodes are labelled."""
         module.recompile()
-        return replace(self, module=module, units=units_of(module))
+        return replace(self, module=module)
 
 
 class CapturedModel(nn.Module):
@@ -146,17 +151,15 @@ def capture(model: nn.Module, example: Any, name: str = "model") -> Network:
     avoid_slow_kernels(module)
     mark_channel_steps(module)
     module.recompile()
-    network = _described(replace(captured, module=module), units_of(module), samples, unfolded, name)
+    network = _described(replace(captured, module=module), samples, unfolded, name)
     with contextlib.redirect_stdout(sys.stderr), single_precision():  # the user's code runs
         _check(network, model, samples[:2], name)
     return network
 
 
-def _described(
-    captured: Captured, units: tuple[Unit, ...], samples: Samples, unfolded: Mapping[str, str], name: str
-) -> Network:
+def _described(captured: Captured, samples: Samples, unfolded: Mapping[str, str], name: str) -> Network:
     module = captured.module
-    blocks = {layer: unit.name for unit in units for layer in unit.layers}
+    blocks = {str(node.target): node.meta[UNIT] for node in module.graph.nodes if is_layer(module, node)}
     ties: dict[str, str] = {}
     specs = []
     for layer_name, sizes in _call_sizes(module).items():
@@ -167,7 +170,7 @@ def _described(
     shapes = tuple(tuple(leaf.shape[1:]) for leaf in samples.leaves)
     table = LayerTable(name, shapes, tuple(specs), uncounted(captured, unfolded), tuple(products(module)))
     dtypes = tuple(leaf.dtype for leaf in samples.leaves)
-    return Network(module, table, units, captured.inputs, dtypes, captured.outputs, captured.names)
+    return Network(module, table, captured.inputs, dtypes, captured.outputs, captured.names)
 
 
 def _call_sizes(module: fx.GraphModule) -> dict[str, list[tuple[Size, Size]]]:

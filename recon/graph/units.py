@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -68,10 +68,11 @@ def units_of(module: fx.GraphModule) -> tuple[Unit, ...]:
     members: dict[str, list[fx.Node]] = {}
     for node in flow_nodes(module.graph):
         members.setdefault(node.meta[UNIT], []).append(node)
-    return tuple(_unit(module, name, nodes) for name, nodes in members.items())
+    order = {node: index for index, node in enumerate(module.graph.nodes)}
+    return tuple(_unit(module, name, nodes, order) for name, nodes in members.items())
 
 
-def _unit(module: fx.GraphModule, name: str, nodes: list[fx.Node]) -> Unit:
+def _unit(module: fx.GraphModule, name: str, nodes: list[fx.Node], order: Mapping[fx.Node, int]) -> Unit:
     inside = set(nodes)
     needed: list[fx.Node] = []  # what the nodes and the repeated nodes before them read
     seen: set[fx.Node] = set()
@@ -89,7 +90,6 @@ def _unit(module: fx.GraphModule, name: str, nodes: list[fx.Node]) -> Unit:
     for node in nodes:
         for source in node.all_input_nodes:
             visit(source)
-    order = {node: index for index, node in enumerate(module.graph.nodes)}
     reads = sorted(needed, key=order.__getitem__)
     writes = [node for node in nodes if any(user not in inside for user in node.users)]
     graph = _subgraph(nodes, reads, writes)
