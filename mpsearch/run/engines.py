@@ -62,6 +62,7 @@ def _loky(engine: Engine, call: Call, shared: bytes, tasks: Mapping[str, tuple[A
     """A pool of one process for each worker, so that who dies takes nobody along."""
     from joblib.externals.loky import ProcessPoolExecutor
 
+    _start_tracker()
     environment = {f"{name}_NUM_THREADS": str(engine.threads) for name in ("OMP", "MKL", "OPENBLAS")}
     workers: dict[ProcessPoolExecutor, int] = {}  # each with its process id
     free: queue.SimpleQueue[ProcessPoolExecutor | None] = queue.SimpleQueue()
@@ -109,6 +110,21 @@ def _loky(engine: Engine, call: Call, shared: bytes, tasks: Mapping[str, tuple[A
                         psutil.Process(pid).kill()  # what runs there is broken off
     for pool in workers:
         pool.shutdown()
+
+
+def _start_tracker() -> None:
+    """Starts the process that removes what killed workers leave behind, and that would warn of it on stderr."""
+    from joblib.externals.loky.backend import resource_tracker
+
+    name = "PYTHONWARNINGS"
+    before = os.environ.get(name)
+    os.environ[name] = ",".join(filter(None, (before, "ignore:resource_tracker")))
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
 
 
 def _begin(shared: bytes, parent: int) -> None:

@@ -210,3 +210,21 @@ def test_sensitivity_is_the_same_bytes_whoever_measures_it(tiny: Path, tmp_path:
         assert ("batches by" in done.err) == (workers > 0)
         found.add((out / "sensitivity.safetensors").read_bytes())
     assert len(found) == 1
+
+
+LEFT = """
+import tempfile
+from mpsearch.run.engines import _start_tracker
+_start_tracker()
+from joblib.externals.loky.backend import resource_tracker
+folder = tempfile.mkdtemp()
+resource_tracker.register(folder, "folder")  # as workers do that are killed before they say that it is gone
+print(folder)
+"""
+
+
+def test_what_killed_workers_leave_is_removed_without_a_word() -> None:
+    done = subprocess.run([sys.executable, "-c", LEFT], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert not Path(done.stdout.strip()).exists()
+    assert os.environ.get("PYTHONWARNINGS", "") != "ignore:resource_tracker"
