@@ -77,9 +77,9 @@ def curve() -> list[dict[str, Any]]:
         grid = coded_grid(normal, rate) if rate else search_grid(normal, precision.w, halves=True)
         codes = encode(normal, grid)
         if path:
-            wanted, ridged = shrunk(normal, grid, torch.eye(normal.shape[1])[None])
-            ridge = (ridged - torch.eye(normal.shape[1])[None])[:, 0, 0]
-            grid, codes = trellis_rounding(wanted, widen(grid, finer(rate), normal), ridged, ridge, None)
+            alike = torch.eye(normal.shape[1])[None]
+            wanted, ridged = shrunk(normal, grid, alike)
+            grid, codes = trellis_rounding(wanted, widen(grid, finer(rate), normal), alike, ridged, None)
         plain = QuantizedWeight(grid, codes.to(torch.uint8))
         own, place, _ = second_order_rounding(weight, precision, moments, trellis=path)
         stored = QuantizedWeight(own, place.round().to(torch.uint8))

@@ -5,7 +5,7 @@ Both look for the codes that move a layer's output least: min tr (Q − W) H (Q 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +20,9 @@ TOGETHER_DAMPING = 0.3  # of the mean of the metric's diagonal: 0.1 learns 256 i
 SWEEPS = 2  # of coordinate descent; four leave half a per cent less error
 FARTHEST = 2.0  # a scale is refitted by this factor at most
 BLOCK = 32  # columns whose errors reach the weights beyond them all at once: memory is what limits a column's update
+
+# Of weights (R, K), and the codes and grids that they have, continuous codes (R, K).
+Rounder = Callable[[list[Tensor], list[Tensor], list[Grid]], list[Tensor]]
 
 
 def place_obq(weight: Tensor, grid: Grid, hessian: Tensor) -> Tensor:
@@ -155,21 +158,39 @@ def _array(tensor: Tensor) -> NDArray[np.float32]:
 def descend_together(
     weight: Tensor, codes: Sequence[Tensor], grids: Sequence[Grid], hessian: Tensor, metric: Tensor
 ) -> list[tuple[Grid, Tensor]]:
+    """`made_up_together`, an eighth of the channels at a time, each rounded as by `descend`."""
+
+    def rounded(wanted: list[Tensor], codes: list[Tensor], grids: list[Grid]) -> list[Tensor]:
+        return descend_all(wanted, codes, grids, hessian, sweeps=1)
+
+    return made_up_together(weight, codes, grids, hessian, metric, rounded, PARTS, SWEEPS)
+
+
+def made_up_together(
+    weight: Tensor,
+    codes: Sequence[Tensor],
+    grids: Sequence[Grid],
+    hessian: Tensor,
+    metric: Tensor,
+    rounded: Rounder,
+    parts: int,
+    sweeps: int,
+) -> list[tuple[Grid, Tensor]]:
     """From codes (O, K) on each of several grids, a grid and continuous codes (O, K) whose rounding leaves little of
     tr G (Q − W) H (Q − W)ᵀ: here the errors of output channels act together, and may make up for each other. What one
     grid gets does not depend on the others.
 
     H is the `hessian` (1, K, K) of the inputs, G the `metric` (O, O), the second moment of the loss' gradient at the
     outputs; their Kronecker product stands for the Fisher information (Martens and Grosse, ICML 2015, arXiv
-    1503.05671). An eighth of the channels moves at a time: the weights that would make up best for the errors of the
-    others are rounded as by `descend`, and kept if they do.
+    1503.05671). One of `parts` of the channels moves at a time, in each of `sweeps`: the weights that would make up
+    best for the errors of the others are `rounded`, and kept if they do.
     """
     damping = (TOGETHER_DAMPING * metric.diagonal().mean()).clamp_min(1e-30)
     metric = metric + damping * torch.eye(len(metric), device=metric.device)
     places, scales = [one.clone() for one in codes], [grid.scale.clone() for grid in grids]
     errors = [decode(one, grid) - weight for one, grid in zip(codes, grids, strict=True)]
     channels = torch.arange(len(weight), device=weight.device)
-    for part in SWEEPS * [channels[first::PARTS] for first in range(min(PARTS, len(weight)))]:
+    for part in sweeps * [channels[first::parts] for first in range(min(parts, len(weight)))]:
         within = metric[part][:, part]
         factor, pulls = torch.linalg.cholesky(within), [metric[part] @ error for error in errors]
         wanted = [
@@ -180,8 +201,7 @@ def descend_together(
             replace(grid, scale=scale[part], zero_point=grid.zero_point[part])
             for grid, scale in zip(grids, scales, strict=True)
         ]
-        found = descend_all(wanted, [place[part].round() for place in places], own, hessian, sweeps=1)
-        for at, place in enumerate(found):
+        for at, place in enumerate(rounded(wanted, [place[part].round() for place in places], own)):
             refitted = refit_scale(wanted[at], place.round(), own[at], hessian)
             step = decode(place.round(), refitted) - weight[part] - errors[at][part]
             if (step @ hessian[0] * (2 * pulls[at] + within @ step)).sum() < 0:

@@ -66,8 +66,7 @@ def second_order_rounding(
         wanted, ridged = shrunk(flat, grid, hessian)
         if trellis and precision.rate <= TRELLIS_MOST and flat.shape[1] >= SHORTEST:
             known = metric if moments.count >= len(flat) else None  # by few inputs, less than nothing
-            ridge = (ridged - hessian)[:, 0, 0]
-            grid, place = trellis_rounding(wanted, widen(grid, finer(precision.rate), flat), ridged, ridge, known)
+            grid, place = trellis_rounding(wanted, widen(grid, finer(precision.rate), flat), hessian, ridged, known)
         else:
             ((grid, place),) = _round_channels(wanted, [grid], ridged, metric)
         grid = refit_scale(flat, place.round(), grid, hessian)

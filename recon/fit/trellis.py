@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recon.fit.obq import TOGETHER_DAMPING, refit_scale
+from recon.fit.obq import made_up_together
 from recon.quantizers.coded import FARTHEST
 from recon.quantizers.trellis import FOLLOWING, MIDDLE, STATES, Path, path_of, steps_of
-from recon.quantizers.weights import Grid, decode
+from recon.quantizers.weights import Grid
 
 TOLD = 64  # channels that tell how often codes are
 PARTS = 4  # of the channels that are rounded together: one moves at a time
@@ -55,49 +55,32 @@ class _Price:
 
 
 def trellis_rounding(
-    wanted: Tensor, grid: Grid, hessian: Tensor, ridge: Tensor, metric: Tensor | None
+    wanted: Tensor, grid: Grid, hessian: Tensor, ridged: Tensor, metric: Tensor | None
 ) -> tuple[Grid, Tensor]:
     """A grid and codes (O, K) on a path of the trellis for each output channel, on a grid that is to hold `wanted`.
 
-    The weight `wanted` (O, K) and the `hessian` (G, K, K) are those of `recon.fit.start.shrunk`, the `ridge` (G,) is
-    what it adds for bits that grow with the square of a code; what codes take besides is weighed here. They are rounded
-    once as if they were normally distributed, and again as they then are: where there is the `metric` (O, O) of the
-    outputs, a fourth of the channels at a time, so that each makes up for the errors of the others. Without it, a few
-    channels tell of all.
+    The weight `wanted` (O, K) and the Hessian `ridged` (G, K, K) are what `recon.fit.start.shrunk` makes of the
+    `hessian` (G, K, K), so that bits count that grow with the square of a code; what codes take besides is weighed
+    here. They are rounded once as if they were normally distributed, and again as they then are: where there is the
+    `metric` (O, O) of the outputs, a fourth of the channels at a time, so that each makes up for the errors of the
+    others. Without it, a few channels tell of all.
     """
+    ridge = (ridged - hessian)[:, 0, 0]
     deviation = float((wanted / grid.scale[:, None]).square().mean().sqrt().clamp_min(1e-3))
     price = _Price.of(_of_normal(deviation), deviation, ridge)
     few = max(1, len(wanted) // TOLD) if metric is None and len(hessian) == 1 else 1
     part = replace(grid, scale=grid.scale[::few], zero_point=grid.zero_point[::few])
-    codes = _rounded(wanted[::few], part, hessian, price)
+    codes = _rounded(wanted[::few], part, ridged, price)
     path = path_of((codes - part.zero_point[:, None]).cpu().numpy().astype(np.int16))
     if path:
         price = _Price.of(_of_codes(path), deviation, ridge)
     if metric is None:
-        return grid, _rounded(wanted, grid, hessian, price)
-    return _together(wanted, codes, grid, hessian, metric, price)
+        return grid, _rounded(wanted, grid, ridged, price)
 
+    def rounded(wanted: list[Tensor], _: list[Tensor], grids: list[Grid]) -> list[Tensor]:
+        return [_rounded(target, own, ridged, price) for target, own in zip(wanted, grids, strict=True)]
 
-def _together(
-    wanted: Tensor, codes: Tensor, grid: Grid, hessian: Tensor, metric: Tensor, price: _Price
-) -> tuple[Grid, Tensor]:
-    """As `recon.fit.obq.descend_together`: each part of the channels anew, for what makes up best for the others."""
-    damping = (TOGETHER_DAMPING * metric.diagonal().mean()).clamp_min(1e-30)
-    metric = metric + damping * torch.eye(len(metric), device=metric.device)
-    codes, scale = codes.clone(), grid.scale.clone()
-    error = decode(codes, grid) - wanted
-    for first in range(min(PARTS, len(wanted))):
-        part = torch.arange(first, len(wanted), PARTS, device=wanted.device)
-        within, pull = metric[part][:, part], metric[part] @ error
-        target = wanted[part] + error[part] - torch.cholesky_solve(pull, torch.linalg.cholesky(within))
-        own = replace(grid, scale=scale[part], zero_point=grid.zero_point[part])
-        found = _rounded(target, own, hessian, price)
-        own = refit_scale(target, found, own, hessian)
-        step = decode(found, own) - wanted[part] - error[part]
-        if (step @ hessian[0] * (2 * pull + within @ step)).sum() < 0:
-            codes[part], scale[part] = found, own.scale
-            error[part] += step
-    return replace(grid, scale=scale), codes
+    return made_up_together(wanted, [codes], [grid], ridged, metric, rounded, PARTS, 1)[0]
 
 
 def _of_normal(deviation: float) -> Bits:

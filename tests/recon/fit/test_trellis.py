@@ -74,8 +74,7 @@ def test_normal_weights_come_near_the_bound(rate: float) -> None:
     uniform = coded_grid(weight, rate)
     grid = replace(uniform, scale=uniform.scale * 2 ** finer(rate))
     wanted, ridged = shrunk(weight, uniform, torch.eye(512)[None])
-    ridge = (ridged - torch.eye(512)[None])[:, 0, 0]
-    grid, codes = trellis_rounding(wanted, grid, ridged, ridge, None)
+    grid, codes = trellis_rounding(wanted, grid, torch.eye(512)[None], ridged, None)
     bits, error = bits_of(codes, grid), float((decode(codes, grid) - weight).square().mean())
     assert on_path(codes)
     assert bits == pytest.approx(rate, abs=0.12)
@@ -89,10 +88,9 @@ def test_less_error_in_the_same_bits(groups: int) -> None:
     hessian, weight = root @ root.mT + 0.3 * torch.eye(length), normal(128, length)
     uniform = coded_grid(weight, rate)
     wanted, ridged = shrunk(weight, uniform, hessian)
-    ridge = (ridged - hessian)[:, 0, 0]
     alone = descend(wanted, place_obq(wanted, uniform, ridged).round(), uniform, ridged).round()
     fine, codes = trellis_rounding(
-        wanted, replace(uniform, scale=uniform.scale * 2 ** finer(rate)), ridged, ridge, None
+        wanted, replace(uniform, scale=uniform.scale * 2 ** finer(rate)), hessian, ridged, None
     )
 
     def over_bound(codes: Tensor, grid: Grid) -> float:
@@ -106,11 +104,10 @@ def test_channels_make_up_for_each_other() -> None:
     hessian, metric, weight = (root @ root.T + 0.3 * torch.eye(96))[None], mix @ mix.T, normal(48, 96)
     uniform = coded_grid(weight, 3.0)
     wanted, ridged = shrunk(weight, uniform, hessian)
-    ridge = (ridged - hessian)[:, 0, 0]
     fine = replace(uniform, scale=uniform.scale * 2 ** finer(3.0))
 
     def loss(with_metric: bool) -> float:
-        grid, codes = trellis_rounding(wanted, fine, ridged, ridge, metric if with_metric else None)
+        grid, codes = trellis_rounding(wanted, fine, hessian, ridged, metric if with_metric else None)
         error = decode(codes, grid) - weight
         assert on_path(codes)
         return float((metric @ error @ hessian[0] * error).sum()) * 4 ** bits_of(codes, grid)
