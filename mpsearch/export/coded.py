@@ -22,8 +22,8 @@ from torch import Tensor
 from hwmodel import MpsearchError
 from hwmodel.size import packed_bytes
 from mpsearch.export.codes import pack, unpack
-from recon.quantizers.coded import ZERO, Frequencies, bias_steps, scale_of, scale_steps, symbols_of
-from recon.quantizers.trellis import FOLLOWING, MIDDLE, path_of, second_quantizer, steps_of
+from recon.quantizers.coded import ZERO, Frequencies, bias_steps, path_in, scale_of, scale_steps, symbols_on
+from recon.quantizers.trellis import FOLLOWING, MIDDLE, Path, second_quantizer, steps_of
 
 _TABLES, _CODES, _SCALES, _BIASES = map(struct.Struct, ("<B", "<BB", "<hB", "<hiB"))
 _WORD = np.dtype("<u4")
@@ -43,7 +43,8 @@ def encode(layers: Sequence[CodedLayer]) -> bytes:
     """All layers as bytes."""
     parts, coder = [], constriction.stream.queue.RangeEncoder()
     for layer in layers:
-        tables = [Frequencies.of(part) for part in symbols_of(torch.from_numpy(layer.codes))]
+        path = path_in(layer.codes)
+        tables = [Frequencies.of(part) for part in symbols_on(path, layer.codes)]
         scales, (exponent, biases) = scale_steps(layer.scale), bias_steps(layer.bias)
         if not torch.equal(scale_of(scales.least + scales.above.astype(np.int64)), layer.scale.cpu()):
             raise MpsearchError("scales of entropy-coded layers must be powers of 2^(1/32)")
@@ -52,16 +53,15 @@ def encode(layers: Sequence[CodedLayer]) -> bytes:
             parts += [_CODES.pack(table.lowest, len(table.halvings) - 1), table.halvings.tobytes()]
         parts += [_SCALES.pack(scales.least, scales.width), pack(scales.above, scales.width).tobytes()]
         parts += [_BIASES.pack(exponent, biases.least, biases.width), pack(biases.above, biases.width).tobytes()]
-        for symbols, at in _stream(layer.codes, len(tables)):
+        for symbols, at in _stream(path, layer.codes):
             model = _model(tables[at])
             if model is not None and len(symbols):
                 coder.encode(symbols.astype(np.int32) - tables[at].lowest, model)
     return b"".join([*parts, coder.get_compressed().astype(_WORD).tobytes()])
 
 
-def _stream(codes: NDArray[np.uint8], tables: int) -> Iterator[tuple[NDArray[np.uint8], int]]:
-    """What is coded of codes (O, K), in order, and by which table."""
-    path = path_of(codes.astype(np.int16) - ZERO) if tables > 1 else None
+def _stream(path: Path | None, codes: NDArray[np.uint8]) -> Iterator[tuple[NDArray[np.uint8], int]]:
+    """What is coded of codes (O, K), on a path or on none, in order, and by which table."""
     if path is None:
         yield codes.ravel(), 0
         return

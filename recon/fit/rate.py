@@ -66,6 +66,9 @@ class RateControl:
         step those that stand least beyond the middle between the two, in all layers alike; on a path of the trellis, to
         which four steps lead back, the largest."""
         layers = {name: layer for name, layer in layers.items() if name in self.wanted}
+        most = MOST * sum(self.wanted.values())
+        if sum(map(stored_bytes, layers.values())) <= most:
+            return
         codes = {name: rounding_of(layer).code for name, layer in layers.items()}
         places = {name: code.detach().clone() for name, code in codes.items()}
         tables = {name: len(symbols_of(rounding_of(layer).freeze().codes)) for name, layer in layers.items()}
@@ -75,9 +78,6 @@ class RateControl:
                 code.data = _nearer_to_zero(places[name], width, SAME_STATE if tables[name] > 1 else 1)
             return sum(map(stored_bytes, layers.values()))
 
-        most = MOST * sum(self.wanted.values())
-        if put(0.0) <= most:
-            return
         low, high = 0.0, 1.0
         for _ in range(HALVINGS):
             middle = (low + high) / 2

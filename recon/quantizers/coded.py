@@ -23,7 +23,7 @@ from torch import Tensor
 
 from hwmodel import InputError
 from hwmodel.precision import CODED_BITS
-from recon.quantizers.trellis import path_of
+from recon.quantizers.trellis import Path, path_of
 from recon.quantizers.weights import SMALLEST_SCALE, Grid, QuantizedWeight
 
 ZERO, FARTHEST = 128, 127  # the code of zero, and the most that any code is from it
@@ -170,12 +170,21 @@ def bias_steps(bias: Tensor) -> tuple[int, Whole]:
     return exponent, Whole.of(np.rint(values / 2.0**exponent).astype(np.int64))
 
 
+def path_in(codes: NDArray[np.uint8]) -> Path | None:
+    """The path of the trellis that codes (O, K) are on, if any."""
+    return path_of(codes.astype(np.int16) - ZERO)
+
+
+def symbols_on(path: Path | None, codes: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+    """What is coded for codes (O, K), by the table that expects it: the codes (n,), or the indices of each quantizer
+    where they are on a path."""
+    return [codes.ravel()] if path is None else [path.indices[~path.second], path.indices[path.second]]
+
+
 def symbols_of(codes: Tensor) -> list[NDArray[np.uint8]]:
-    """What is coded for codes (O, …), uint8, by the table that expects it: the codes (n,), or where they are on a path
-    of the trellis the indices of each quantizer."""
+    """`symbols_on` the path of codes (O, …), uint8."""
     rows = codes.flatten(1).cpu().numpy()
-    path = path_of(rows.astype(np.int16) - ZERO)
-    return [rows.ravel()] if path is None else [path.indices[~path.second], path.indices[path.second]]
+    return symbols_on(path_in(rows), rows)
 
 
 def code_bits(weight: QuantizedWeight) -> float:

@@ -27,9 +27,10 @@ def test_the_code_has_the_distance_that_ungerboeck_lists() -> None:
         return 2 * parity + int(second_quantizer(np.array(state)))
 
     ways = [(APART[2], *FOLLOWING[state]) for state in range(STATES)]  # two paths part by the parity
+    heapq.heapify(ways)
     found: dict[tuple[int, int], int] = {}
     while ways:
-        far, one, other = heapq.heappop(ways) if found else ways.pop()
+        far, one, other = heapq.heappop(ways)
         if (one, other) in found:
             continue
         found[one, other] = far
@@ -39,7 +40,6 @@ def test_the_code_has_the_distance_that_ungerboeck_lists() -> None:
             for b in (0, 1):
                 step = APART[(coset(one, a) - coset(other, b)) % 4]
                 heapq.heappush(ways, (far + step, int(FOLLOWING[one, a]), int(FOLLOWING[other, b])))
-        heapq.heapify(ways)
     assert far == 14  # of 64 states: IEEE Trans. Inf. Theory 28, 1982, table I
 
 
