@@ -78,10 +78,10 @@ def decode(data: bytes, sizes: Sequence[tuple[int, int, int]]) -> list[CodedLaye
         if most not in (1, 2):
             raise ValueError(f"a layer of {most} tables")
         tables = []
-        for _ in range(most):
+        for farthest in (255,) if most == 1 else (2 * MIDDLE - 1, 2 * MIDDLE):  # the first quantizer ends at 126 steps
             (lowest, more), at = _read(_CODES, data, at)
             halvings, at = _bytes(data, at, more + 1)
-            if lowest + more > (2 * MIDDLE if most > 1 else 255) or halvings.min() == 255:
+            if lowest + more > farthest or halvings.min() == 255:
                 raise ValueError("frequencies of codes that there are not")
             tables.append(Frequencies(lowest, halvings))
         (least, width), at = _read(_SCALES, data, at)

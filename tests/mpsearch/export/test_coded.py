@@ -76,6 +76,17 @@ def test_scales_that_the_format_does_not_have() -> None:
         encode([CodedLayer(LAYERS[0].codes, LAYERS[0].scale * 1.001, LAYERS[0].bias)])
 
 
+def test_an_index_that_is_no_code_of_8_bits_is_refused() -> None:
+    part = on_a_path(4, 40, 2.0)
+    content, sizes = bytearray(encode([part])), [(part.codes.size, len(part.scale), len(part.bias))]
+    assert content[0] == 2  # tables, then the lowest index of the first and how many more it has
+    content[1] = 127 - content[2]
+    decode(bytes(content), sizes)
+    content[1] += 1  # the highest is 64 from zero now: 128 steps
+    with pytest.raises(ValueError, match="codes that there are not"):
+        decode(bytes(content), sizes)
+
+
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_no_bytes_do_harm(data: st.DataObject) -> None:
