@@ -52,7 +52,8 @@ def _seen(task: UnitTask, name: str) -> Iterator[tuple[Tensor, Tensor, Tensor, T
     maps whose means the patches are, by batch of the images that teach, then of those that do not."""
     layer, where = task.layers[name], task.store.device
     whole = len(task.targets) == 1 and _is_added_to_the_output(task.float_module, name)
-    module, float_module = (made if whole else leading_to(made, name) for made in (task.module, task.float_module))
+    module = task.module if whole else leading_to(task.module, name)
+    float_module = None if whole else leading_to(task.float_module, name)
     module, maps = with_pooled_maps(module, [name])
     calls: list[tuple[Tensor, Tensor]] = []
     wanted: list[Tensor] = []
@@ -68,12 +69,13 @@ def _seen(task: UnitTask, name: str) -> Iterator[tuple[Tensor, Tensor, Tensor, T
             watched(maps, lambda _, __, x: pooled.append(x)),
         ):
             (y, *_) = module(*picked(task.x, pick, where))
-            (float_y, *_) = float_module(*picked(task.float_x, pick, where))
+            if float_module is None:
+                wanted.extend(picked(task.targets, pick, where))
+            else:
+                float_module(*picked(task.float_x, pick, where))
         for (q, z), float_z, of in zip(calls, wanted, pooled or [None] * len(calls), strict=True):
             positions = some_positions(layer, z, generator)
-            whole = whole and y.shape == z.shape
-            pair = (float_y, y) if whole else (float_z, z)
-            float_part, part = (layer.by_group(value, positions).float() for value in pair)
+            float_part, part = (layer.by_group(value, positions).float() for value in (float_z, y if whole else z))
             outputs = layer.by_group(z, positions).float() if whole else part
             patches = layer.patches(q, positions).float()
             yield patches, outputs, float_part - part, of, index < len(teaching)
@@ -83,14 +85,16 @@ def _seen(task: UnitTask, name: str) -> Iterator[tuple[Tensor, Tensor, Tensor, T
 
 
 def _is_added_to_the_output(module: fx.GraphModule, name: str) -> bool:
-    """Nothing but additions lies between the output of layer `name`, called once, and that of `module`."""
+    """Nothing but additions of its own shape lies between the output of layer `name`, called once, and that of
+    `module`."""
     node = only_call(module, name)
     if node is None:
         return False
+    shape = node.meta.get("shape")
     while len(node.users) == 1:
         (node,) = node.users
         if node.op == "output":
             return True
-        if not is_plain_addition(node):
+        if not is_plain_addition(node) or node.meta.get("shape") != shape:
             return False
     return False

@@ -156,14 +156,19 @@ def _array(tensor: Tensor) -> NDArray[np.float32]:
 
 
 def descend_together(
-    weight: Tensor, codes: Sequence[Tensor], grids: Sequence[Grid], hessian: Tensor, metric: Tensor
+    weight: Tensor,
+    codes: Sequence[Tensor],
+    grids: Sequence[Grid],
+    hessian: Tensor,
+    metric: Tensor,
+    sweeps: int = SWEEPS,
 ) -> list[tuple[Grid, Tensor]]:
     """`made_up_together`, an eighth of the channels at a time, each rounded as by `descend`."""
 
     def rounded(wanted: list[Tensor], codes: list[Tensor], grids: list[Grid]) -> list[Tensor]:
         return descend_all(wanted, codes, grids, hessian, sweeps=1)
 
-    return made_up_together(weight, codes, grids, hessian, metric, rounded, PARTS, SWEEPS)
+    return made_up_together(weight, codes, grids, hessian, metric, rounded, PARTS, sweeps)
 
 
 def made_up_together(

@@ -123,8 +123,7 @@ class Convolution(Layer):
         return [(pad, pad) for pad in self.padding]
 
     def patches(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
-        x = _padded(x, self.pads())
-        return _patches(x, self.kernel, self.stride, self.dilation, self.groups, positions)
+        return _patches(x, self.pads(), self.kernel, self.stride, self.dilation, self.groups, positions)
 
 
 class TransposedConvolution(Layer):
@@ -164,7 +163,7 @@ class TransposedConvolution(Layer):
         settings = zip(self.kernel, self.dilation, self.padding, self.output_padding, strict=True)
         pads = [(step * (size - 1) - pad, step * (size - 1) - pad + more) for size, step, pad, more in settings]
         ones = (1,) * len(self.kernel)
-        patches = _patches(_padded(spread, pads), self.kernel, ones, self.dilation, self.groups, positions)
+        patches = _patches(spread, pads, self.kernel, ones, self.dilation, self.groups, positions)
         taps = math.prod(self.kernel)  # read backwards
         groups, _, count = patches.shape
         return patches.view(groups, -1, taps, count).flip(2).view(groups, -1, count)
@@ -241,36 +240,37 @@ def _groups_swapped(weight: Tensor, groups: int) -> Tensor:
     return weight.reshape(groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
 
 
-def _padded(x: Tensor, pads: Sequence[tuple[int, int]]) -> Tensor:
-    flat = [pad for pair in reversed(pads) for pad in pair]
-    return F.pad(x, flat) if any(flat) else x
-
-
 def _patches(
     x: Tensor,
+    pads: Sequence[tuple[int, int]],
     kernel: Sequence[int],
     stride: Sequence[int],
     dilation: Sequence[int],
     groups: int,
     positions: Tensor | None,
 ) -> Tensor:
-    """The patches (G, K, M) of padded maps x (N, C, *size) at `positions` (M,), or at all of them."""
+    """The patches (G, K, M) of maps x (N, C, *size) at `positions` (M,), or at all of them; beyond the maps lie zeros,
+    as wide as `pads` say."""
     sizes = x.shape[2:]
-    spans = [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]
-    counts = [(size - span - 1) // step + 1 for size, span, step in zip(sizes, spans, stride, strict=True)]
+    settings = list(zip(sizes, pads, kernel, stride, dilation, strict=True))
+    counts = [(size + sum(pad) - step * (taken - 1) - 1) // hop + 1 for size, pad, taken, hop, step in settings]
     if positions is None:
         positions = torch.arange(len(x) * math.prod(counts), device=x.device)
     left, places = positions, []
-    for count, step in zip(reversed(counts), reversed(stride), strict=True):
-        places.append(left % count * step)
+    for count in reversed(counts):
+        places.append(left % count)
         left = left // count
-    start = left  # of the image; then of the pixel in it
-    for size, place in zip(sizes, reversed(places), strict=True):
-        start = start * size + place
-    if groups == 1 and max(kernel) == 1:
-        return x.movedim(1, -1).flatten(0, -2)[start].T[None]
-    taps = torch.zeros(1, dtype=torch.long, device=x.device)
-    for size, taken, step in zip(sizes, kernel, dilation, strict=True):
-        taps = (taps[:, None] * size + step * torch.arange(taken, device=x.device)).flatten()
-    patches = x.transpose(0, 1).flatten(1).index_select(1, (taps[:, None] + start).flatten())
-    return patches.view(groups, -1, len(positions))
+    pixels = left[None]  # (taps, M): of the image; then of the pixel in it
+    inside = torch.ones_like(pixels, dtype=torch.bool)
+    for place, (size, (before, _), taken, hop, step) in zip(reversed(places), settings, strict=True):
+        offsets = step * torch.arange(taken, device=x.device)[:, None] - before
+        at = place * hop + offsets
+        pixels = (pixels[:, None] * size + at.clamp(0, size - 1)).flatten(0, 1)
+        inside = (inside[:, None] & (at >= 0) & (at < size)).flatten(0, 1)
+    pixel_rows = x.movedim(1, -1).flatten(0, -2)
+    if groups == 1 and len(pixels) == 1 and bool(inside.all()):
+        return pixel_rows.index_select(0, pixels[0]).T[None]
+    found = pixel_rows.index_select(0, pixels.flatten())
+    found.index_fill_(0, (~inside.flatten()).nonzero().flatten(), 0)
+    by_tap = found.view(len(pixels), len(positions), -1)
+    return by_tap.permute(2, 0, 1).contiguous().view(groups, -1, len(positions))

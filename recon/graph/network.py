@@ -22,6 +22,7 @@ from recon.compute.arithmetic import device_of, single_precision
 from recon.graph.capture import Captured, export_graph, plain_copy
 from recon.graph.fold import fold_batch_norms
 from recon.graph.layers import Convolution, Layer, TransposedConvolution
+from recon.graph.overwriting import overwriting
 from recon.graph.partition import partition
 from recon.graph.patterns import relu_cap
 from recon.graph.products import products
@@ -123,6 +124,10 @@ class CapturedModel(nn.Module):
     def __init__(self, module: fx.GraphModule, inputs: TreeSpec, outputs: TreeSpec) -> None:
         super().__init__()
         self.module, self.inputs, self.outputs = module, inputs, outputs
+
+    def overwriting(self) -> CapturedModel:
+        """The same for inference: `recon.graph.overwriting`."""
+        return CapturedModel(overwriting(self.module), self.inputs, self.outputs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         leaves, spec = tree_flatten((args, dict(sorted(kwargs.items()))))

@@ -16,8 +16,10 @@ from recon.graph.unit_by_unit import run_units
 from recon.graph.units import Unit
 from recon.likelihood.likelihood import Likelihood
 from recon.settings import Settings
+from recon.statistics.moments import some_positions
 
 SAMPLES = 256  # that are enough for ours
+POSITIONS = 64  # of a map, that are enough to know how its channels act together
 BATCH = 4  # the outputs of all layers are alive at once
 WIDEST = 1280  # inputs of a channel beyond which rounding channels together takes minutes
 
@@ -25,7 +27,7 @@ WIDEST = 1280  # inputs of a channel beyond which rounding channels together tak
 @dataclass(frozen=True, slots=True)
 class Fisher:
     """What the loss minds: by unit its `diagonal` at one sample of every tensor that it writes (…), by layer the second
-    moment (O, O) of its gradient at the outputs, per position, as `metrics`."""
+    moment (O, O) of its gradient at the outputs, summed over its positions, as `metrics`."""
 
     diagonal: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
@@ -50,9 +52,9 @@ def measure_fisher(network: Network, leaves: Sequence[Tensor], likelihood: Likel
 
 
 def output_metrics(network: Network, leaves: Sequence[Tensor], likelihood: Likelihood, seed: int) -> dict[str, Tensor]:
-    """By layer, the second moment (O, O) of ∂ log p(y|x) / ∂z, y ~ p, at one position of its output z, from samples,
-    whose tensors are (N, …); left out are grouped convolutions, whose channels have inputs of their own, the widest
-    layers, and those whose effect no gradient shows.
+    """By layer, the second moment (O, O) of ∂ log p(y|x) / ∂z, y ~ p, summed over the positions of its output z (by
+    some of them), from samples, whose tensors are (N, …); left out are grouped convolutions, whose channels have inputs
+    of their own, the widest layers, and those whose effect no gradient shows.
 
     What two halves of the samples do not agree on is taken out of what stands beside the diagonal: the share of its
     squares that is the variance of the estimate (Ledoit and Wolf, J. Multivariate Analysis 88, 2004). A classifier has
@@ -84,7 +86,8 @@ def _measured(
     network: Network, leaves: Sequence[Tensor], likelihood: Likelihood, layers: Mapping[str, Layer], seed: int
 ) -> Fisher:
     """`fisher_diagonal`, and `output_metrics` of `layers`, from one backward pass."""
-    generator, count = torch.Generator().manual_seed(seed), len(leaves[0])
+    generator, places = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed)
+    count = len(leaves[0])
     diagonal: dict[tuple[str, int], Tensor] = {}
     halves: list[dict[str, Tensor]] = [{}, {}]
     for index, part in enumerate(slices(count, BATCH)):
@@ -107,8 +110,11 @@ def _measured(
         sums = halves[index % 2]
         for (name, *_), gradient in zip(calls, gradients[len(outputs) :], strict=True):
             if gradient is not None:
-                by_position = rows(gradient, layers[name].channel_axis).float()
-                sums[name] = sums.get(name, 0.0) + by_position.T @ by_position / count
+                layer = layers[name]
+                positions = some_positions(layer, gradient, places, POSITIONS)
+                by_position = rows(gradient, layer.channel_axis, positions).float()
+                share = len(by_position) / (gradient.numel() // gradient.shape[layer.channel_axis])
+                sums[name] = sums.get(name, 0.0) + by_position.T @ by_position / (count * share)
     written = {name: tuple(diagonal[key] for key in diagonal if key[0] == name) for name, _ in diagonal}
     return Fisher(written, {name: _believed(one, halves[1].get(name, one)) for name, one in halves[0].items()})
 

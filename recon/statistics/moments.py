@@ -16,8 +16,9 @@ from recon.graph.layers import Layer, watched
 from recon.graph.patterns import with_pooled_maps
 from recon.statistics.slopes import Activation, slope_weight
 
-POSITIONS = 65_536  # input patches that are enough for a layer's second moments
-PER_IMAGE = 256  # of them from one map: patches overlap, and other images tell more
+IMAGES = 256  # whose patches are enough for a layer's second moments
+PER_IMAGE = 256  # patches at most from one map: they overlap, and other images tell more
+FEWEST, FOR_EACH = 64, 4  # patches from one map at least, and for each input of theirs: of nine, few tell all
 LEAST_DAMPING = 0.1  # of the mean variance
 MOST_SHRUNK = 0.95
 LEAST_VARIANCE = 1e-6  # of the mean power: what float32 sums leave uncertain
@@ -27,13 +28,18 @@ KEPT = 1024  # patches that are kept of a wide layer's
 BATCH = 8
 
 
-def some_positions(layer: Layer, z: Tensor, generator: torch.Generator) -> Tensor | None:
-    """At random `PER_IMAGE` of the positions of every output of a layer z (N, …), counted over all N; None where there
-    are no more."""
-    count = layer.positions_of(z)
-    if count <= PER_IMAGE:
+def from_one_map(length: int) -> int:
+    """How many patches of `length` inputs are taken from one map."""
+    return min(PER_IMAGE, max(FEWEST, FOR_EACH * length))
+
+
+def some_positions(layer: Layer, z: Tensor, generator: torch.Generator, most: int | None = None) -> Tensor | None:
+    """At random `most` of the positions of every output of a layer z (N, …), counted over all N; None where there are
+    no more. By default as many as tell about patches of the layer's inputs."""
+    count, most = layer.positions_of(z), most or from_one_map(layer.weight[0].numel())
+    if count <= most:
         return None
-    of_one = torch.randperm(count, generator=generator)[:PER_IMAGE]
+    of_one = torch.randperm(count, generator=generator)[:most]
     return (torch.arange(len(z))[:, None] * count + of_one).flatten().to(z.device)
 
 
@@ -115,7 +121,7 @@ class InputMoments:
     def __init__(self) -> None:
         self._halves = [Sums(), Sums()]
         self._kept: list[Tensor] = []
-        self._groups = 1
+        self._groups, self._length = 1, 1
         self._active: Sums | None = None
         self._positions: Sums | None = None
 
@@ -126,8 +132,8 @@ class InputMoments:
 
     @property
     def enough(self) -> bool:
-        """`POSITIONS` patches have been seen."""
-        return self.count >= POSITIONS
+        """As many patches have been seen as `IMAGES` large maps give."""
+        return self.count >= IMAGES * from_one_map(self._length)
 
     def add(self, patches: Tensor, active: Tensor | None = None, pooled: Tensor | None = None) -> None:
         """Takes in patches (G, K, M). They count as much as the outputs (G, O / G, M) are `active`: in means for every
@@ -144,7 +150,7 @@ class InputMoments:
         if blocks > 1 and sum(part.shape[2] for part in self._kept) < KEPT:
             self._kept.append(parts[:, :, :KEPT])
         seen = Sums.of(parts, parts, weights_of(active))
-        self._groups = len(patches)
+        self._groups, self._length = patches.shape[:2]
         self._halves[self._halves[1].count < self._halves[0].count] += seen
 
     def mean(self) -> Tensor:

@@ -21,7 +21,7 @@ from recon.graph.network import Network
 from recon.graph.patterns import calls_one_of, relu_cap
 from recon.graph.units import UNIT
 from recon.quantizers.learned import bias_of
-from recon.statistics.moments import some_positions
+from recon.statistics.moments import PER_IMAGE, some_positions
 
 ENOUGH = 8  # bits of inputs: there and above, equalization gains nothing
 NARROWEST = 1 / 32  # of the widest channel: what is next to nothing is not blown up
@@ -104,7 +104,7 @@ def _tops(network: Network, bits: Mapping[str, int], leaves: Sequence[Tensor]) -
 
     def see(name: str, inputs: Tensor, _: Tensor) -> None:
         layer = network.layer(name)
-        seen[name].append(layer.by_group(inputs, some_positions(layer, inputs, generator)).flatten(0, 1))
+        seen[name].append(layer.by_group(inputs, some_positions(layer, inputs, generator, PER_IMAGE)).flatten(0, 1))
 
     with watched({name: network.layer(name) for name in bits}, see), fast(network.device):
         for pick in torch.split(mixed_order(leaves[0])[:IMAGES], BATCH):

@@ -121,11 +121,11 @@ def test_where_a_path_is_taken() -> None:
         layer = nn.Linear(length, 32)
         moments = moments_of(layer, normal(256, length))
         weight, precision = layer.weight.detach(), Precision(8, rate=rate)
-        grid, place, _ = second_order_rounding(weight, precision, moments, trellis=True)
+        grid, place, _ = second_order_rounding(weight, precision, moments, final=True)
         assert on_path(place.round()) is expected
         assert not on_path(second_order_rounding(weight, precision, moments)[1].round())
         assert (place - ZERO).abs().max() <= FARTHEST
-        wider = second_order_rounding(weight, precision, moments, widened=0.3, trellis=True)[0]
+        wider = second_order_rounding(weight, precision, moments, widened=0.3, final=True)[0]
         assert float((wider.scale / grid.scale).log2().mean()) == pytest.approx(0.3, abs=0.05)
 
 
@@ -133,7 +133,7 @@ def test_far_weights_of_a_channel_are_not_clipped() -> None:
     weight = normal(16, 64)
     weight[3, 7] = 300.0
     grid, place, _ = second_order_rounding(
-        weight, Precision(8, rate=4.0), moments_of(nn.Linear(64, 16), normal(256, 64)), trellis=True
+        weight, Precision(8, rate=4.0), moments_of(nn.Linear(64, 16), normal(256, 64)), final=True
     )
     assert on_path(place.round())
     assert float(decode(place.round(), grid)[3, 7]) == pytest.approx(300.0, rel=0.03)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from recon.graph.layers import layers_in, watched
 from recon.graph.network import capture
-from recon.statistics.moments import PER_IMAGE, some_positions
+from recon.statistics.moments import from_one_map, some_positions
 
 KINDS: list[tuple[nn.Module, tuple[int, ...]]] = [
     (nn.Conv1d(4, 6, 3), (4, 9)),
@@ -92,8 +92,9 @@ def test_some_patches_are_those_of_their_positions(groups: int, kernel: int, str
     x = torch.randn(3, 4, 66, 67).contiguous(memory_format=torch.channels_last)
     z = layer(x).detach()
     positions = some_positions(layer, z, torch.Generator().manual_seed(0))
-    assert (positions is None) == (z[0, 0].numel() <= PER_IMAGE)
+    most = from_one_map(layer.weight[0].numel())
+    assert (positions is None) == (z[0, 0].numel() <= most)
     positions = torch.arange(len(z) * z[0, 0].numel()) if positions is None else positions
-    assert len(positions.unique()) == len(positions) == len(z) * min(PER_IMAGE, z[0, 0].numel())
+    assert len(positions.unique()) == len(positions) == len(z) * min(most, z[0, 0].numel())
     assert torch.equal(layer.patches(x, positions), layer.patches(x)[:, :, positions])
     assert torch.equal(layer.by_group(z, positions), layer.by_group(z)[:, :, positions])
