@@ -6,6 +6,7 @@ Cai et al., "ZeroQ: A Novel Zero Shot Quantization Framework", CVPR 2020, arXiv 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +21,8 @@ from recon.graph.network import avoid_slow_kernels
 from recon.graph.nodes import packet_of
 from recon.graph.samples import Samples
 
-STEPS = 150
-RATE = 0.1
+STEPS = 60
+RATE = 0.35  # at 0.1 it takes 150 steps to come as near
 BATCH = 32
 COARSE = 8  # images start as noise on a grid of this many pixels a cell: of the world, not of the television
 
@@ -88,8 +89,29 @@ def _noise(size: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 def _mismatch(x: Tensor, running_mean: Tensor, running_variance: Tensor, eps: float) -> Tensor:
     """How far the mean and deviation of a batch norm's input (N, C, …) are from the running ones, in deviations."""
-    over = [dim for dim in range(x.dim()) if dim != 1]
+    mean, variance = _Moments.apply(x, running_mean)
     deviation = (running_variance + eps).sqrt()
-    away = (x.float().mean(over) - running_mean) / deviation
-    ratio = (x.float().var(over, correction=0) + eps).sqrt() / deviation
-    return away.square().mean() + (ratio - 1).square().mean()
+    ratio = (variance + eps).sqrt() / deviation
+    found: Tensor = (mean / deviation).square().mean() + (ratio - 1).square().mean()
+    return found
+
+
+class _Moments(torch.autograd.Function):
+    """Mean, less a constant near it, and variance (C,) of maps (N, C, …) by channel, from two sums. That of
+    torch takes thirty times as long where channels are last."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
+        rows = x.movedim(1, -1).flatten(0, -2).float() - near
+        mean = rows.mean(0)
+        ctx.save_for_backward(x, near, mean)
+        return mean, (rows.square().mean(0) - mean.square()).clamp_min(0)
+
+    @staticmethod
+    def backward(ctx: Any, by_mean: Tensor, by_variance: Tensor) -> tuple[Tensor, None]:
+        x, near, mean = ctx.saved_tensors
+        maps = x.movedim(1, -1)
+        count = maps.numel() // maps.shape[-1]
+        slope = 2 * by_variance / count
+        gradient = torch.addcmul(by_mean / count - slope * (near + mean), maps.float(), slope)
+        return gradient.to(x.dtype).movedim(-1, 1), None

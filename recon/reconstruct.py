@@ -47,6 +47,7 @@ FEWEST_SAMPLES = 2
 NEGLIGIBLE = 1e-4  # of the output's power: what 8 bits leave, and not worth a gradient step
 EASY, MOST = 0.02, 4  # where the start leaves more of the output's power, steps may grow with it, up to fourfold
 FIRST, PARTS = 10, 7  # a first cycle of falling rates has ten steps or a seventh of all; each next one twice as many
+MOST_WEIGHTS = 2**25  # of a unit that learns: more take gigabytes, and a few hundred samples teach them nothing
 TRIES = 4  # of steps that take the bytes wanted
 INPUT_STEPS = 4  # activations learn for a fourth of the steps where they come after the weights (BRECQ's code)
 
@@ -169,12 +170,12 @@ def _fit_unit(task: UnitTask, config: BitConfig, settings: Settings, rate: RateC
         widened = rate.corrected(task.layers, widened or {}) if rate else None
         if widened is None:
             break
-    state = _states(task.layers)
+    fixed = all(config[name].rate and config[name].a == FLOAT_BITS for name in task.layers)  # but for biases
+    fixed |= settings.early_stopping and sum(weight.numel() for weight in floats.values()) > MOST_WEIGHTS
+    state = {} if fixed else _states(task.layers)
     learned, after = _decided(task)
-    most = settings.steps
-    if all(config[name].rate and config[name].a == FLOAT_BITS for name in task.layers):  # only biases would be left
-        most = 0
-    elif settings.early_stopping:  # nothing can be learned from a start that is no number
+    most = 0 if fixed else settings.steps
+    if settings.early_stopping and most:  # nothing can be learned from a start that is no number
         most = 0 if math.isnan(after) else round(settings.steps * min(max(after / EASY, 1), MOST))
     # AdaRound decides at the end of all steps.
     by_cycles = settings.early_stopping and settings.rounding == "straight-through"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 from pathlib import Path
 
@@ -35,9 +36,13 @@ def test_coding(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_performance(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    bench = importlib.import_module("bench_scores")
-    results = json.loads((RESULTS / "bench_scores.json").read_text("utf-8"))
-    assert bench.table(results["rows"]) in (DOCS / "performance.md").read_text("utf-8")
+    for name in ("bench_scores", "bench_growth"):
+        bench = importlib.import_module(name)
+        results = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+        assert bench.table(results["rows"]) in (DOCS / "performance.md").read_text("utf-8")
+    for row in results["rows"]:  # linear, with a part that is fixed
+        ratios = [after / before for before, after in itertools.pairwise(row["seconds"])]
+        assert all(1 < ratio < 2.3 for ratio in ratios), row
 
 
 def test_detectors(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from recon.graph.granularity import regroup
 from recon.graph.layers import Embedding
 from recon.graph.network import Network
 from recon.graph.units import Unit
+from recon.reconstruct import MOST_WEIGHTS
 from recon.settings import Settings
 from recon.statistics.moments import blocks_of
 
@@ -30,6 +31,7 @@ HALVES = 2  # second moments are kept of two halves of the images
 ROUNDED = 9  # copies of one layer's second moments while it is rounded: shrunk, sorted, inverted, factored
 COPIES = 4  # of the network while it is finished: balanced, equalized, to be rounded, rounded
 LEARNED = 10  # values for each weight of a unit that learns: code, gradient, Adam's two, states to go back to
+STARTED = 6  # of one that has too many weights to learn
 SCATTERED = 1.15  # a heap does not give back in one piece what it took in parts
 SURE = 0.7  # of what is expected is needed for certain: the estimate is tested to be within 30 %
 MB = 1e6
@@ -148,10 +150,11 @@ def _of_unit(network: Network, unit: Unit, work: Work) -> Parts:
     weights = sum(network.layer(name).weight.numel() for name in unit.layers)
     learning = work.settings.batch * kept_values(unit.module) * (2 * size + FLOAT)
     measuring = BATCH * (alive_values(unit.module) + read) * size
+    each = LEARNED if weights <= MOST_WEIGHTS else STARTED
     rounding = (HALVES + ROUNDED) * max(moments) * FLOAT
     return {
         "inputs and outputs of blocks": sum(one for one in kept if one <= work.settings.memory_bytes / ALIVE),
-        "one block that learns": max(learning + LEARNED * weights * FLOAT, measuring),
+        "one block that learns": max(learning + each * weights * FLOAT, measuring),
         "second moments of layer inputs": rounding,
     }
 

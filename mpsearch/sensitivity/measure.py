@@ -16,6 +16,7 @@ ignores that a layer's output errors act together, and so judges most layers of 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hwmodel import FLOAT_BITS, Precision
+from hwmodel import FLOAT_BITS, LayerTable, Precision
 from mpsearch.sensitivity.forward import Change, measured_scores
 from mpsearch.sensitivity.scores import Rounded, RoundedWeight, Scores, widths
 from mpsearch.sensitivity.terms import batch_terms
@@ -50,6 +51,7 @@ Terms = tuple[np.ndarray, np.ndarray]  # (n, L, T) each
 Spread = Callable[["Scored", Sequence["Part"]], Iterator[tuple["Part", Terms]]]
 SENSITIVITY_BATCH = 4
 SQUARED = 8  # one batch of so many is measured for the diagonal Fisher, which a few images tell
+LEARNING = 0.1  # of K / n, by which a rounding of K inputs that n vectors decide loses more than with very many
 ROUNDING_SAMPLES = 256  # the first ones, half of them at most, so that the roundings stay when more images come
 
 
@@ -82,7 +84,8 @@ def measure(
     Weights are rounded by `second_order_rounding` in the `balanced` basis, the mean output error taken out by the bias:
     closer to what finalization leaves than plain rounding, which overrates low bits. The samples are `split`. What is
     `known` under the same `key` is kept as far as `samples` begin with the same ones: only new widths and new samples
-    are measured, and the result is the same as if nothing had been known. `on_batch` is called with samples done and in
+    are measured, and the result is the same as if nothing had been known. What is learned from few samples is scored as
+    twice as many would leave it (`learning_curve`). `on_batch` is called with samples done and in
     all. Weights of `symmetric` bits have grids with the zero-point in the middle; `key` says which, where
     several are in use. `spread` computes the parts, in any order; here, one after another, without it.
     """
@@ -99,6 +102,8 @@ def measure(
     rounded = {term: roundings[term] for term in terms}
     count = len(judging)
     score, square = np.zeros((2, count, len(names), len(terms)), np.float32)
+    of_weights = [term.a == FLOAT_BITS for term in terms]
+    left = np.where(of_weights, learning_curve(network.table, len(first))[:, None], 1.0)
     done = 0
     if kept is not None:
         done, at = len(kept.images), [terms.index(term) for term in kept.terms]
@@ -110,10 +115,25 @@ def measure(
     behind = count - sum(scored.size(part) for part in parts)
     for part, scores in (spread or one_by_one)(scored, parts):
         rows, at = slice(part.start, part.start + scored.size(part)), [terms.index(term) for term in part.terms]
-        score[rows, :, at], square[rows, :, at] = scores
+        score[rows, :, at], square[rows, :, at] = scores[0] * np.sqrt(left[:, at]), scores[1] * left[:, at]
         behind += scored.size(part)
         on_batch(behind, count)
     return Scores(key, names, digests, rounded, score, square, alone)
+
+
+def learning_curve(table: LayerTable, count: int) -> np.ndarray:
+    """By layer (L,), what twice as many samples leave of the loss of roundings that `count` samples have decided:
+    finalization has all samples, and those that judge are no fewer than those that decide.
+
+    Decided by n vectors of K inputs, a rounding loses 1 + `LEARNING` · K / n times what it loses with very many: the
+    classifiers of MobileNetV2 and EfficientNet-Lite0, K 1,280, lose with 512 images 0.74 to 0.88 of what they lose with
+    256, and with 256 0.70 to 0.90 of what they lose with 128; by this, 0.83 and 0.75. Where a layer has a map of
+    positions, nothing is left to learn.
+    """
+    lengths = np.array([layer.kind != "embedding" and layer.weights_per_channel for layer in table], np.float64)
+    positions = np.array([layer.uses * math.prod(layer.out_size) for layer in table], np.float64)
+    missing = LEARNING * lengths / (count * positions)
+    return (1 + missing / 2) / (1 + missing)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,9 @@ from mpsearch.sensitivity.table import SensitivityTable
 from recon.quantizers.inputs import InputGrid
 from recon.quantizers.weights import QuantizedWeight
 
-METRIC = "held-out fisher, steadied by an eighth, balanced basis, 256 patches of a map, maps behind means"
+METRIC = (
+    "held-out fisher, steadied by an eighth, balanced basis, 64 to 256 patches of a map, maps behind means, of twice"
+)
 SMALL = 1e-2  # below it log cosh s is ½ s² to 2e-5 of it, and what float64 leaves of the sum is less exact
 TINY = 1e-150  # of squared scores: the square of anything less is 0
 
@@ -38,9 +40,9 @@ class Scores:
 
     A term is a width of weights (`W4A32`) or of inputs (`W32A8`); `rounded` holds what they are rounded to, by term and
     layer. `score` (N, L, T) is ⟨g, Δ⟩ and `square` (N, L, T) is Σ g² Δ², with g the gradient and Δ the error of the
-    layer's output or input; of images that it was not measured on, `square` is NaN. `images` are their digests, `key`
-    is of everything else that the numbers depend on. Of the layers `alone`, which no gradient reaches, log cosh of the
-    score is the measured divergence, and `square` is 0.
+    layer's output or input, both as twice the samples would leave them; of images that it was not measured on, `square`
+    is NaN. `images` are their digests, `key` is of everything else that the numbers depend on. Of the layers `alone`,
+    which no gradient reaches, log cosh of the score is the measured divergence, and `square` is 0.
     """
 
     key: str

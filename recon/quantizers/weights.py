@@ -21,6 +21,7 @@ from hwmodel.precision import HALVED_BITS
 
 SHRINK_STEPS = 60
 SEARCHED = 2**18  # weights at a time: their errors are several tensors of that size, which a cache holds
+TELLING = 4096  # weights of an output channel, of which there are more, that its range is chosen by
 FACTORS = tuple(1.08**step for step in range(-9, 5))  # 0.5 to 1.36
 SHIFTS = (-2, -1, 0, 1, 2)  # steps of the zero-point
 SMALLEST_SCALE = 2.0**-24  # the smallest positive half-precision number
@@ -93,7 +94,8 @@ def search_grid(
     diagonal of the loss' Hessian, so that the search minimises Σ importance · (Q(w) − w)². A constant or all-zero
     channel gets a grid on which it is exact up to the half-precision scale, unless `symmetric`: then the zero-point
     is 2^(bits − 1) everywhere, as where weights are signed integers without one. Zero-points are integers, or
-    where `halves` multiples of a half as far as the bits allow.
+    where `halves` multiples of a half as far as the bits allow. The widest range is that of all weights; of a channel
+    of more than twice `TELLING`, evenly spaced ones judge.
     """
     flat = weight.detach().flatten(1).float()
     count = max(1, SEARCHED // flat.shape[1])
@@ -110,7 +112,9 @@ def search_grid(
         low = -high
     levels, step = 2**bits - 1, _step(bits) if halves else 1.0
     shrinks = torch.linspace(1.0, 0.25 if bits < 5 else 0.7, SHRINK_STEPS, device=flat.device)
-    tries = _Tries(flat, None if importance is None else importance.sqrt(), levels)
+    apart = max(1, flat.shape[1] // TELLING)
+    root = None if importance is None else importance.expand_as(flat)[:, ::apart].sqrt()
+    tries = _Tries(flat[:, ::apart].contiguous(), root, levels)
 
     def attempt(index: Tensor) -> None:
         shrink = shrinks[index]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hwmodel import InputError
-from recon.distill import distill
+from recon.distill import _Moments, distill
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -64,3 +64,18 @@ def test_batch_norms_see_what_they_remember(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_network_without_batch_norms_is_refused() -> None:
     with pytest.raises(InputError, match="batch norms"):
         distill(nn.Conv2d(3, 4, 3), (3, 8, 8), MEAN, STD, 16, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_moments_and_their_gradient_are_those_of_torch(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = (20 + torch.randn(4, 5, 6, 7, generator=generator)).to(dtype)
+    near, by_mean, by_variance = 20 + torch.randn(3, 5, generator=generator)
+    ours, theirs = x.clone().requires_grad_(), x.double().requires_grad_()
+    found = _Moments.apply(ours, near)
+    exact = theirs.mean((0, 2, 3)) - near, theirs.var((0, 2, 3), correction=0)
+    for one, other in zip(found, exact, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-5)
+    weighted = [(one * by_mean).sum() + (other * by_variance).sum() for one, other in (found, exact)]
+    slopes = [torch.autograd.grad(sums, of)[0].double() for sums, of in zip(weighted, (ours, theirs), strict=True)]
+    torch.testing.assert_close(*slopes, rtol=1e-4 if dtype == torch.float32 else 5e-3, atol=1e-5)

@@ -175,6 +175,17 @@ def test_a_start_that_leaves_much_gets_more_steps(images: Tensor) -> None:
     assert set(steps(2, early_stopping=False)) == {3}
 
 
+def test_a_block_of_too_many_weights_keeps_its_start(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = network()
+    largest = max(spec.n_weights for spec in net.table)
+    monkeypatch.setattr(sys.modules["recon.reconstruct"], "MOST_WEIGHTS", largest)  # of two such layers in a block
+    result = reconstruct(net, images, at(net, 3), Settings(steps=20, batch=16))
+    layers = {unit.name: len(unit.layers) for unit in net.units}
+    for report in result.reports:
+        assert (report.iterations == 0) == (layers[report.block] == 2), report
+        assert report.loss_after < report.loss_before
+
+
 def test_cycles_double_for_as_long_as_held_back_images_come_nearer(
     images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

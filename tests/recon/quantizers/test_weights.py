@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
@@ -104,3 +106,18 @@ def test_symmetric_grids_are_signed_integers_of_torch(bits: int) -> None:
 def test_scales_beyond_half_precision_are_refused() -> None:
     with pytest.raises(InputError, match="half-precision"):
         search_grid(torch.tensor([[-1e6, 1e6]]), 2)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_long_channels_are_judged_by_some_of_their_weights(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(bits)
+    weight = torch.randn(4, 20_000, generator=generator)
+    importance = torch.rand(4, 20_000, generator=generator) + 0.1
+
+    def loss() -> torch.Tensor:
+        grid = search_grid(weight, bits, importance, halves=True)
+        return (importance * (decode(encode(weight, grid), grid) - weight).square()).sum()
+
+    some = loss()
+    monkeypatch.setattr(sys.modules["recon.quantizers.weights"], "TELLING", 20_000)
+    assert loss() <= some < 1.01 * loss()
