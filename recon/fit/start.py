@@ -105,7 +105,8 @@ def second_order_roundings(
         grid = search_grid(flat, precision.w, importance, middle, halves=True)
         grids.append(nearby_grids(grid, middle) if flat.shape[1] <= SHORT else grid)
     if moments.wide:
-        found = [(grid, _round_blocks(flat, grid, hessian, moments.patches())) for grid in grids]
+        patches = moments.patches()
+        found = [(grid, _round_blocks(flat, grid, hessian, patches)) for grid in grids]
     else:
         found = _round_channels(flat, grids, hessian, metric, final)
     return [_unbiased(weight, grid, place, moments) for grid, place in found]

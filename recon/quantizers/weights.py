@@ -98,7 +98,8 @@ def search_grid(
     of more than twice `TELLING`, evenly spaced ones judge.
     """
     flat = weight.detach().flatten(1).float()
-    count = max(1, SEARCHED // flat.shape[1])
+    apart = max(1, flat.shape[1] // TELLING)
+    count = max(1, SEARCHED * apart // flat.shape[1])
     if len(flat) > count:
         parts = torch.split(flat, count)
         shares = [None] * len(parts) if importance is None else torch.split(importance.expand_as(flat), count)
@@ -112,7 +113,6 @@ def search_grid(
         low = -high
     levels, step = 2**bits - 1, _step(bits) if halves else 1.0
     shrinks = torch.linspace(1.0, 0.25 if bits < 5 else 0.7, SHRINK_STEPS, device=flat.device)
-    apart = max(1, flat.shape[1] // TELLING)
     root = None if importance is None else importance.expand_as(flat)[:, ::apart].sqrt()
     tries = _Tries(flat[:, ::apart].contiguous(), root, levels)
 
