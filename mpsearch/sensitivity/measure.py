@@ -20,7 +20,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import takewhile
+from itertools import chain, takewhile
 
 import numpy as np
 import torch
@@ -249,10 +249,13 @@ def _rounded(
     weight, bias, found = layer.weight.detach(), layer.bias.detach(), {}
     if moments is None:
         return {term: _sized(term, nearest(weight, term, term.w in symmetric), bias, bias) for term in terms}
-    fixed, rates = [term for term in terms if not term.rate], [term for term in terms if term.rate]
-    places = second_order_roundings(weight, fixed, moments, symmetric, metric) if fixed else []
-    places += [second_order_rounding(weight, term, moments, term.w in symmetric, metric) for term in rates]
-    for term, (grid, place, added) in zip((*fixed, *rates), places, strict=True):
+    at_once = [term for term in terms if not (term.rate or moments.wide)]  # a wide layer's places take gigabytes
+    singly = [term for term in terms if term not in at_once]
+    places = chain(
+        second_order_roundings(weight, at_once, moments, symmetric, metric) if at_once else (),
+        (second_order_rounding(weight, term, moments, term.w in symmetric, metric) for term in singly),
+    )
+    for term, (grid, place, added) in zip((*at_once, *singly), places, strict=True):
         found[term] = _sized(term, QuantizedWeight(grid, place.round().to(torch.uint8)), added, bias + added)
     return found
 
