@@ -26,6 +26,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from machine import machine
 from networks import DATA, SAMPLES, SOURCES, start
+from pages import replaced
 
 from hwmodel import Precision
 from hwmodel.precision import RATES
@@ -53,7 +54,6 @@ CODINGS, SEEDS = ("fixed", "entropy"), (0, 1, 2)
 NETWORK, LAYER, IMAGES = "mobilenetv2", "features.8.conv.2", 64
 FIXED = (2, 3, 4, 5, 6)
 RESULT, PAGE = ROOT / "benchmarks" / "results" / "bench_coding.json", ROOT / "docs" / "coding.md"
-BEGIN, END = "<!-- bench_coding {}: begin -->", "<!-- bench_coding {}: end -->"
 
 
 def curve() -> list[dict[str, Any]]:
@@ -188,10 +188,8 @@ def curve_table(rows: list[dict[str, Any]]) -> str:
 
 def page(text: str, results: dict[str, Any]) -> str:
     """The page with its tables."""
-    for name, found in (("layer", curve_table(results["layer"])), ("networks", table(results["networks"]))):
-        head, rest = text.split(BEGIN.format(name))
-        text = f"{head}{BEGIN.format(name)}\n{found}\n{END.format(name)}{rest.split(END.format(name))[1]}"
-    return text
+    text = replaced(text, "bench_coding layer", curve_table(results["layer"]))
+    return replaced(text, "bench_coding networks", table(results["networks"]))
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from machine import machine
 from networks import DATA, ROOT
+from pages import put
 
 from hwmodel import BitConfig, Precision
 from mpsearch.files.folder import RunFolder
@@ -43,7 +44,6 @@ from recon.statistics.moments import gather_moments, mean_output
 from recon.statistics.slopes import activations
 
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "bench_detection.json", ROOT / "docs" / "results.md"
-BEGIN, END = "<!-- bench_detection: begin -->", "<!-- bench_detection: end -->"
 METHODS = ("plain", "bias-corrected", "adaround-2000", "brecq-2000", "ours")
 YOLOX, OWN = f"{DATA}/models/yolox_nano_coco.py", f"{ROOT}/benchmarks"
 SOURCES: dict[str, dict[str, Any]] = {
@@ -226,8 +226,7 @@ def main() -> None:
         kept = {"machine": machine(), "versions": versions(), "rows": known["rows"]}
         RESULTS.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
         print(name, {key: round(value, 2) for key, value in found["metrics"].items()}, flush=True)
-    head, rest = PAGE.read_text("utf-8").split(BEGIN)
-    PAGE.write_text(f"{head}{BEGIN}\n{table(known)}\n{END}{rest.split(END)[1]}", "utf-8")
+    put(PAGE, "bench_detection", table(known))
     print(table(known))
 
 

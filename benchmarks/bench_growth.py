@@ -13,8 +13,6 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,8 @@ from torch import nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from machine import machine
+from machine import machine, seconds
+from pages import put
 
 from hwmodel import BitConfig, Precision
 from mpsearch.run.summary import versions
@@ -37,7 +36,6 @@ from recon.reconstruct import reconstruct
 CHANNELS, SIDE = 32, 32
 LAYERS, IMAGES, WIDTHS = (4, 8, 16), (64, 128, 256), (1, 2, 4)
 RESULT, PAGE = ROOT / "benchmarks" / "results" / "bench_growth.json", ROOT / "docs" / "performance.md"
-BEGIN, END = "<!-- bench_growth: begin -->", "<!-- bench_growth: end -->"
 
 
 def network(layers: int) -> Network:
@@ -56,13 +54,6 @@ def network(layers: int) -> Network:
 def images(count: int) -> Samples:
     """Noise."""
     return Samples.of(torch.randn(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)))
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """Processor seconds."""
-    begin = time.process_time()
-    work()
-    return time.process_time() - begin
 
 
 def sensitivity(layers: int, count: int, widths: int) -> float:
@@ -112,8 +103,7 @@ def main() -> None:
     found = rows()
     result = {"machine": machine(), "versions": versions(), "rows": found}
     RESULT.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
-    head, rest = PAGE.read_text("utf-8").split(BEGIN)
-    PAGE.write_text(f"{head}{BEGIN}\n{table(found)}\n{END}{rest.split(END)[1]}", "utf-8")
+    put(PAGE, "bench_growth", table(found))
     print(table(found))
 
 

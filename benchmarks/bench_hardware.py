@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import published as p
+from pages import put
 
 from hwmodel.breakdown import DeviceCosts
 from hwmodel.device import DeviceSpec, Quantity, load_device
@@ -31,7 +32,6 @@ from hwmodel.precision import Precision
 
 W8A8, W4A4 = Precision(8, 8), Precision(4, 4)
 PAGE, RESULT = ROOT / "docs" / "hardware.md", ROOT / "benchmarks" / "results" / "bench_hardware.json"
-BEGIN, END = "<!-- bench_hardware: begin -->", "<!-- bench_hardware: end -->"
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,8 +173,7 @@ def main() -> None:
     compared = rows()
     print(table(compared))
     RESULT.write_text(json.dumps({"rows": [{**asdict(r), "error": r.error} for r in compared]}, indent=1) + "\n")
-    head, rest = PAGE.read_text("utf-8").split(BEGIN)
-    PAGE.write_text(f"{head}{BEGIN}\n{table(compared)}\n{END}{rest.split(END)[1]}", "utf-8")
+    put(PAGE, "bench_hardware", table(compared))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from machine import machine
+from pages import put
 
 from hwmodel.device import lookup_device
 from hwmodel.latency import device_costs
@@ -38,7 +39,6 @@ NETWORKS = ("mobilenet_v2", "resnet18", "regnet_x_400mf")
 INTEGER = Precision(8, 8)
 REPEATS, RUNS = 9, 30
 PAGE, RESULT = ROOT / "docs" / "hardware.md", ROOT / "benchmarks" / "results" / "bench_profile.json"
-BEGIN, END = "<!-- bench_profile: begin -->", "<!-- bench_profile: end -->"
 
 
 class RandomImages:
@@ -137,8 +137,7 @@ def main() -> None:
         "rows": rows,
     }
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    head, rest = PAGE.read_text("utf-8").split(BEGIN)
-    PAGE.write_text(f"{head}{BEGIN}\n{table(rows)}\n{END}{rest.split(END)[1]}", "utf-8")
+    put(PAGE, "bench_profile", table(rows))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from machine import machine
+from machine import machine, seconds
+from pages import put
 
 from hwmodel import Precision
 from mpsearch.run.summary import versions
@@ -39,13 +39,6 @@ LAYERS = (
 )  # fmt: skip
 SAMPLES, WIDTHS, TURNS, PATCHES = 4, (2, 3, 4, 5, 6, 8), 2, 4096
 RESULT, PAGE = ROOT / "benchmarks" / "results" / "bench_scores.json", ROOT / "docs" / "performance.md"
-BEGIN, END = "<!-- bench_scores: begin -->", "<!-- bench_scores: end -->"
-
-
-def seconds(work: Callable[[], object]) -> float:
-    begin = time.process_time()
-    work()
-    return time.process_time() - begin
 
 
 @torch.no_grad()
@@ -96,8 +89,7 @@ def main() -> None:
     rows = [measured(*layer) for layer in LAYERS]
     result = {"machine": machine(), "versions": versions(), "rows": rows}
     RESULT.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
-    head, rest = PAGE.read_text("utf-8").split(BEGIN)
-    PAGE.write_text(f"{head}{BEGIN}\n{table(rows)}\n{END}{rest.split(END)[1]}", "utf-8")
+    put(PAGE, "bench_scores", table(rows))
     print(table(rows))
 
 

@@ -85,9 +85,9 @@ def measure(
     closer to what finalization leaves than plain rounding, which overrates low bits. The samples are `split`. What is
     `known` under the same `key` is kept as far as `samples` begin with the same ones: only new widths and new samples
     are measured, and the result is the same as if nothing had been known. What is learned from few samples is scored as
-    twice as many would leave it (`learning_curve`). `on_batch` is called with samples done and in
-    all. Weights of `symmetric` bits have grids with the zero-point in the middle; `key` says which, where
-    several are in use. `spread` computes the parts, in any order; here, one after another, without it.
+    twice as many would leave it (`learning_curve`). `on_batch` is called with samples done and in all. Weights of
+    `symmetric` bits have grids with the zero-point in the middle; `key` says which, where several are in use. `spread`
+    computes the parts, in any order; here, one after another, without it.
     """
     network, samples = balanced(network), samples.single()
     first, judging = split(samples)

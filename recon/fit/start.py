@@ -69,7 +69,7 @@ def second_order_rounding(
         middle = (precision.w,) if symmetric else ()
         return second_order_roundings(weight, [precision], moments, middle, metric, final)[0]
     flat, hessian = weight.flatten(1), moments.hessian()
-    metric = metric if moments.count >= len(flat) else None
+    metric = _known(metric, moments)
     grid = widen(coded_grid(flat, precision.rate), widened, flat)
     if metric is not None and moments.count >= SEEN * len(flat):
         grid = shared_out(grid, metric.diagonal(), flat)
@@ -96,7 +96,7 @@ def second_order_roundings(
     """`second_order_rounding` at several widths, none of them a rate, to the same bits: what does not depend on the
     width is done once. Weights of `symmetric` bits have grids with the zero-point in the middle."""
     flat, hessian = weight.flatten(1), moments.hessian()
-    metric = metric if moments.count >= len(flat) else None
+    metric = _known(metric, moments)
     variance = hessian.diagonal(dim1=1, dim2=2).reshape(-1, flat.shape[1])
     importance = variance.repeat_interleave(len(flat) // len(variance), 0)
     grids = []
@@ -110,6 +110,11 @@ def second_order_roundings(
     else:
         found = _round_channels(flat, grids, hessian, metric, final)
     return [_unbiased(weight, grid, place, moments) for grid, place in found]
+
+
+def _known(metric: Tensor | None, moments: InputMoments) -> Tensor | None:
+    """The metric (O, O) of outputs; None by fewer inputs than there are of them."""
+    return metric if metric is not None and moments.count >= len(metric) else None
 
 
 def _unbiased(weight: Tensor, grid: Grid, place: Tensor, moments: InputMoments) -> Rounded:

@@ -113,7 +113,7 @@ def _measured(
                 layer = layers[name]
                 positions = some_positions(layer, gradient, places, POSITIONS)
                 by_position = rows(gradient, layer.channel_axis, positions).float()
-                share = len(by_position) / (gradient.numel() // gradient.shape[layer.channel_axis])
+                share = len(by_position) / (len(gradient) * layer.positions_of(gradient))
                 sums[name] = sums.get(name, 0.0) + by_position.T @ by_position / (count * share)
     written = {name: tuple(diagonal[key] for key in diagonal if key[0] == name) for name, _ in diagonal}
     return Fisher(written, {name: _believed(one, halves[1].get(name, one)) for name, one in halves[0].items()})

@@ -1,4 +1,4 @@
-"""What more samples will leave of a rounding's loss, against regression where it is known."""
+"""What more samples will leave of a rounding's loss, against values by hand."""
 
 import numpy as np
 import pytest
